@@ -1,0 +1,60 @@
+//! What the runtime must do after an op was applied, as data.
+
+use alloc::string::String;
+
+use crate::ids::TopicId;
+
+/// One thing to do, in order. Every replica gets the same effects at the same position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// A partition now lives in this shard: make its (empty) log.
+    CreatePartition {
+        /// Topic.
+        topic_id: TopicId,
+        /// Partition index.
+        partition: u32,
+    },
+    /// A partition is gone: drop its log.
+    DropPartition {
+        /// Topic.
+        topic_id: TopicId,
+        /// Partition index.
+        partition: u32,
+    },
+    /// Write a slice of the entry's payload to a partition's log, with base offset and leader epoch stamped into the batch
+    /// header (both lie outside the batch's CRC). With a log append time, attributes and max timestamp are set too and the CRC is made anew.
+    Append {
+        /// Topic.
+        topic_id: TopicId,
+        /// Partition index.
+        partition: u32,
+        /// Start in the payload.
+        payload_start: u32,
+        /// Length in bytes.
+        payload_len: u32,
+        /// Offset of the first record.
+        base_offset: i64,
+        /// Offset after the last record: the partition's new high watermark.
+        next_offset: i64,
+        /// The entry's term.
+        leader_epoch: i32,
+        /// Set when the topic stamps records on append.
+        log_append_time_ms: Option<i64>,
+    },
+    /// Something that waiters of this group (join, sync, describe) or the session table should look at.
+    GroupChanged {
+        /// Group.
+        group_id: String,
+    },
+    /// Consumer: the group epoch ran ahead of the target assignment; the coordinator proposes
+    /// [`crate::op::RebalancePartitions::Assign`].
+    AssignmentNeeded {
+        /// Group.
+        group_id: String,
+    },
+    /// Topics or brokers changed.
+    DirectoryChanged {
+        /// Version now.
+        version: u64,
+    },
+}

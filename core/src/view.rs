@@ -1,0 +1,188 @@
+//! Read-only views of the state, for describe requests, heartbeats and the wire.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::ids::TopicId;
+use crate::op::TopicPartitions;
+use crate::reply::{GroupError, HeartbeatReply};
+
+/// Which protocol a group speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GroupType {
+    /// JoinGroup and SyncGroup.
+    Classic,
+    /// KIP-848.
+    Consumer,
+}
+
+/// State of a group, of either protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GroupState {
+    /// No members; offsets may remain.
+    Empty,
+    /// Classic: members are joining.
+    PreparingRebalance,
+    /// Classic: waiting for the leader's assignment.
+    CompletingRebalance,
+    /// Consumer: the target assignment is behind the group's epoch.
+    Assigning,
+    /// Consumer: members are moving towards the target.
+    Reconciling,
+    /// At rest.
+    Stable,
+    /// No such group.
+    Dead,
+}
+
+/// Everything about one group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupView {
+    /// Group.
+    pub group_id: String,
+    /// Its protocol.
+    pub group_type: GroupType,
+    /// Its state.
+    pub state: GroupState,
+    /// Generation (classic) or group epoch (consumer).
+    pub epoch: i32,
+    /// Consumer: epoch of the target assignment. Classic: the generation.
+    pub assignment_epoch: i32,
+    /// Classic: `consumer`, …; consumer: `consumer`.
+    pub protocol_type: String,
+    /// Classic: the protocol chosen; consumer: the assignor. Empty when there is none yet.
+    pub protocol_name: String,
+    /// Classic: the leading member.
+    pub leader: Option<String>,
+    /// By member id.
+    pub members: Vec<MemberView>,
+}
+
+/// One member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberView {
+    /// Member.
+    pub member_id: String,
+    /// Static membership.
+    pub instance_id: Option<String>,
+    /// Rack.
+    pub rack_id: Option<String>,
+    /// Client id.
+    pub client_id: String,
+    /// Client's host.
+    pub client_host: String,
+    /// Consumer: member epoch; classic: the generation.
+    pub member_epoch: i32,
+    /// Consumer: topic names, sorted.
+    pub subscribed_topic_names: Vec<String>,
+    /// Consumer: regular expression, or empty.
+    pub subscribed_topic_regex: String,
+    /// Consumer: what it owns or may own now.
+    pub assigned: Vec<TopicPartitions>,
+    /// Consumer: where it is going.
+    pub target: Vec<TopicPartitions>,
+    /// Classic: metadata for the chosen protocol.
+    pub classic_metadata: Vec<u8>,
+    /// Classic: assignment.
+    pub classic_assignment: Vec<u8>,
+}
+
+/// A line of ListGroups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupListing {
+    /// Group.
+    pub group_id: String,
+    /// Its protocol.
+    pub group_type: GroupType,
+    /// Its state.
+    pub state: GroupState,
+    /// `consumer`, … ; empty for a group of offsets only.
+    pub protocol_type: String,
+    /// Number of members.
+    pub members: usize,
+}
+
+/// A committed offset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommittedOffset {
+    /// Topic.
+    pub topic_id: TopicId,
+    /// Partition index.
+    pub partition: u32,
+    /// Next offset to read.
+    pub offset: i64,
+    /// Leader epoch of the last record read, −1 when unknown.
+    pub leader_epoch: i32,
+    /// Whatever the committer wrote.
+    pub metadata: String,
+    /// When, by the proposer's wall clock.
+    pub commit_time_ms: i64,
+}
+
+/// A partition that this shard hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionView {
+    /// First offset that can be read.
+    pub log_start_offset: i64,
+    /// Offset after the last applied record: high watermark and log end are the same here.
+    pub next_offset: i64,
+    /// Term of the last append, −1 when there was none.
+    pub last_epoch: i32,
+}
+
+/// How far a waiting JoinGroup is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinProgress {
+    /// Wait for the next `GroupChanged`.
+    Waiting,
+    /// Answer this.
+    Done(Result<JoinResult, GroupError>),
+}
+
+/// A JoinGroup response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinResult {
+    /// The new generation.
+    pub generation: i32,
+    /// `consumer`, …
+    pub protocol_type: String,
+    /// The protocol chosen.
+    pub protocol_name: String,
+    /// Who leads.
+    pub leader: String,
+    /// The member itself.
+    pub member_id: String,
+    /// A leader that must not assign (a returning static leader in a stable group, v9+).
+    pub skip_assignment: bool,
+    /// For the leader: member id, instance id, metadata. Empty for the others.
+    pub members: Vec<(String, Option<String>, Vec<u8>)>,
+}
+
+/// How far a waiting SyncGroup is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SyncProgress {
+    /// Wait for the next `GroupChanged`.
+    Waiting,
+    /// Answer this.
+    Done(Result<SyncResult, GroupError>),
+}
+
+/// A SyncGroup response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncResult {
+    /// `consumer`, …
+    pub protocol_type: String,
+    /// The protocol chosen.
+    pub protocol_name: String,
+    /// The member's assignment.
+    pub assignment: Vec<u8>,
+}
+
+/// Whether a ConsumerGroupHeartbeat can be answered from the applied state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeartbeatCheck {
+    /// Nothing changes: answer this.
+    Answer(Result<HeartbeatReply, GroupError>),
+    /// It changes reconciliation: propose it.
+    Propose,
+}

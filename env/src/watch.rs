@@ -1,0 +1,1 @@
+//! A watch channel that wakes its receivers first come, first served.

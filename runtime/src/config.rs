@@ -1,0 +1,82 @@
+//! What a node must be told to start.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lockstep_core::NodeId;
+
+/// A node's configuration.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// This node, a key of `peers`.
+    pub node_id: NodeId,
+    /// Every node's peer address (`host:port`), this one's too. One entry: single mode.
+    pub peers: BTreeMap<NodeId, String>,
+    /// Votes, journal and checkpoints.
+    pub raft_dir: PathBuf,
+    /// Partition segments.
+    pub data_dir: PathBuf,
+    /// Number of shards, used at the cluster's first start only; later starts read it from disk. 1 ..= 1,024.
+    pub shards: u16,
+    /// Voters of each shard other than 0; shard 0 has every node.
+    pub replication: u16,
+    /// How often a leader tells its followers that it lives.
+    pub heartbeat_interval: Duration,
+    /// Shortest wait of a follower before it stands for election.
+    pub election_timeout_min: Duration,
+    /// Longest such wait, and the length of the leader's lease.
+    pub election_timeout_max: Duration,
+    /// Journal bytes of one shard after which it is checkpointed.
+    pub checkpoint_journal_bytes: u64,
+    /// Size of a journal file, preallocated.
+    pub journal_file_bytes: u64,
+    /// Size at which a partition's segment is closed and a new one begun.
+    pub segment_bytes: u64,
+    /// Recently appended batches kept in memory for readers, over all partitions of the node.
+    pub cache_bytes: u64,
+    /// What an acknowledgement means.
+    pub durability: Durability,
+    /// Host that clients reach this broker under; registered in the directory.
+    pub advertised_host: String,
+    /// Port that clients reach this broker under.
+    pub advertised_port: u16,
+    /// Rack, when there are racks.
+    pub rack: Option<String>,
+}
+
+/// What an acknowledged write has survived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// fdatasync on a majority of nodes.
+    #[default]
+    Fsync,
+    /// In memory on a majority, written and synced in the background; votes are synced all the same.
+    Replicated,
+}
+
+impl NodeConfig {
+    /// Defaults for everything but identity and place.
+    #[must_use]
+    pub fn new(node_id: NodeId, peers: BTreeMap<NodeId, String>, raft_dir: PathBuf, data_dir: PathBuf) -> Self {
+        Self {
+            node_id,
+            peers,
+            raft_dir,
+            data_dir,
+            shards: 8,
+            replication: 3,
+            heartbeat_interval: Duration::from_millis(75),
+            election_timeout_min: Duration::from_millis(250),
+            election_timeout_max: Duration::from_millis(400),
+            checkpoint_journal_bytes: 64 << 20,
+            journal_file_bytes: 64 << 20,
+            segment_bytes: 256 << 20,
+            cache_bytes: 64 << 20,
+            durability: Durability::Fsync,
+            advertised_host: "localhost".to_owned(),
+            advertised_port: 9092,
+            rack: None,
+        }
+    }
+}

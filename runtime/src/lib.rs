@@ -1,0 +1,15 @@
+//! One node: its shards, their Raft groups, journal, partition logs and checkpoints, and the network between nodes.
+
+pub mod config;
+pub mod error;
+pub mod node;
+pub mod partition;
+pub mod shard;
+pub mod status;
+
+pub use config::{Durability, NodeConfig};
+pub use error::{ProposeError, ReadError, StartError};
+pub use node::Node;
+pub use partition::{PartitionLog, ReadError as LogReadError};
+pub use shard::Shard;
+pub use status::{ClusterStatus, NodeStatus, ShardStatus};
