@@ -13,10 +13,16 @@ pub trait Task<T>: Future<Output = Result<T, TaskFailed>> + Send + Unpin + 'stat
     fn abort(&self);
 }
 
-/// The task panicked or was aborted.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("task failed: {0}")]
-pub struct TaskFailed(pub String);
+/// Why a task has no result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TaskFailed {
+    /// It panicked, with what is known about it.
+    #[error("task panicked: {0}")]
+    Panicked(String),
+    /// It was aborted, or its executor stopped.
+    #[error("task aborted")]
+    Aborted,
+}
 
 /// The time was up first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
