@@ -2,6 +2,8 @@
 
 pub mod config;
 pub mod error;
+pub mod histogram;
+pub mod journal;
 pub mod node;
 pub mod partition;
 pub mod shard;
@@ -9,6 +11,8 @@ pub mod status;
 
 pub use config::{Durability, NodeConfig};
 pub use error::{ProposeError, ReadError, StartError};
+pub use histogram::{Histogram, HistogramSnapshot};
+pub use journal::{Journal, JournalOptions, ShardLog};
 pub use node::Node;
 pub use partition::{PartitionLog, ReadError as LogReadError};
 pub use shard::Shard;
