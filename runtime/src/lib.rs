@@ -8,6 +8,7 @@ pub mod node;
 pub mod partition;
 pub mod shard;
 pub mod status;
+pub mod storage;
 
 pub use config::{Durability, NodeConfig};
 pub use error::{ProposeError, ReadError, StartError};

@@ -1,0 +1,24 @@
+//! Partition segments, their tail in memory, and checkpoints of one shard.
+//!
+//! The files of a partition lie in `<data_dir>/<shard>/<topic id, hexadecimal>-<partition>/`:
+//!
+//! - `<base offset, 20 digits>.log`: record batches (Kafka's format, version 2), one after another, as applied.
+//! - `<base offset, 20 digits>.index`: positions and timestamps, see `index.rs`; can be made anew from the log at any time.
+//!
+//! Everything that shapes a `.log` file is decided by the applied sequence, so the files of all replicas are byte-identical.
+//! They are written behind `apply` and synced by checkpoints only. A checkpoint's [`Manifest`] names every segment with its length and
+//! checksum; what lies in the directory beyond it is a leftover that a replay of the journal makes again.
+
+pub mod cache;
+pub mod checkpoint;
+pub mod install;
+pub mod manifest;
+pub mod segment;
+pub mod store;
+
+pub use cache::Cache;
+pub use checkpoint::Checkpoints;
+pub use install::{Installation, MissingRange};
+pub use manifest::{Manifest, ManifestError};
+pub use segment::{SegmentEntry, SegmentName};
+pub use store::{PartitionStore, Pin, SegmentView, StoreOptions};
