@@ -79,6 +79,10 @@ pub trait Disk: Clone + Debug + Send + Sync + 'static {
 }
 
 /// An open file with positioned reads and writes. Cheap to share; calls on it may run at the same time.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "a file's length is asked of the disk; emptiness is not a question of its own"
+)]
 pub trait DiskFile: Clone + Debug + Send + Sync + 'static {
     /// Up to `len` bytes from `offset`; fewer only at the end of the file.
     fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = io::Result<Vec<u8>>> + Send;

@@ -341,7 +341,7 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
 
 /// For file systems without fallocate. Holes inside the present length stay holes.
 fn extend_with_zeros(file: &File, len: u64) -> io::Result<()> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     let mut offset = file.metadata()?.len();
     while offset < len {
         let count = (len - offset).min(ZEROS.len() as u64);

@@ -1,0 +1,3 @@
+//! The binding to openraft.
+
+pub mod env_runtime;
