@@ -10,6 +10,7 @@ extern crate alloc;
 mod digest;
 pub mod directory;
 pub mod effect;
+mod groups;
 pub mod ids;
 pub mod op;
 pub mod reply;

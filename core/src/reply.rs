@@ -137,6 +137,9 @@ pub enum GroupError {
     InvalidRequest(String),
     /// INVALID_REGULAR_EXPRESSION.
     InvalidRegularExpression,
+    /// UNSUPPORTED_VERSION: a subscription by regular expression, which this coordinator does not resolve. The text for
+    /// clients: "subscription by regular expression is not supported; subscribe to topics by name".
+    UnsupportedRegularExpression,
 }
 
 /// The answer to a ConsumerGroupHeartbeat.
