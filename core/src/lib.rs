@@ -7,15 +7,23 @@
 #![no_std]
 extern crate alloc;
 
+mod append;
 mod digest;
 pub mod directory;
 pub mod effect;
+mod encoding;
+mod feed;
 mod groups;
 pub mod ids;
+mod invariants;
 pub mod op;
+mod partitions;
+mod producers;
 pub mod reply;
 pub mod session;
+mod snapshot;
 pub mod state_machine;
+mod topics;
 pub mod view;
 
 pub use directory::{BrokerRecord, Directory, TopicRecord};

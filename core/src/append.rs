@@ -1,0 +1,104 @@
+//! Op 3: record batches get their offsets.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::directory::Directory;
+use crate::effect::Effect;
+use crate::ids::Position;
+use crate::op::{AppendMessage, PartitionAppend};
+use crate::partitions::Partitions;
+use crate::producers::Sequenced;
+use crate::reply::{AppendError, Appended, Reply};
+
+/// Kafka's name of the topic setting that decides whose clock stamps records.
+const TIMESTAMP_TYPE: &str = "message.timestamp.type";
+
+impl Partitions {
+    /// Stores what can be stored of an op 3; each append has its own outcome. The error is a broken invariant.
+    pub(crate) fn apply_append(
+        &mut self,
+        directory: &Directory,
+        position: Position,
+        op: &AppendMessage,
+        payload_len: usize,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Reply, String> {
+        let mut outcomes = Vec::with_capacity(op.appends.len());
+        // End of the slices seen so far. A byte of the payload belongs to one append at most.
+        let mut taken = 0_u64;
+        for (ordinal, append) in (0_u32..).zip(&op.appends) {
+            let end = u64::from(append.payload_start) + u64::from(append.payload_len);
+            let sliced =
+                append.payload_len > 0 && u64::from(append.payload_start) >= taken && end <= payload_len as u64;
+            if sliced {
+                taken = end;
+            }
+            outcomes.push(if sliced {
+                self.append_one(directory, position, ordinal, op.now_ms, append, effects)?
+            } else {
+                Err(AppendError::CorruptBatch)
+            });
+        }
+        Ok(Reply::Append(outcomes))
+    }
+
+    fn append_one(
+        &mut self,
+        directory: &Directory,
+        position: Position,
+        ordinal: u32,
+        now_ms: i64,
+        append: &PartitionAppend,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Result<Appended, AppendError>, String> {
+        let (Some(topic), Some(partition)) =
+            (directory.topics.get(&append.topic_id), self.get(append.topic_id, append.partition))
+        else {
+            return Ok(Err(AppendError::UnknownPartition));
+        };
+        let (base_offset, log_start_offset) = (partition.next_offset, partition.log_start_offset);
+        // A batch's last offset delta is an i32 from 0 on.
+        if append.offset_count == 0 || append.offset_count > i32::MAX as u32 + 1 {
+            return Ok(Err(AppendError::CorruptBatch));
+        }
+        let sequenced = match self.producers.check(append) {
+            Ok(Sequenced::Duplicate(original)) => {
+                return Ok(Ok(Appended {
+                    base_offset: original.base_offset,
+                    log_append_time_ms: original.log_append_time_ms,
+                    log_start_offset,
+                    duplicate: true,
+                }));
+            }
+            Ok(sequenced) => sequenced,
+            Err(error) => return Ok(Err(error)),
+        };
+        // A partition that is full for ever: the batch cannot be numbered.
+        let Some(next_offset) = base_offset.checked_add(i64::from(append.offset_count)) else {
+            return Ok(Err(AppendError::CorruptBatch));
+        };
+        let log_append_time_ms = topic
+            .configs
+            .get(TIMESTAMP_TYPE)
+            .is_some_and(|stamped_by| stamped_by == "LogAppendTime")
+            .then_some(now_ms.max(0));
+        // Terms beyond Kafka's epochs: two thousand million elections.
+        let leader_epoch = i32::try_from(position.term).unwrap_or(i32::MAX);
+        self.extend((append.topic_id, append.partition), leader_epoch, next_offset)?;
+        if sequenced == Sequenced::Next {
+            self.producers.stored(append, (position.index, ordinal), base_offset, log_append_time_ms);
+        }
+        effects.push(Effect::Append {
+            topic_id: append.topic_id,
+            partition: append.partition,
+            payload_start: append.payload_start,
+            payload_len: append.payload_len,
+            base_offset,
+            next_offset,
+            leader_epoch,
+            log_append_time_ms,
+        });
+        Ok(Ok(Appended { base_offset, log_append_time_ms, log_start_offset, duplicate: false }))
+    }
+}

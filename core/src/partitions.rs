@@ -1,0 +1,183 @@
+//! The partitions that a shard hosts: offsets, epochs, and what producers wrote to them.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{RowSum, kind};
+use crate::directory::TopicRecord;
+use crate::effect::Effect;
+use crate::ids::{ShardId, TopicId};
+use crate::producers::Producers;
+use crate::view::PartitionView;
+
+/// Epochs remembered of one partition.
+pub(crate) const EPOCHS_MAX: usize = 1024;
+
+/// Where an epoch's records begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EpochStart {
+    pub(crate) epoch: i32,
+    pub(crate) start_offset: i64,
+}
+
+/// One partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Partition {
+    pub(crate) log_start_offset: i64,
+    pub(crate) next_offset: i64,
+    /// Ascending in epoch and in offset.
+    pub(crate) epochs: Vec<EpochStart>,
+}
+
+impl Partition {
+    pub(crate) fn view(&self) -> PartitionView {
+        PartitionView {
+            log_start_offset: self.log_start_offset,
+            next_offset: self.next_offset,
+            last_epoch: self.epochs.last().map_or(-1, |last| last.epoch),
+        }
+    }
+
+    /// KIP-101, with the answers of Kafka's `LeaderEpochFileCache::endOffsetFor`, except that an epoch above the last one is
+    /// answered with the last one: an epoch in which nothing was appended is not listed here.
+    pub(crate) fn end_offset_for_epoch(&self, leader_epoch: i32) -> Option<(i32, i64)> {
+        let first = self.epochs.first()?;
+        if leader_epoch < 0 {
+            return None;
+        }
+        // The records of an epoch below the first one are gone.
+        if leader_epoch < first.epoch {
+            return Some((leader_epoch, first.start_offset));
+        }
+        let after = self.epochs.partition_point(|start| start.epoch <= leader_epoch);
+        let found = self.epochs.get(after.checked_sub(1)?)?;
+        Some((found.epoch, self.epochs.get(after).map_or(self.next_offset, |next| next.start_offset)))
+    }
+}
+
+/// The partitions of one shard.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Partitions {
+    rows: BTreeMap<(TopicId, u32), Partition>,
+    pub(crate) producers: Producers,
+    sum: RowSum,
+}
+
+impl Partitions {
+    /// Makes those partitions of a topic that belong to `shard` and are not there yet.
+    pub(crate) fn host(&mut self, shard: ShardId, topic: &TopicRecord, effects: &mut Vec<Effect>) {
+        for (partition, host) in (0_u32..).zip(&topic.partitions) {
+            let key = (topic.id, partition);
+            if *host == shard && !self.rows.contains_key(&key) {
+                self.insert(key, Partition::default());
+                effects.push(Effect::CreatePartition { topic_id: topic.id, partition });
+            }
+        }
+    }
+
+    /// Drops whatever is hosted of a topic.
+    pub(crate) fn drop_topic(&mut self, topic_id: TopicId, effects: &mut Vec<Effect>) {
+        let partitions: Vec<u32> =
+            self.rows.range((topic_id, 0)..=(topic_id, u32::MAX)).map(|((_, partition), _)| *partition).collect();
+        for partition in partitions {
+            if let Some(gone) = self.rows.remove(&(topic_id, partition)) {
+                remove_rows(&mut self.sum, (topic_id, partition), &gone);
+            }
+            self.producers.drop_partition(topic_id, partition);
+            effects.push(Effect::DropPartition { topic_id, partition });
+        }
+    }
+
+    fn insert(&mut self, key: (TopicId, u32), partition: Partition) {
+        add_rows(&mut self.sum, key, &partition);
+        self.rows.insert(key, partition);
+    }
+
+    /// Moves a partition's end to `next_offset`, in `epoch`. The error is a broken invariant.
+    pub(crate) fn extend(&mut self, key: (TopicId, u32), epoch: i32, next_offset: i64) -> Result<(), String> {
+        let Some(partition) = self.rows.get_mut(&key) else {
+            return Err(format!("partition {key:?} is not hosted"));
+        };
+        if next_offset <= partition.next_offset {
+            return Err(format!("partition {key:?} would go from {} to {next_offset}", partition.next_offset));
+        }
+        match partition.epochs.last() {
+            Some(last) if last.epoch == epoch => {}
+            Some(last) if last.epoch > epoch => {
+                return Err(format!("partition {key:?} would go from epoch {} to {epoch}", last.epoch));
+            }
+            _ => {
+                // Only applied records are visible, so no log is ever cut at its end, and answering with a later end than an
+                // epoch had misleads nobody. The first entry stays: what lies before it is taken to be gone.
+                if partition.epochs.len() >= EPOCHS_MAX {
+                    let forgotten = partition.epochs.remove(1);
+                    self.sum.remove(kind::EPOCH, &(key, forgotten.epoch), &forgotten.start_offset);
+                }
+                let start = EpochStart { epoch, start_offset: partition.next_offset };
+                self.sum.add(kind::EPOCH, &(key, start.epoch), &start.start_offset);
+                partition.epochs.push(start);
+            }
+        }
+        self.sum.remove(kind::PARTITION, &key, &(partition.log_start_offset, partition.next_offset));
+        partition.next_offset = next_offset;
+        self.sum.add(kind::PARTITION, &key, &(partition.log_start_offset, partition.next_offset));
+        Ok(())
+    }
+
+    /// One partition.
+    pub(crate) fn get(&self, topic_id: TopicId, partition: u32) -> Option<&Partition> {
+        self.rows.get(&(topic_id, partition))
+    }
+
+    /// Every partition, ascending.
+    pub(crate) fn rows(&self) -> &BTreeMap<(TopicId, u32), Partition> {
+        &self.rows
+    }
+
+    /// Sum of the rows' hashes, producers included.
+    pub(crate) fn sum(&self) -> u128 {
+        self.sum.0.wrapping_add(self.producers.sum())
+    }
+
+    /// The table from its rows, as a snapshot lists them.
+    pub(crate) fn from_rows(
+        rows: Vec<((TopicId, u32), Partition)>,
+        producers: Producers,
+    ) -> Result<Self, &'static str> {
+        let mut partitions = Self { producers, ..Self::default() };
+        for (key, partition) in rows {
+            if partitions.rows.last_key_value().is_some_and(|(last, _)| *last >= key) {
+                return Err("partitions of a snapshot do not ascend");
+            }
+            partitions.insert(key, partition);
+        }
+        Ok(partitions)
+    }
+
+    /// The sum made anew from all rows, producers included.
+    pub(crate) fn recomputed_sum(&self) -> u128 {
+        let mut sum = RowSum::default();
+        for (key, partition) in &self.rows {
+            add_rows(&mut sum, *key, partition);
+        }
+        sum.0.wrapping_add(self.producers.recomputed_sum())
+    }
+}
+
+fn add_rows(sum: &mut RowSum, key: (TopicId, u32), partition: &Partition) {
+    sum.add(kind::PARTITION, &key, &(partition.log_start_offset, partition.next_offset));
+    for start in &partition.epochs {
+        sum.add(kind::EPOCH, &(key, start.epoch), &start.start_offset);
+    }
+}
+
+fn remove_rows(sum: &mut RowSum, key: (TopicId, u32), partition: &Partition) {
+    sum.remove(kind::PARTITION, &key, &(partition.log_start_offset, partition.next_offset));
+    for start in &partition.epochs {
+        sum.remove(kind::EPOCH, &(key, start.epoch), &start.start_offset);
+    }
+}

@@ -1,0 +1,259 @@
+//! What is remembered of idempotent producers (KIP-98), for each partition: enough to tell a new batch from a duplicate
+//! and from one that comes too early.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{RowSum, kind};
+use crate::ids::TopicId;
+use crate::op::PartitionAppend;
+use crate::reply::AppendError;
+
+/// Batches remembered of one producer in one partition. Clients keep at most so many requests in flight
+/// (`max.in.flight.requests.per.connection` ≤ 5 with idempotence), so no older batch is ever sent again.
+pub(crate) const PRODUCER_BATCHES_MAX: usize = 5;
+
+/// Producers, counted once for each partition, that one shard remembers. Beyond it the longest unused is forgotten, as if it had expired.
+pub(crate) const PRODUCERS_MAX: usize = 65_536;
+
+/// A producer in a partition: topic, partition index, producer id.
+pub(crate) type ProducerKey = (TopicId, u32, i64);
+
+/// Log index of the op that last stored a batch, and the batch's place among the op's appends. No two producers share one.
+pub(crate) type LastUse = (u64, u32);
+
+/// A batch that is in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProducerBatch {
+    pub(crate) first_sequence: i32,
+    /// Below `first_sequence` when the sequence wrapped within the batch.
+    pub(crate) last_sequence: i32,
+    pub(crate) base_offset: i64,
+    pub(crate) log_append_time_ms: Option<i64>,
+}
+
+/// One producer in one partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Producer {
+    pub(crate) epoch: i16,
+    /// The epoch's first batch here had sequence 0, so every sequence up to the last one is known to be in the log.
+    pub(crate) whole: bool,
+    pub(crate) last_use: LastUse,
+    /// The last batches of the epoch, oldest first, at least one and at most [`PRODUCER_BATCHES_MAX`].
+    pub(crate) batches: Vec<ProducerBatch>,
+}
+
+/// What a batch is, by its producer's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sequenced {
+    /// Its producer is not idempotent.
+    Plain,
+    /// The next one.
+    Next,
+    /// It is in the log already.
+    Duplicate(ProducerBatch),
+}
+
+/// The producers of one shard.
+#[derive(Clone, Debug)]
+pub(crate) struct Producers {
+    rows: BTreeMap<ProducerKey, Producer>,
+    by_use: BTreeMap<LastUse, ProducerKey>,
+    sum: RowSum,
+    rows_max: usize,
+}
+
+impl Default for Producers {
+    fn default() -> Self {
+        Self { rows: BTreeMap::new(), by_use: BTreeMap::new(), sum: RowSum::default(), rows_max: PRODUCERS_MAX }
+    }
+}
+
+/// The sequence `count` places after `sequence`; sequences run from 0 to `i32::MAX` and start again at 0.
+pub(crate) fn sequence_after(sequence: i32, count: u32) -> i32 {
+    ((i64::from(sequence) + i64::from(count)) % (i64::from(i32::MAX) + 1)) as i32
+}
+
+impl Producers {
+    /// Sorts a batch in, without changing anything.
+    ///
+    /// The rules are those of Kafka's `ProducerAppendInfo`: a duplicate is a batch whose first and last sequence are remembered;
+    /// an older epoch is fenced; a newer epoch begins at sequence 0; within an epoch sequences follow without gaps; and a producer
+    /// of which nothing is remembered may begin anywhere (KAFKA-5793, KIP-360: its state may have expired).
+    /// One answer is more exact than Kafka's: a sequence that is known to be in the log, but no longer remembered, is
+    /// `DuplicateSequence`, which clients take as success, instead of `OutOfOrderSequence`.
+    pub(crate) fn check(&self, append: &PartitionAppend) -> Result<Sequenced, AppendError> {
+        if append.producer_id == -1 {
+            return Ok(Sequenced::Plain);
+        }
+        if append.producer_id < 0 || append.producer_epoch < 0 || append.base_sequence < 0 {
+            return Err(AppendError::CorruptBatch);
+        }
+        let Some(producer) = self.rows.get(&(append.topic_id, append.partition, append.producer_id)) else {
+            return Ok(Sequenced::Next);
+        };
+        if append.producer_epoch < producer.epoch {
+            return Err(AppendError::InvalidProducerEpoch);
+        }
+        if append.producer_epoch > producer.epoch {
+            return if append.base_sequence == 0 { Ok(Sequenced::Next) } else { Err(AppendError::OutOfOrderSequence) };
+        }
+        let last_sequence = sequence_after(append.base_sequence, append.offset_count.saturating_sub(1));
+        for batch in &producer.batches {
+            if (batch.first_sequence, batch.last_sequence) == (append.base_sequence, last_sequence) {
+                return Ok(Sequenced::Duplicate(*batch));
+            }
+        }
+        if let Some(last) = producer.batches.last()
+            && append.base_sequence == sequence_after(last.last_sequence, 1)
+        {
+            return Ok(Sequenced::Next);
+        }
+        if let Some(oldest) = producer.batches.first()
+            && producer.whole
+            && append.base_sequence <= last_sequence
+            && last_sequence < oldest.first_sequence
+        {
+            return Err(AppendError::DuplicateSequence);
+        }
+        Err(AppendError::OutOfOrderSequence)
+    }
+
+    /// Remembers a batch that [`Self::check`] called [`Sequenced::Next`] and that now is in the log.
+    pub(crate) fn stored(
+        &mut self,
+        append: &PartitionAppend,
+        last_use: LastUse,
+        base_offset: i64,
+        log_append_time_ms: Option<i64>,
+    ) {
+        let key = (append.topic_id, append.partition, append.producer_id);
+        let batch = ProducerBatch {
+            first_sequence: append.base_sequence,
+            last_sequence: sequence_after(append.base_sequence, append.offset_count.saturating_sub(1)),
+            base_offset,
+            log_append_time_ms,
+        };
+        let mut producer = match self.rows.remove(&key) {
+            Some(producer) => {
+                self.sum.remove(kind::PRODUCER, &key, &producer);
+                self.by_use.remove(&producer.last_use);
+                producer
+            }
+            None => Producer { epoch: append.producer_epoch, whole: false, last_use, batches: Vec::new() },
+        };
+        if producer.epoch != append.producer_epoch {
+            producer.epoch = append.producer_epoch;
+            producer.batches.clear();
+        }
+        if producer.batches.is_empty() {
+            producer.whole = append.base_sequence == 0;
+        }
+        if producer.batches.len() >= PRODUCER_BATCHES_MAX {
+            producer.batches.remove(0);
+        }
+        producer.batches.push(batch);
+        producer.last_use = last_use;
+        self.insert(key, producer);
+        while self.rows.len() > self.rows_max
+            && let Some((_, longest_unused)) = self.by_use.pop_first()
+        {
+            if let Some(forgotten) = self.rows.remove(&longest_unused) {
+                self.sum.remove(kind::PRODUCER, &longest_unused, &forgotten);
+            }
+        }
+    }
+
+    fn insert(&mut self, key: ProducerKey, producer: Producer) {
+        self.sum.add(kind::PRODUCER, &key, &producer);
+        self.by_use.insert(producer.last_use, key);
+        self.rows.insert(key, producer);
+    }
+
+    /// Forgets the producers of one partition.
+    pub(crate) fn drop_partition(&mut self, topic_id: TopicId, partition: u32) {
+        let keys: Vec<ProducerKey> = self
+            .rows
+            .range((topic_id, partition, i64::MIN)..=(topic_id, partition, i64::MAX))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            if let Some(producer) = self.rows.remove(&key) {
+                self.sum.remove(kind::PRODUCER, &key, &producer);
+                self.by_use.remove(&producer.last_use);
+            }
+        }
+    }
+
+    /// Every producer, ascending by key.
+    pub(crate) fn rows(&self) -> &BTreeMap<ProducerKey, Producer> {
+        &self.rows
+    }
+
+    /// Sum of the rows' hashes.
+    pub(crate) fn sum(&self) -> u128 {
+        self.sum.0
+    }
+
+    /// The table from its rows, as a snapshot lists them.
+    pub(crate) fn from_rows(rows: Vec<(ProducerKey, Producer)>) -> Result<Self, &'static str> {
+        let mut producers = Self::default();
+        for (key, producer) in rows {
+            if producers.rows.last_key_value().is_some_and(|(last, _)| *last >= key) {
+                return Err("producers of a snapshot do not ascend");
+            }
+            if producers.by_use.contains_key(&producer.last_use) {
+                return Err("two producers of a snapshot claim the same batch");
+            }
+            producers.insert(key, producer);
+        }
+        Ok(producers)
+    }
+
+    /// Producers' batches ascend in offset and follow each other in sequence; the order of use names every producer once.
+    pub(crate) fn check_invariants(&self) -> Result<(), String> {
+        if self.rows.len() > self.rows_max || self.rows.len() != self.by_use.len() {
+            return Err(format!("{} producers, {} in order of use", self.rows.len(), self.by_use.len()));
+        }
+        for (key, producer) in &self.rows {
+            if self.by_use.get(&producer.last_use) != Some(key) {
+                return Err(format!("producer {key:?} is missing in the order of use"));
+            }
+            if producer.batches.is_empty() || producer.batches.len() > PRODUCER_BATCHES_MAX {
+                return Err(format!("producer {key:?} has {} batches", producer.batches.len()));
+            }
+            if key.2 < 0 || producer.epoch < 0 {
+                return Err(format!("producer {key:?} has epoch {}", producer.epoch));
+            }
+            if producer
+                .batches
+                .iter()
+                .any(|batch| batch.first_sequence < 0 || batch.last_sequence < 0 || batch.base_offset < 0)
+            {
+                return Err(format!("producer {key:?} has a negative sequence or offset"));
+            }
+            for pair in producer.batches.windows(2) {
+                let [earlier, later] = pair else { continue };
+                if later.base_offset <= earlier.base_offset
+                    || later.first_sequence != sequence_after(earlier.last_sequence, 1)
+                {
+                    return Err(format!("producer {key:?}: {later:?} does not follow {earlier:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The sum made anew from all rows.
+    pub(crate) fn recomputed_sum(&self) -> u128 {
+        let mut sum = RowSum::default();
+        for (key, producer) in &self.rows {
+            sum.add(kind::PRODUCER, key, producer);
+        }
+        sum.0
+    }
+}
