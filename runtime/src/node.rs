@@ -59,6 +59,11 @@ impl<E: Env> Node<E> {
     pub fn leader_of(&self, shard: ShardId) -> Option<(NodeId, u64)> {
         todo!()
     }
+    /// The nodes that hold a copy of a shard (voters and learners, ascending), also for shards not hosted here; empty when unknown.
+    #[must_use]
+    pub fn replicas(&self, shard: ShardId) -> Vec<NodeId> {
+        todo!()
+    }
     /// Was this node heard from lately? A node always hears itself.
     #[must_use]
     pub fn alive(&self, node: NodeId) -> bool {

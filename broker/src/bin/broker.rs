@@ -1,1 +1,2 @@
+//! The binary `broker`.
 fn main() {}

@@ -1,0 +1,15 @@
+//! DescribeConfigs.
+
+use lockstep_env::Env;
+use lockstep_wire::codec::{DescribeConfigsRequest, DescribeConfigsResponse};
+
+use crate::broker::Broker;
+use crate::dispatch::RequestContext;
+
+pub(crate) async fn handle<E: Env>(
+    _broker: &Broker<E>,
+    _context: &RequestContext,
+    _request: DescribeConfigsRequest,
+) -> DescribeConfigsResponse {
+    DescribeConfigsResponse::default()
+}

@@ -1,0 +1,15 @@
+//! OffsetForLeaderEpoch.
+
+use lockstep_env::Env;
+use lockstep_wire::codec::{OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse};
+
+use crate::broker::Broker;
+use crate::dispatch::RequestContext;
+
+pub(crate) async fn handle<E: Env>(
+    _broker: &Broker<E>,
+    _context: &RequestContext,
+    _request: OffsetForLeaderEpochRequest,
+) -> OffsetForLeaderEpochResponse {
+    OffsetForLeaderEpochResponse::default()
+}

@@ -1,0 +1,15 @@
+//! ListOffsets.
+
+use lockstep_env::Env;
+use lockstep_wire::codec::{ListOffsetsRequest, ListOffsetsResponse};
+
+use crate::broker::Broker;
+use crate::dispatch::RequestContext;
+
+pub(crate) async fn handle<E: Env>(
+    _broker: &Broker<E>,
+    _context: &RequestContext,
+    _request: ListOffsetsRequest,
+) -> ListOffsetsResponse {
+    ListOffsetsResponse::default()
+}

@@ -1,0 +1,15 @@
+//! Metadata.
+
+use lockstep_env::Env;
+use lockstep_wire::codec::{MetadataRequest, MetadataResponse};
+
+use crate::broker::Broker;
+use crate::dispatch::RequestContext;
+
+pub(crate) async fn handle<E: Env>(
+    _broker: &Broker<E>,
+    _context: &RequestContext,
+    _request: MetadataRequest,
+) -> MetadataResponse {
+    MetadataResponse::default()
+}

@@ -1,0 +1,15 @@
+//! InitProducerId.
+
+use lockstep_env::Env;
+use lockstep_wire::codec::{InitProducerIdRequest, InitProducerIdResponse};
+
+use crate::broker::Broker;
+use crate::dispatch::RequestContext;
+
+pub(crate) async fn handle<E: Env>(
+    _broker: &Broker<E>,
+    _context: &RequestContext,
+    _request: InitProducerIdRequest,
+) -> InitProducerIdResponse {
+    InitProducerIdResponse::default()
+}

@@ -1,0 +1,15 @@
+//! DescribeTopicPartitions.
+
+use lockstep_env::Env;
+use lockstep_wire::codec::{DescribeTopicPartitionsRequest, DescribeTopicPartitionsResponse};
+
+use crate::broker::Broker;
+use crate::dispatch::RequestContext;
+
+pub(crate) async fn handle<E: Env>(
+    _broker: &Broker<E>,
+    _context: &RequestContext,
+    _request: DescribeTopicPartitionsRequest,
+) -> DescribeTopicPartitionsResponse {
+    DescribeTopicPartitionsResponse::default()
+}

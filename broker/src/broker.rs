@@ -1,0 +1,207 @@
+//! The broker: a node, a listener, and what the handlers share.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lockstep_core::NodeId;
+use lockstep_env::{Env, Listener, Task};
+use lockstep_runtime::{Node, StartError as NodeStartError};
+
+use crate::api::fetch_session::FetchSessions;
+use crate::config::BrokerConfig;
+use crate::connection::{self, ConnectionLimits};
+use crate::stop::StopSignal;
+
+/// How long requests under way may take to be answered when the broker stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why a broker did not start, on one line.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The port for clients cannot be listened on.
+    #[error("server.port: cannot listen on {address}: {source}")]
+    Listen {
+        /// Address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The node did not start.
+    #[error(transparent)]
+    Node(#[from] NodeStartError),
+}
+
+/// A running broker. Cheap to clone; it runs until [`Broker::shutdown`].
+pub struct Broker<E: Env> {
+    shared: Arc<Shared<E>>,
+}
+
+impl<E: Env> Clone for Broker<E> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<E: Env> std::fmt::Debug for Broker<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("address", &self.shared.address).finish_non_exhaustive()
+    }
+}
+
+struct Shared<E: Env> {
+    env: E,
+    node: Node<E>,
+    config: BrokerConfig,
+    address: String,
+    limits: ConnectionLimits,
+    stop: StopSignal,
+    accepting: Mutex<Option<E::Task<()>>>,
+    fetch_sessions: Mutex<FetchSessions>,
+}
+
+impl<E: Env> Broker<E> {
+    /// Listens for clients, starts the node and begins to serve. Returns without waiting for a leader.
+    pub async fn start(env: E, mut config: BrokerConfig) -> Result<Self, StartError> {
+        let address = join_address(&config.host, config.port);
+        // The port is taken first: the node registers it in the directory, and with port 0 it is known only now.
+        let listening = async {
+            let listener = env.listen(&address).await?;
+            let local_address = listener.local_address()?;
+            Ok((listener, local_address))
+        };
+        let (listener, local_address) =
+            listening.await.map_err(|source| StartError::Listen { address: address.clone(), source })?;
+        let port = local_address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(config.port);
+        let address = join_address(&config.host, port);
+        config.node.advertised_host = advertised_host(&config);
+        config.node.advertised_port = config.advertised_port.unwrap_or(port);
+        let node = Node::start(env.clone(), config.node.clone()).await?;
+        tracing::info!(
+            node = config.node.node_id,
+            address,
+            advertised = join_address(&config.node.advertised_host, config.node.advertised_port),
+            "broker serves clients"
+        );
+
+        let limits = ConnectionLimits::new(&config);
+        let broker = Self {
+            shared: Arc::new(Shared {
+                env,
+                node,
+                config,
+                address,
+                limits,
+                stop: StopSignal::new(),
+                accepting: Mutex::new(None),
+                fetch_sessions: Mutex::new(FetchSessions::default()),
+            }),
+        };
+        let accepting = E::spawn(connection::accept(broker.clone(), listener));
+        *lock(&broker.shared.accepting) = Some(accepting);
+        Ok(broker)
+    }
+
+    /// Where it listens for clients, as `host:port`.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.shared.address.clone()
+    }
+
+    /// The node beneath.
+    #[must_use]
+    pub fn node(&self) -> &Node<E> {
+        &self.shared.node
+    }
+
+    /// The configuration it was started with.
+    #[must_use]
+    pub fn config(&self) -> &BrokerConfig {
+        &self.shared.config
+    }
+
+    /// The outside world.
+    #[must_use]
+    pub fn env(&self) -> &E {
+        &self.shared.env
+    }
+
+    /// Connections open now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.shared.limits.connections()
+    }
+
+    /// Completes when the broker cannot go on, with the reason.
+    pub async fn failed(&self) -> String {
+        self.shared.node.failed().await
+    }
+
+    /// Stops accepting, hands leadership over, answers what is under way, and stops the node.
+    pub async fn shutdown(&self) {
+        self.shared.stop.give();
+        let accepting = lock(&self.shared.accepting).take();
+        if let Some(task) = accepting {
+            task.abort();
+        }
+        self.shared.node.shutdown().await;
+        if lockstep_env::timeout::<E, _>(DRAIN_TIMEOUT, self.shared.limits.all_closed()).await.is_err() {
+            tracing::warn!(connections = self.connections(), "connections were still busy when the broker stopped");
+        }
+    }
+
+    pub(crate) fn node_id(&self) -> NodeId {
+        self.shared.node.id()
+    }
+
+    pub(crate) fn limits(&self) -> &ConnectionLimits {
+        &self.shared.limits
+    }
+
+    pub(crate) fn stop(&self) -> &StopSignal {
+        &self.shared.stop
+    }
+
+    pub(crate) fn fetch_sessions(&self) -> MutexGuard<'_, FetchSessions> {
+        lock(&self.shared.fetch_sessions)
+    }
+}
+
+/// What a panicked task left behind is still sound: every change under these locks is complete or not begun.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `host:port`, with brackets around an IPv6 host.
+fn join_address(host: &str, port: u16) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// Clients cannot connect to a wildcard address.
+fn advertised_host(config: &BrokerConfig) -> String {
+    match &config.advertised_host {
+        Some(host) => host.clone(),
+        None if matches!(config.host.as_str(), "0.0.0.0" | "::" | "[::]") => "localhost".to_owned(),
+        None => config.host.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_is_not_advertised() {
+        for (host, advertised) in [("0.0.0.0", "localhost"), ("::", "localhost"), ("node7.example", "node7.example")] {
+            let mut config = BrokerConfig::single("unused");
+            config.host = host.to_owned();
+            assert_eq!(advertised_host(&config), advertised);
+        }
+    }
+
+    #[test]
+    fn an_ipv6_host_gets_brackets() {
+        assert_eq!(join_address("::1", 9092), "[::1]:9092");
+        assert_eq!(join_address("[::1]", 9092), "[::1]:9092");
+        assert_eq!(join_address("localhost", 9092), "localhost:9092");
+    }
+}

@@ -1,0 +1,408 @@
+//! Connections: frames in, responses out, in order.
+//!
+//! Each connection has two tasks. The reader takes frames off the socket and queues them; the writer handles them one after
+//! another and writes each response. Only Produce is begun by the reader already, so that several can be under way
+//! while the order of their proposals is the order in which they arrived. A panic in a handler ends its connection and no other.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use lockstep_env::{Connection, Either, Env, Listener, Task, select, timeout};
+use lockstep_wire::frame::{self, EncodedFrame, FrameError};
+use lockstep_wire::{Request, Response};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::api;
+use crate::broker::Broker;
+use crate::config::BrokerConfig;
+use crate::dispatch::{self, Outcome, RequestContext};
+
+/// Requests of one connection that may be queued or under way.
+const QUEUE_LEN_MAX: usize = 64;
+/// Longest frame before a connection has sent its first valid request.
+const FIRST_FRAME_BYTES_MAX: usize = 64 << 10;
+/// Smaller frames are read through this buffer, larger ones directly.
+const READ_BUFFER_BYTES: usize = 16 << 10;
+/// Memory is set aside for a frame at most so far ahead of what has arrived.
+const RESERVE_BYTES_MAX: usize = 1 << 20;
+/// A frame that has begun must go on within this time, and so must a response that is being written.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// After the client has said that it sends nothing more, what it asked for may take so long.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long accepting pauses after an error such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Bytes under way are counted in units of this many, rounded up.
+const BUDGET_UNIT_BYTES: usize = 1 << 10;
+
+/// What all connections share: how many there are, and the bytes of requests under way.
+#[derive(Debug)]
+pub(crate) struct ConnectionLimits {
+    connections_max: usize,
+    frame_bytes_max: usize,
+    idle_timeout: Duration,
+    open: Arc<OpenConnections>,
+    budget: Arc<Semaphore>,
+    budget_units: u32,
+}
+
+#[derive(Debug, Default)]
+struct OpenConnections {
+    count: AtomicUsize,
+    closed: Notify,
+}
+
+/// Counts a connection for as long as one of its tasks lives.
+struct OpenGuard(Arc<OpenConnections>);
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::AcqRel);
+        self.0.closed.notify_waiters();
+    }
+}
+
+impl ConnectionLimits {
+    pub(crate) fn new(config: &BrokerConfig) -> Self {
+        let frame_bytes_max = config.frame_bytes_max.min(frame::REQUEST_LEN_MAX);
+        let units = budget_units(config.in_flight_bytes_max.max(frame_bytes_max));
+        Self {
+            connections_max: config.connections_max,
+            frame_bytes_max,
+            idle_timeout: config.idle_timeout,
+            open: Arc::default(),
+            budget: Arc::new(Semaphore::new(units as usize)),
+            budget_units: units,
+        }
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.open.count.load(Ordering::Acquire)
+    }
+
+    /// Completes when no connection is open.
+    pub(crate) async fn all_closed(&self) {
+        loop {
+            let closed = self.open.closed.notified();
+            if self.connections() == 0 {
+                return;
+            }
+            closed.await;
+        }
+    }
+
+    fn admit(&self) -> Option<OpenGuard> {
+        if self.open.count.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
+            self.open.count.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(OpenGuard(Arc::clone(&self.open)))
+    }
+
+    /// Sets a frame's bytes aside, waiting until enough requests of others are done.
+    async fn reserve(&self, frame_bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let units = budget_units(frame_bytes).min(self.budget_units);
+        Arc::clone(&self.budget).acquire_many_owned(units).await.ok()
+    }
+}
+
+fn budget_units(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX)
+}
+
+/// Accepts connections until the broker stops.
+pub(crate) async fn accept<E: Env>(broker: Broker<E>, mut listener: E::Listener) {
+    loop {
+        let connection = match listener.accept().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                E::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(guard) = broker.limits().admit() else {
+            tracing::warn!(peer = connection.peer_address, "too many connections: one more was closed at once");
+            continue;
+        };
+        let serving = serve(broker.clone(), connection, guard);
+        drop(E::spawn(serving));
+    }
+}
+
+/// A request on its way to the writer.
+enum Queued {
+    /// Not looked at yet.
+    Frame(Bytes),
+    /// A Produce request whose proposals are made already.
+    Begun { api_version: i16, correlation_id: i32, outcome: Pin<Box<dyn Future<Output = Outcome> + Send>> },
+}
+
+/// A queued request with the part of the budget that it holds until it is answered.
+type QueuedRequest = (Queued, OwnedSemaphorePermit);
+
+/// The identity of a connection, for handlers and logs.
+#[derive(Clone, Debug)]
+struct Peer {
+    address: String,
+    /// As Kafka writes it: a slash and the address without the port.
+    host: Arc<str>,
+}
+
+impl Peer {
+    fn new(address: String) -> Self {
+        let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+        let host = format!("/{}", host.trim_start_matches('[').trim_end_matches(']')).into();
+        Self { address, host }
+    }
+
+    fn context(&self, header: &frame::RequestHeader) -> RequestContext {
+        RequestContext {
+            api_version: header.api_version,
+            client_id: header.client_id.as_ref().map(|id| id.to_string()).unwrap_or_default(),
+            client_host: Arc::clone(&self.host),
+        }
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve<E: Env>(broker: Broker<E>, connection: Connection<E>, guard: OpenGuard) {
+    let peer = Peer::new(connection.peer_address);
+    tracing::debug!(peer = peer.address, "connection opened");
+    let (queue, queued) = mpsc::channel(QUEUE_LEN_MAX);
+    let in_queue = Arc::new(AtomicUsize::new(0));
+    let mut writer = E::spawn(write(broker.clone(), connection.writer, queued, Arc::clone(&in_queue), peer.clone()));
+    let reading = read(&broker, connection.reader, queue, &in_queue, &peer);
+    // The reader ends when the client closes, breaks the protocol, or the broker stops; the writer when the client does not
+    // take its responses or a handler panics. Neither needs the other then, but the writer first answers what was asked.
+    let ended = match select(reading, &mut writer).await {
+        Either::First(()) => timeout::<E, _>(LINGER_TIMEOUT, &mut writer).await,
+        Either::Second(ended) => Ok(ended),
+    };
+    match ended {
+        Ok(Ok(())) => tracing::debug!(peer = peer.address, "connection closed"),
+        Ok(Err(error)) => {
+            tracing::error!(peer = peer.address, %error, "a request failed unexpectedly: connection closed")
+        }
+        Err(_) => writer.abort(),
+    }
+    drop(guard);
+}
+
+/// Reads frames until the connection ends, and queues them.
+async fn read<E: Env>(
+    broker: &Broker<E>,
+    reader: E::Reader,
+    queue: mpsc::Sender<QueuedRequest>,
+    in_queue: &AtomicUsize,
+    peer: &Peer,
+) {
+    let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
+    let mut trusted = false;
+    loop {
+        if !wait_for_bytes(broker, &mut reader, in_queue).await {
+            return;
+        }
+        let (frame, permit) = match timeout_frame(broker, &mut reader, trusted).await {
+            Ok(read) => read,
+            Err(reason) => {
+                tracing::warn!(peer = peer.address, reason, "connection closed");
+                return;
+            }
+        };
+        trusted = true;
+        let queued = if api::produce::is_produce(&frame) {
+            match begin_produce(broker, frame, peer).await {
+                Some(begun) => begun,
+                None => return,
+            }
+        } else {
+            Queued::Frame(frame)
+        };
+        in_queue.fetch_add(1, Ordering::AcqRel);
+        if queue.send((queued, permit)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Decodes a Produce request and polls its handler once, which makes its proposals. `None`: the connection must end.
+async fn begin_produce<E: Env>(broker: &Broker<E>, frame: Bytes, peer: &Peer) -> Option<Queued> {
+    let (header, request) = match frame::decode_request(frame) {
+        Ok(decoded) => decoded,
+        Err(error) => {
+            tracing::warn!(peer = peer.address, %error, "connection closed");
+            return None;
+        }
+    };
+    let Request::Produce(request) = request else {
+        tracing::error!(peer = peer.address, "a request changed its kind while it was decoded");
+        return None;
+    };
+    let context = peer.context(&header);
+    let mut outcome: Pin<Box<dyn Future<Output = Outcome> + Send>> =
+        Box::pin(api::produce::handle(broker.clone(), context, request));
+    let first = std::future::poll_fn(|cx| Poll::Ready(outcome.as_mut().poll(cx))).await;
+    if let Poll::Ready(ready) = first {
+        outcome = Box::pin(std::future::ready(ready));
+    }
+    Some(Queued::Begun { api_version: header.api_version, correlation_id: header.correlation_id, outcome })
+}
+
+/// Waits for the first byte of a frame. `false`: the client has closed, was idle for too long, or the broker stops.
+async fn wait_for_bytes<E: Env>(broker: &Broker<E>, reader: &mut BufReader<E::Reader>, in_queue: &AtomicUsize) -> bool {
+    if !reader.buffer().is_empty() {
+        return true;
+    }
+    loop {
+        let arrived = timeout::<E, _>(broker.limits().idle_timeout, reader.fill_buf());
+        match select(arrived, broker.stop().given()).await {
+            Either::First(Ok(Ok(bytes))) => return !bytes.is_empty(),
+            Either::First(Ok(Err(_))) | Either::Second(()) => return false,
+            // A client that waits for a long poll is not idle.
+            Either::First(Err(_)) if in_queue.load(Ordering::Acquire) > 0 => {}
+            Either::First(Err(_)) => return false,
+        }
+    }
+}
+
+async fn timeout_frame<E: Env>(
+    broker: &Broker<E>,
+    reader: &mut BufReader<E::Reader>,
+    trusted: bool,
+) -> Result<(Bytes, OwnedSemaphorePermit), String> {
+    let stalled = |_| "a frame was begun and not finished in time".to_owned();
+    let mut prefix = [0; 4 + frame::REQUEST_PREFIX_LEN];
+    timeout::<E, _>(STALL_TIMEOUT, reader.read_exact(&mut prefix))
+        .await
+        .map_err(stalled)?
+        .map_err(|error| error.to_string())?;
+    let mut fields = &prefix[..];
+    let announced = fields.get_i32();
+    let api_key = fields.get_i16();
+    let mut len_max = frame::request_len_max(api_key).min(broker.limits().frame_bytes_max);
+    if !trusted {
+        len_max = len_max.min(FIRST_FRAME_BYTES_MAX);
+    }
+    let len = usize::try_from(announced)
+        .ok()
+        .filter(|len| (frame::REQUEST_PREFIX_LEN..=len_max).contains(len))
+        .ok_or_else(|| format!("a frame of {announced} bytes with API key {api_key} is not accepted here"))?;
+    let permit = broker.limits().reserve(len).await.ok_or_else(|| "the broker stops".to_owned())?;
+
+    let mut frame = BytesMut::with_capacity(len.min(RESERVE_BYTES_MAX));
+    frame.put_slice(&prefix[4..]);
+    while frame.len() < len {
+        let missing = len - frame.len();
+        frame.reserve(missing.min(RESERVE_BYTES_MAX));
+        let read = timeout::<E, _>(STALL_TIMEOUT, reader.read_buf(&mut (&mut frame).limit(missing)))
+            .await
+            .map_err(stalled)?
+            .map_err(|error| error.to_string())?;
+        if read == 0 {
+            return Err("the client closed in the middle of a frame".to_owned());
+        }
+    }
+    Ok((frame.freeze(), permit))
+}
+
+/// Handles queued requests one after another and writes what they answer.
+async fn write<E: Env>(
+    broker: Broker<E>,
+    mut writer: E::Writer,
+    mut queued: mpsc::Receiver<QueuedRequest>,
+    in_queue: Arc<AtomicUsize>,
+    peer: Peer,
+) {
+    while let Some((request, permit)) = queued.recv().await {
+        let (api_version, correlation_id, outcome) = match request {
+            Queued::Begun { api_version, correlation_id, outcome } => (api_version, correlation_id, outcome.await),
+            Queued::Frame(frame) => match frame::decode_request(frame) {
+                Ok((header, request)) => {
+                    let context = peer.context(&header);
+                    let outcome = dispatch::dispatch(&broker, &context, request).await;
+                    (header.api_version, header.correlation_id, outcome)
+                }
+                Err(FrameError::UnsupportedApiVersions { correlation_id, .. }) => {
+                    (0, correlation_id, Outcome::Respond(api::api_versions::unsupported_version()))
+                }
+                Err(error) => {
+                    tracing::warn!(peer = peer.address, %error, "connection closed");
+                    return;
+                }
+            },
+        };
+        match outcome {
+            Outcome::Respond(response) => {
+                if let Err(reason) = respond::<E>(&mut writer, api_version, correlation_id, &response).await {
+                    tracing::warn!(peer = peer.address, api = response.api_key().name(), reason, "connection closed");
+                    return;
+                }
+            }
+            Outcome::Silence => {}
+            Outcome::Close => return,
+        }
+        drop(permit);
+        in_queue.fetch_sub(1, Ordering::AcqRel);
+    }
+    // Errors do not matter any more: the client may be gone.
+    let _ = timeout::<E, _>(STALL_TIMEOUT, writer.shutdown()).await;
+}
+
+async fn respond<E: Env>(
+    writer: &mut E::Writer,
+    api_version: i16,
+    correlation_id: i32,
+    response: &Response,
+) -> Result<(), String> {
+    let frame = frame::encode_response(api_version, correlation_id, response).map_err(|error| error.to_string())?;
+    write_frame::<E>(writer, frame).await
+}
+
+/// Writes the pieces of a frame without joining them.
+async fn write_frame<E: Env>(writer: &mut E::Writer, frame: EncodedFrame) -> Result<(), String> {
+    const SLICES_MAX: usize = 64;
+    let mut pieces = std::collections::VecDeque::from(frame.segments);
+    while !pieces.is_empty() {
+        let slices: Vec<_> = pieces.iter().take(SLICES_MAX).map(|piece| std::io::IoSlice::new(piece)).collect();
+        let mut written = timeout::<E, _>(STALL_TIMEOUT, writer.write_vectored(&slices))
+            .await
+            .map_err(|_| "the client does not take its responses".to_owned())?
+            .map_err(|error| error.to_string())?;
+        if written == 0 {
+            return Err("the client has closed".to_owned());
+        }
+        while written > 0 {
+            let Some(first) = pieces.front_mut() else { break };
+            if written < first.len() {
+                first.advance(written);
+                break;
+            }
+            written -= first.len();
+            pieces.pop_front();
+        }
+    }
+    writer.flush().await.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_known_by_its_host() {
+        assert_eq!(&*Peer::new("127.0.0.1:50123".to_owned()).host, "/127.0.0.1");
+        assert_eq!(&*Peer::new("[::1]:50123".to_owned()).host, "/::1");
+    }
+
+    #[test]
+    fn small_frames_count_too() {
+        assert_eq!(budget_units(1), 1);
+        assert_eq!(budget_units(BUDGET_UNIT_BYTES + 1), 2);
+    }
+}

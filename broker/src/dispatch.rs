@@ -1,0 +1,73 @@
+//! Which handler answers which request.
+
+use std::sync::Arc;
+
+use lockstep_env::Env;
+use lockstep_wire::{Request, Response};
+
+use crate::api;
+use crate::broker::Broker;
+
+/// What a handler is told besides the request's body.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestContext {
+    /// The request's version; its response has the same.
+    pub(crate) api_version: i16,
+    /// What the client calls itself; empty when it does not say.
+    pub(crate) client_id: String,
+    /// The client's address without its port, with a slash before it as Kafka's tools show it.
+    pub(crate) client_host: Arc<str>,
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It is answered.
+    Respond(Response),
+    /// It wants no answer (Produce with acks=0).
+    Silence,
+    /// The connection ends: the only way to tell of an error where there is no answer.
+    Close,
+}
+
+/// Handles one request. Produce does not pass here: the connection begins it as soon as it has arrived.
+pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContext, request: Request) -> Outcome {
+    tracing::trace!(
+        api = request.api_key().name(),
+        version = context.api_version,
+        client = context.client_id,
+        "request"
+    );
+    Outcome::Respond(match request {
+        Request::Produce(request) => return api::produce::handle(broker.clone(), context.clone(), request).await,
+        Request::ApiVersions(request) => api::api_versions::handle(broker, context, request).await.into(),
+        Request::Fetch(request) => api::fetch::handle(broker, context, request).await.into(),
+        Request::ListOffsets(request) => api::list_offsets::handle(broker, context, request).await.into(),
+        Request::OffsetForLeaderEpoch(request) => api::leader_epoch::handle(broker, context, request).await.into(),
+        Request::InitProducerId(request) => api::producer_id::handle(broker, context, request).await.into(),
+
+        Request::Metadata(request) => api::metadata::handle(broker, context, request).await.into(),
+        Request::DescribeTopicPartitions(request) => {
+            api::topic_partitions::handle(broker, context, request).await.into()
+        }
+        Request::DescribeCluster(request) => api::cluster::describe(broker, context, request).await.into(),
+        Request::ClusterStatus(request) => api::cluster::status(broker, context, request).await.into(),
+        Request::CreateTopics(request) => api::create_topics::handle(broker, context, request).await.into(),
+        Request::DeleteTopics(request) => api::delete_topics::handle(broker, context, request).await.into(),
+        Request::DescribeConfigs(request) => api::describe_configs::handle(broker, context, request).await.into(),
+
+        Request::FindCoordinator(request) => api::coordinator::handle(broker, context, request).await.into(),
+        Request::JoinGroup(request) => api::group_classic::join(broker, context, request).await.into(),
+        Request::SyncGroup(request) => api::group_classic::sync(broker, context, request).await.into(),
+        Request::Heartbeat(request) => api::group_classic::heartbeat(broker, context, request).await.into(),
+        Request::LeaveGroup(request) => api::group_classic::leave(broker, context, request).await.into(),
+        Request::OffsetCommit(request) => api::group_offsets::commit(broker, context, request).await.into(),
+        Request::OffsetFetch(request) => api::group_offsets::fetch(broker, context, request).await.into(),
+        Request::ConsumerGroupHeartbeat(request) => {
+            api::group_consumer::heartbeat(broker, context, request).await.into()
+        }
+        Request::ConsumerGroupDescribe(request) => api::group_consumer::describe(broker, context, request).await.into(),
+        Request::DescribeGroups(request) => api::group_admin::describe(broker, context, request).await.into(),
+        Request::ListGroups(request) => api::group_admin::list(broker, context, request).await.into(),
+    })
+}

@@ -1,0 +1,1 @@
+//! Topic configuration by Kafka's names.
