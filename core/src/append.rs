@@ -102,3 +102,53 @@ impl Partitions {
         Ok(Ok(Appended { base_offset, log_append_time_ms, log_start_offset, duplicate: false }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::TopicRecord;
+    use crate::ids::{ShardId, TopicId};
+    use crate::partitions::{EpochStart, Partition};
+    use crate::producers::Producers;
+
+    #[test]
+    fn a_partition_whose_offsets_are_used_up_refuses_batches() {
+        let id = TopicId([1; 16]);
+        let mut directory = Directory::default();
+        directory.topics.insert(
+            id,
+            TopicRecord {
+                id,
+                name: "t".into(),
+                partitions: alloc::vec![ShardId(0)],
+                configs: Default::default(),
+                version: 1,
+            },
+        );
+        let nearly_full = Partition {
+            log_start_offset: 0,
+            next_offset: i64::MAX - 5,
+            epochs: alloc::vec![EpochStart { epoch: 1, start_offset: 0 }],
+        };
+        let mut partitions = Partitions::from_rows(alloc::vec![((id, 0), nearly_full)], Producers::default()).unwrap();
+        let append = |offset_count| PartitionAppend {
+            topic_id: id,
+            partition: 0,
+            payload_start: 0,
+            payload_len: 100,
+            offset_count,
+            producer_id: -1,
+            producer_epoch: -1,
+            base_sequence: -1,
+            max_timestamp_ms: 0,
+        };
+        for (offset_count, fits) in [(6, false), (5, true), (1, false)] {
+            let op = AppendMessage { now_ms: 0, appends: alloc::vec![append(offset_count)] };
+            let position = Position { term: 1, index: 1 };
+            let reply = partitions.apply_append(&directory, position, &op, 100, &mut Vec::new()).unwrap();
+            let Reply::Append(outcomes) = reply else { panic!("not an append's reply") };
+            let expected = if fits { Ok(i64::MAX - 5) } else { Err(AppendError::CorruptBatch) };
+            assert_eq!(outcomes[0].clone().map(|appended| appended.base_offset), expected);
+        }
+    }
+}

@@ -234,6 +234,7 @@ pub struct TopicPartitions {
 
 /// Removes members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "ops are made and applied one at a time")]
 pub enum LeaveConsumerGroup {
     /// LeaveGroup, also in a batch (v3+): an outcome for each member.
     Classic {
@@ -353,6 +354,7 @@ pub struct OffsetToCommit {
 
 /// Heartbeats that must be in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "ops are made and applied one at a time")]
 pub enum HeartbeatConsumer {
     /// Members heard from since the last such op, at most one op a shard and second.
     Seen {

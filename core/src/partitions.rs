@@ -181,3 +181,22 @@ fn remove_rows(sum: &mut RowSum, key: (TopicId, u32), partition: &Partition) {
         sum.remove(kind::EPOCH, &(key, start.epoch), &start.start_offset);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: (TopicId, u32) = (TopicId([1; 16]), 0);
+
+    #[test]
+    fn a_partitions_end_and_epoch_never_go_back() {
+        let mut partitions =
+            Partitions::from_rows(alloc::vec![(KEY, Partition::default())], Producers::default()).unwrap();
+        partitions.extend(KEY, 4, 10).unwrap();
+        assert!(partitions.extend(KEY, 4, 10).is_err());
+        assert!(partitions.extend(KEY, 3, 11).is_err());
+        assert!(partitions.extend((KEY.0, 1), 4, 1).is_err());
+        assert_eq!(partitions.get(KEY.0, 0).unwrap().next_offset, 10);
+        assert_eq!(partitions.sum(), partitions.recomputed_sum());
+    }
+}

@@ -257,3 +257,58 @@ impl Producers {
         sum.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(producer_id: i64, base_sequence: i32) -> PartitionAppend {
+        PartitionAppend {
+            topic_id: TopicId([1; 16]),
+            partition: (producer_id % 2) as u32,
+            payload_start: 0,
+            payload_len: 100,
+            offset_count: 1,
+            producer_id,
+            producer_epoch: 0,
+            base_sequence,
+            max_timestamp_ms: 0,
+        }
+    }
+
+    #[test]
+    fn the_longest_unused_producer_is_forgotten() {
+        let mut producers = Producers { rows_max: 3, ..Producers::default() };
+        for producer_id in 0..3 {
+            producers.stored(&append(producer_id, 0), (1, producer_id as u32), 10 + producer_id, None);
+        }
+        // Producer 0 writes again, so that producer 1 is now the one that was silent longest.
+        producers.stored(&append(0, 1), (2, 0), 20, None);
+        producers.stored(&append(7, 0), (2, 1), 21, None);
+        producers.check_invariants().unwrap();
+        assert_eq!(producers.sum(), producers.recomputed_sum());
+        let kept: Vec<i64> = producers.rows().keys().map(|(_, _, producer_id)| *producer_id).collect();
+        assert_eq!(kept, [0, 2, 7]);
+        // As if it had expired: it goes on with any sequence.
+        assert_eq!(producers.check(&append(1, 1)), Ok(Sequenced::Next));
+        assert!(matches!(producers.check(&append(0, 0)), Ok(Sequenced::Duplicate(_))));
+    }
+
+    #[test]
+    fn sequences_count_from_0_to_the_largest_i32() {
+        assert_eq!(sequence_after(0, 1), 1);
+        assert_eq!(sequence_after(i32::MAX, 1), 0);
+        assert_eq!(sequence_after(i32::MAX - 1, 3), 1);
+        assert_eq!(sequence_after(5, i32::MAX as u32 + 1), 5);
+    }
+
+    #[test]
+    fn rows_that_name_one_batch_twice_are_refused() {
+        let mut producers = Producers::default();
+        producers.stored(&append(0, 0), (1, 0), 10, None);
+        let (key, producer) = producers.rows().iter().next().map(|(key, row)| (*key, row.clone())).unwrap();
+        let other = (key.0, key.1, 4);
+        assert!(Producers::from_rows(alloc::vec![(key, producer.clone()), (other, producer.clone())]).is_err());
+        assert!(Producers::from_rows(alloc::vec![(key, producer.clone()), (key, producer)]).is_err());
+    }
+}

@@ -464,3 +464,30 @@ impl From<&Topics> for TopicRows {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create(topic_id: u8) -> CreateTopic {
+        CreateTopic {
+            topic_id: TopicId([topic_id; 16]),
+            name: format!("t{topic_id}"),
+            partitions: 2,
+            configs: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn counters_that_are_used_up_stop_the_shard_instead_of_wrapping() {
+        let mut topics = Topics { partitions_created: u64::MAX - 2, ..Topics::default() };
+        assert!(topics.create(3, &create(1)).unwrap().is_ok());
+        assert!(topics.create(3, &create(2)).is_err());
+        let mut topics = Topics::default();
+        topics.directory.version = u64::MAX;
+        assert!(topics.create(3, &create(1)).is_err());
+        let mut topics = Topics { next_producer_id: i64::MAX - 10, ..Topics::default() };
+        assert_eq!(topics.allocate_producer_ids(11), None);
+        assert_eq!(topics.allocate_producer_ids(10), Some(i64::MAX - 10));
+    }
+}
