@@ -6,4 +6,5 @@ compile_error!(
      unset RUSTFLAGS, or add `--cfg madsim` to it"
 );
 
+pub mod cluster;
 pub mod env;
