@@ -6,6 +6,7 @@ pub mod histogram;
 pub mod journal;
 pub mod node;
 pub mod partition;
+pub mod peer;
 pub mod raft;
 pub mod shard;
 pub mod status;
