@@ -26,10 +26,16 @@ pub(crate) mod kind {
 pub(crate) fn row_hash(kind: u8, key: &impl Serialize, value: &impl Serialize) -> u128 {
     use core::hash::Hasher;
     use siphasher::sip128::{Hasher128, SipHasher13};
-    // A row always encodes: postcard fails only on types that know no length in advance, which rows do not hold.
-    let bytes = postcard::to_extend(&(kind, key, value), Vec::with_capacity(128)).unwrap_or_default();
+    let row = (kind, key, value);
     let mut hasher = SipHasher13::new();
-    hasher.write(&bytes);
+    // Nearly every row fits; the heap is for those that do not.
+    let mut buffer = [0; 256];
+    if let Ok(bytes) = postcard::to_slice(&row, &mut buffer) {
+        hasher.write(bytes);
+    } else {
+        // A row always encodes: postcard fails only on types that know no length in advance, which rows do not hold.
+        hasher.write(&postcard::to_extend(&row, Vec::with_capacity(1024)).unwrap_or_default());
+    }
     hasher.finish128().as_u128()
 }
 

@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
@@ -59,10 +60,10 @@ impl Partition {
     }
 }
 
-/// The partitions of one shard.
+/// The partitions of one shard. A clone shares what is not changed afterwards.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Partitions {
-    rows: BTreeMap<(TopicId, u32), Partition>,
+    rows: BTreeMap<(TopicId, u32), Arc<Partition>>,
     pub(crate) producers: Producers,
     sum: RowSum,
 }
@@ -94,7 +95,7 @@ impl Partitions {
 
     fn insert(&mut self, key: (TopicId, u32), partition: Partition) {
         add_rows(&mut self.sum, key, &partition);
-        self.rows.insert(key, partition);
+        self.rows.insert(key, Arc::new(partition));
     }
 
     /// Moves a partition's end to `next_offset`, in `epoch`. The error is a broken invariant.
@@ -102,6 +103,7 @@ impl Partitions {
         let Some(partition) = self.rows.get_mut(&key) else {
             return Err(format!("partition {key:?} is not hosted"));
         };
+        let partition = Arc::make_mut(partition);
         if next_offset <= partition.next_offset {
             return Err(format!("partition {key:?} would go from {} to {next_offset}", partition.next_offset));
         }
@@ -130,11 +132,11 @@ impl Partitions {
 
     /// One partition.
     pub(crate) fn get(&self, topic_id: TopicId, partition: u32) -> Option<&Partition> {
-        self.rows.get(&(topic_id, partition))
+        self.rows.get(&(topic_id, partition)).map(AsRef::as_ref)
     }
 
     /// Every partition, ascending.
-    pub(crate) fn rows(&self) -> &BTreeMap<(TopicId, u32), Partition> {
+    pub(crate) fn rows(&self) -> &BTreeMap<(TopicId, u32), Arc<Partition>> {
         &self.rows
     }
 

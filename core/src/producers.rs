@@ -4,6 +4,7 @@
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
@@ -58,18 +59,19 @@ pub(crate) enum Sequenced {
     Duplicate(ProducerBatch),
 }
 
-/// The producers of one shard.
+/// The producers of one shard. A clone shares what is not changed afterwards.
 #[derive(Clone, Debug)]
 pub(crate) struct Producers {
-    rows: BTreeMap<ProducerKey, Producer>,
-    by_use: BTreeMap<LastUse, ProducerKey>,
+    partitions: BTreeMap<(TopicId, u32), Arc<BTreeMap<i64, Arc<Producer>>>>,
+    /// Every producer; the longest unused first.
+    by_use: Arc<BTreeMap<LastUse, ProducerKey>>,
     sum: RowSum,
     rows_max: usize,
 }
 
 impl Default for Producers {
     fn default() -> Self {
-        Self { rows: BTreeMap::new(), by_use: BTreeMap::new(), sum: RowSum::default(), rows_max: PRODUCERS_MAX }
+        Self { partitions: BTreeMap::new(), by_use: Arc::default(), sum: RowSum::default(), rows_max: PRODUCERS_MAX }
     }
 }
 
@@ -93,7 +95,8 @@ impl Producers {
         if append.producer_id < 0 || append.producer_epoch < 0 || append.base_sequence < 0 {
             return Err(AppendError::CorruptBatch);
         }
-        let Some(producer) = self.rows.get(&(append.topic_id, append.partition, append.producer_id)) else {
+        let partition = self.partitions.get(&(append.topic_id, append.partition));
+        let Some(producer) = partition.and_then(|producers| producers.get(&append.producer_id)) else {
             return Ok(Sequenced::Next);
         };
         if append.producer_epoch < producer.epoch {
@@ -138,14 +141,15 @@ impl Producers {
             base_offset,
             log_append_time_ms,
         };
-        let mut producer = match self.rows.remove(&key) {
-            Some(producer) => {
-                self.sum.remove(kind::PRODUCER, &key, &producer);
-                self.by_use.remove(&producer.last_use);
-                producer
-            }
-            None => Producer { epoch: append.producer_epoch, whole: false, last_use, batches: Vec::new() },
-        };
+        let by_use = Arc::make_mut(&mut self.by_use);
+        let row = Arc::make_mut(self.partitions.entry((key.0, key.1)).or_default()).entry(key.2).or_insert_with(|| {
+            Arc::new(Producer { epoch: append.producer_epoch, whole: false, last_use, batches: Vec::new() })
+        });
+        let producer = Arc::make_mut(row);
+        if !producer.batches.is_empty() {
+            self.sum.remove(kind::PRODUCER, &key, producer);
+            by_use.remove(&producer.last_use);
+        }
         if producer.epoch != append.producer_epoch {
             producer.epoch = append.producer_epoch;
             producer.batches.clear();
@@ -158,40 +162,42 @@ impl Producers {
         }
         producer.batches.push(batch);
         producer.last_use = last_use;
-        self.insert(key, producer);
-        while self.rows.len() > self.rows_max
-            && let Some((_, longest_unused)) = self.by_use.pop_first()
+        self.sum.add(kind::PRODUCER, &key, producer);
+        by_use.insert(last_use, key);
+        while self.by_use.len() > self.rows_max
+            && let Some((_, longest_unused)) = Arc::make_mut(&mut self.by_use).pop_first()
         {
-            if let Some(forgotten) = self.rows.remove(&longest_unused) {
-                self.sum.remove(kind::PRODUCER, &longest_unused, &forgotten);
-            }
+            self.forget(longest_unused);
         }
     }
 
-    fn insert(&mut self, key: ProducerKey, producer: Producer) {
-        self.sum.add(kind::PRODUCER, &key, &producer);
-        self.by_use.insert(producer.last_use, key);
-        self.rows.insert(key, producer);
+    /// Removes a producer that is no longer in the order of use.
+    fn forget(&mut self, key: ProducerKey) {
+        let Some(producers) = self.partitions.get_mut(&(key.0, key.1)) else { return };
+        let producers = Arc::make_mut(producers);
+        if let Some(forgotten) = producers.remove(&key.2) {
+            self.sum.remove(kind::PRODUCER, &key, &*forgotten);
+        }
+        if producers.is_empty() {
+            self.partitions.remove(&(key.0, key.1));
+        }
     }
 
     /// Forgets the producers of one partition.
     pub(crate) fn drop_partition(&mut self, topic_id: TopicId, partition: u32) {
-        let keys: Vec<ProducerKey> = self
-            .rows
-            .range((topic_id, partition, i64::MIN)..=(topic_id, partition, i64::MAX))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in keys {
-            if let Some(producer) = self.rows.remove(&key) {
-                self.sum.remove(kind::PRODUCER, &key, &producer);
-                self.by_use.remove(&producer.last_use);
-            }
+        let Some(producers) = self.partitions.remove(&(topic_id, partition)) else { return };
+        let by_use = Arc::make_mut(&mut self.by_use);
+        for (producer_id, producer) in producers.iter() {
+            self.sum.remove(kind::PRODUCER, &(topic_id, partition, *producer_id), &**producer);
+            by_use.remove(&producer.last_use);
         }
     }
 
     /// Every producer, ascending by key.
-    pub(crate) fn rows(&self) -> &BTreeMap<ProducerKey, Producer> {
-        &self.rows
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (ProducerKey, &Producer)> {
+        self.partitions.iter().flat_map(|((topic_id, partition), producers)| {
+            producers.iter().map(|(producer_id, producer)| ((*topic_id, *partition, *producer_id), producer.as_ref()))
+        })
     }
 
     /// Sum of the rows' hashes.
@@ -201,26 +207,33 @@ impl Producers {
 
     /// The table from its rows, as a snapshot lists them.
     pub(crate) fn from_rows(rows: Vec<(ProducerKey, Producer)>) -> Result<Self, &'static str> {
-        let mut producers = Self::default();
+        let mut partitions: BTreeMap<_, BTreeMap<i64, Arc<Producer>>> = BTreeMap::new();
+        let mut by_use = BTreeMap::new();
+        let mut sum = RowSum::default();
+        let mut last = None;
         for (key, producer) in rows {
-            if producers.rows.last_key_value().is_some_and(|(last, _)| *last >= key) {
+            if last.is_some_and(|last| last >= key) {
                 return Err("producers of a snapshot do not ascend");
             }
-            if producers.by_use.contains_key(&producer.last_use) {
+            last = Some(key);
+            if by_use.insert(producer.last_use, key).is_some() {
                 return Err("two producers of a snapshot claim the same batch");
             }
-            producers.insert(key, producer);
+            sum.add(kind::PRODUCER, &key, &producer);
+            partitions.entry((key.0, key.1)).or_default().insert(key.2, Arc::new(producer));
         }
-        Ok(producers)
+        let partitions = partitions.into_iter().map(|(key, producers)| (key, Arc::new(producers))).collect();
+        Ok(Self { partitions, by_use: Arc::new(by_use), sum, rows_max: PRODUCERS_MAX })
     }
 
     /// Producers' batches ascend in offset and follow each other in sequence; the order of use names every producer once.
     pub(crate) fn check_invariants(&self) -> Result<(), String> {
-        if self.rows.len() > self.rows_max || self.rows.len() != self.by_use.len() {
-            return Err(format!("{} producers, {} in order of use", self.rows.len(), self.by_use.len()));
+        let count: usize = self.partitions.values().map(|producers| producers.len()).sum();
+        if count > self.rows_max || count != self.by_use.len() {
+            return Err(format!("{count} producers, {} in order of use", self.by_use.len()));
         }
-        for (key, producer) in &self.rows {
-            if self.by_use.get(&producer.last_use) != Some(key) {
+        for (key, producer) in self.rows() {
+            if self.by_use.get(&producer.last_use) != Some(&key) {
                 return Err(format!("producer {key:?} is missing in the order of use"));
             }
             if producer.batches.is_empty() || producer.batches.len() > PRODUCER_BATCHES_MAX {
@@ -251,8 +264,8 @@ impl Producers {
     /// The sum made anew from all rows.
     pub(crate) fn recomputed_sum(&self) -> u128 {
         let mut sum = RowSum::default();
-        for (key, producer) in &self.rows {
-            sum.add(kind::PRODUCER, key, producer);
+        for (key, producer) in self.rows() {
+            sum.add(kind::PRODUCER, &key, producer);
         }
         sum.0
     }
@@ -287,7 +300,7 @@ mod tests {
         producers.stored(&append(7, 0), (2, 1), 21, None);
         producers.check_invariants().unwrap();
         assert_eq!(producers.sum(), producers.recomputed_sum());
-        let kept: Vec<i64> = producers.rows().keys().map(|(_, _, producer_id)| *producer_id).collect();
+        let kept: Vec<i64> = producers.rows().map(|((_, _, producer_id), _)| producer_id).collect();
         assert_eq!(kept, [0, 2, 7]);
         // As if it had expired: it goes on with any sequence.
         assert_eq!(producers.check(&append(1, 1)), Ok(Sequenced::Next));
@@ -306,7 +319,7 @@ mod tests {
     fn rows_that_name_one_batch_twice_are_refused() {
         let mut producers = Producers::default();
         producers.stored(&append(0, 0), (1, 0), 10, None);
-        let (key, producer) = producers.rows().iter().next().map(|(key, row)| (*key, row.clone())).unwrap();
+        let (key, producer) = producers.rows().next().map(|(key, row)| (key, row.clone())).unwrap();
         let other = (key.0, key.1, 4);
         assert!(Producers::from_rows(alloc::vec![(key, producer.clone()), (other, producer.clone())]).is_err());
         assert!(Producers::from_rows(alloc::vec![(key, producer.clone()), (key, producer)]).is_err());

@@ -1,5 +1,6 @@
 //! The whole state as bytes, and back.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
@@ -18,13 +19,13 @@ const FORMAT_VERSION: u8 = 1;
 
 /// What a snapshot holds: rows in ascending order, without what is derived from them.
 #[derive(Serialize, Deserialize)]
-struct Body<G> {
+struct Body<P, R, G> {
     shard: ShardId,
     shard_count: u16,
     applied: Position,
     topics: TopicRows,
-    partitions: Vec<((TopicId, u32), Partition)>,
-    producers: Vec<(ProducerKey, Producer)>,
+    partitions: Vec<((TopicId, u32), P)>,
+    producers: Vec<(ProducerKey, R)>,
     groups: G,
 }
 
@@ -36,9 +37,9 @@ impl ClusterStateMachine {
             shard: self.shard,
             shard_count: self.shard_count,
             applied: self.applied,
-            topics: TopicRows::from(&self.topics),
-            partitions: self.partitions.rows().iter().map(|(key, row)| (*key, row.clone())).collect(),
-            producers: self.partitions.producers.rows().iter().map(|(key, row)| (*key, row.clone())).collect(),
+            topics: TopicRows::from(&*self.topics),
+            partitions: self.partitions.rows().iter().map(|(key, row)| (*key, &**row)).collect(),
+            producers: self.partitions.producers.rows().collect(),
             groups: &self.groups,
         };
         // postcard fails only on sequences of unknown length, which no row has; nothing at all would be refused by `restore`.
@@ -53,14 +54,14 @@ impl ClusterStateMachine {
         if *version != FORMAT_VERSION {
             return Err(DecodeError { reason: "a snapshot of an unknown format version" });
         }
-        let body: Body<Groups> = decode_whole(bytes, "the snapshot is malformed")?;
+        let body: Body<Partition, Producer, Groups> = decode_whole(bytes, "the snapshot is malformed")?;
         let refuse = |reason| DecodeError { reason };
         let producers = Producers::from_rows(body.producers).map_err(refuse)?;
         let state = Self {
             shard: body.shard,
             shard_count: body.shard_count,
             applied: body.applied,
-            topics: Topics::from_rows(body.topics).map_err(refuse)?,
+            topics: Arc::new(Topics::from_rows(body.topics).map_err(refuse)?),
             partitions: Partitions::from_rows(body.partitions, producers).map_err(refuse)?,
             groups: body.groups,
         };

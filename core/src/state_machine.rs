@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -46,13 +47,14 @@ pub struct Violation {
     pub message: String,
 }
 
-/// The state of one shard.
+/// The state of one shard. A clone is cheap: it shares what is not changed afterwards, so that a snapshot can be made from
+/// it while ops are applied.
 #[derive(Clone, Debug)]
 pub struct ClusterStateMachine {
     pub(crate) shard: ShardId,
     pub(crate) shard_count: u16,
     pub(crate) applied: Position,
-    pub(crate) topics: Topics,
+    pub(crate) topics: Arc<Topics>,
     pub(crate) partitions: Partitions,
     pub(crate) groups: Groups,
 }
@@ -78,7 +80,7 @@ impl ClusterStateMachine {
             shard,
             shard_count,
             applied: Position::default(),
-            topics: Topics::default(),
+            topics: Arc::default(),
             partitions: Partitions::default(),
             groups: Groups::default(),
         }
@@ -118,15 +120,15 @@ impl ClusterStateMachine {
             Op::RegisterBroker(_) | Op::UnregisterBroker(_) | Op::AllocateProducerIds(_) if !self.is_metadata() => {
                 Ok(Reply::Done(false))
             }
-            Op::RegisterBroker(op) => match self.topics.register_broker(&op.broker)? {
+            Op::RegisterBroker(op) => match self.topics_mut().register_broker(&op.broker)? {
                 Some(changed) => Ok(self.brokers_reply(changed, effects)),
                 None => Ok(Reply::Done(false)),
             },
             Op::UnregisterBroker(op) => {
-                let changed = self.topics.unregister_broker(op.node_id)?;
+                let changed = self.topics_mut().unregister_broker(op.node_id)?;
                 Ok(self.brokers_reply(changed, effects))
             }
-            Op::AllocateProducerIds(op) => Ok(match self.topics.allocate_producer_ids(op.count) {
+            Op::AllocateProducerIds(op) => Ok(match self.topics_mut().allocate_producer_ids(op.count) {
                 Some(first) => Reply::ProducerIds { first },
                 None => Reply::Done(false),
             }),
@@ -136,6 +138,10 @@ impl ClusterStateMachine {
             Op::CommitOffset(op) => self.groups.apply_commit(directory, position, op, effects),
             Op::HeartbeatConsumer(op) => self.groups.apply_heartbeat(directory, position, op, effects),
         }
+    }
+
+    fn topics_mut(&mut self) -> &mut Topics {
+        Arc::make_mut(&mut self.topics)
     }
 
     fn is_metadata(&self) -> bool {
@@ -151,7 +157,8 @@ impl ClusterStateMachine {
         if !self.is_metadata() {
             return Ok(Reply::Topic(Err(TopicError::WrongShard)));
         }
-        Ok(Reply::Topic(match self.topics.create(self.shard_count, op)? {
+        let shard_count = self.shard_count;
+        Ok(Reply::Topic(match self.topics_mut().create(shard_count, op)? {
             Ok((record, made)) => {
                 if made {
                     self.follow(position, &TopicChange { grown: vec![record.id], deleted: Vec::new() }, effects);
@@ -171,7 +178,7 @@ impl ClusterStateMachine {
         if !self.is_metadata() {
             return Ok(Reply::Topic(Err(TopicError::WrongShard)));
         }
-        let outcome = self.topics.delete(op.topic_id)?;
+        let outcome = self.topics_mut().delete(op.topic_id)?;
         if let Ok(record) = &outcome {
             self.follow(position, &TopicChange { grown: Vec::new(), deleted: vec![record.id] }, effects);
         }
@@ -184,6 +191,7 @@ impl ClusterStateMachine {
         op: &UpdateMetadata,
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, String> {
+        let shard_count = self.shard_count;
         match op {
             UpdateMetadata::Feed { .. } if self.is_metadata() => Ok(Reply::Done(false)),
             UpdateMetadata::Feed { from_version, to_version, full, topics, deleted, brokers } => {
@@ -195,7 +203,7 @@ impl ClusterStateMachine {
                     deleted,
                     brokers: brokers.as_deref(),
                 };
-                match self.topics.feed(self.shard_count, &feed) {
+                match self.topics_mut().feed(shard_count, &feed) {
                     Fed::Refused => return Ok(Reply::Done(false)),
                     Fed::OutOfTurn => {}
                     Fed::Changed(change) => self.follow(position, &change, effects),
@@ -206,7 +214,7 @@ impl ClusterStateMachine {
                 Ok(Reply::Topic(Err(TopicError::WrongShard)))
             }
             UpdateMetadata::SetTopicConfigs { topic_id, configs } => {
-                Ok(Reply::Topic(match self.topics.set_configs(*topic_id, configs)? {
+                Ok(Reply::Topic(match self.topics_mut().set_configs(*topic_id, configs)? {
                     Ok((record, changed)) => {
                         if changed {
                             self.follow(position, &TopicChange::default(), effects);
@@ -217,7 +225,7 @@ impl ClusterStateMachine {
                 }))
             }
             UpdateMetadata::AddPartitions { topic_id, partitions } => {
-                let outcome = self.topics.add_partitions(self.shard_count, *topic_id, *partitions)?;
+                let outcome = self.topics_mut().add_partitions(shard_count, *topic_id, *partitions)?;
                 if let Ok(record) = &outcome {
                     self.follow(position, &TopicChange { grown: vec![record.id], deleted: Vec::new() }, effects);
                 }
