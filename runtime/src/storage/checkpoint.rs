@@ -1,32 +1,55 @@
 //! Where checkpoints are kept.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use lockstep_core::ShardId;
-use lockstep_env::Env;
+use lockstep_env::{Disk, Env};
 
 use crate::error::StartError;
 use crate::storage::manifest::Manifest;
 
+/// No checkpoint file is longer.
+const FILE_LEN_MAX: u64 = 4 << 30;
+
 /// The checkpoint file of one shard, `<raft_dir>/checkpoints/<shard>`. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Checkpoints<E: Env> {
-    _env: E,
+    env: E,
+    path: PathBuf,
 }
 
-#[allow(unused_variables, clippy::unused_async)]
 impl<E: Env> Checkpoints<E> {
     /// Finds the shard's last checkpoint, if there is one.
     ///
     /// # Errors
     /// `Damaged` when the file is there but is no manifest: the journal before it is gone, so there is nothing to go back to.
     pub async fn open(env: E, raft_dir: &Path, shard: ShardId) -> Result<(Self, Option<Manifest>), StartError> {
-        todo!()
+        let dir = raft_dir.join("checkpoints");
+        let path = dir.join(shard.to_string());
+        let failed = |source| StartError::Io { path: path.display().to_string(), source };
+        env.disk().create_dir_all(&dir).await.map_err(failed)?;
+        env.disk().sync_dir(raft_dir).await.map_err(failed)?;
+        let manifest = match env.disk().read_file(&path, FILE_LEN_MAX).await {
+            Ok(bytes) => Some(Manifest::decode(&Bytes::from(bytes)).map_err(|error| StartError::Damaged {
+                path: path.display().to_string(),
+                offset: 0,
+                reason: error.to_string(),
+            })?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        Ok((Self { env, path }, manifest))
     }
+
     /// Makes `manifest` the shard's checkpoint. When it returns the checkpoint is durable; after a crash before that, either the old or
     /// the new one is there. After an error, too, either may be there: the shard must stop.
     pub async fn write(&self, manifest: &Manifest) -> io::Result<()> {
-        todo!()
+        self.write_encoded(manifest.encode()).await
+    }
+
+    pub(crate) async fn write_encoded(&self, manifest: Bytes) -> io::Result<()> {
+        self.env.disk().replace_file(&self.path, manifest).await
     }
 }

@@ -1,14 +1,30 @@
 //! A replica that takes over another's checkpoint.
+//!
+//! What is fetched goes to `<store>/installing/`, one file for each segment, named `<partition's directory>.<base offset, 20 digits>.<first
+//! byte's position>`. Once all of it is there, verified and durable, the folder is renamed to `install-<CRC32C>-<length>` of the encoded manifest,
+//! then the manifest becomes the shard's checkpoint, and then the files are moved (or, where the segment's first part was here already, appended)
+//! to where they belong. A start that finds such a folder does the last step if the checkpoint is that manifest, and removes the folder otherwise;
+//! the old segments were not touched before.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use lockstep_env::Env;
+use lockstep_env::{Disk, DiskFile, Env, OpenMode};
 
 use crate::storage::checkpoint::Checkpoints;
-use crate::storage::manifest::Manifest;
-use crate::storage::segment::SegmentName;
-use crate::storage::store::PartitionStore;
+use crate::storage::manifest::{Manifest, check_segments};
+use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
+use crate::storage::state::{Partition, PartitionState};
+use crate::storage::store::{Inner, PartitionStore, lock};
+
+const FETCHING: &str = "installing";
+const COMPLETE: &str = "install-";
+/// Bytes copied or checked at once.
+const COPY_BYTES: usize = 1 << 20;
 
 /// Bytes of a segment that must be fetched, from the first to the last, before an installation can finish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,42 +38,372 @@ pub struct MissingRange {
 }
 
 /// A checkpoint under way from another node. Until [`Installation::finish`] nothing changes for the store: it may go on applying, flushing
-/// and writing checkpoints of its own, and after a crash it is found as it was. Dropping the installation gives it up.
+/// and writing checkpoints of its own, and after a crash it is found as it was. Dropping the installation gives it up. There is at most one for a store.
 #[derive(Debug)]
 pub struct Installation<E: Env> {
     store: PartitionStore<E>,
+    manifest: Manifest,
+    folder: PathBuf,
+    /// What is not complete.
+    missing: BTreeMap<SegmentName, Fetch>,
+    /// Segments fetched, with the position that the fetched part begins at.
+    fetched: BTreeMap<SegmentName, u64>,
+    /// The file that was written last.
+    open: Option<(SegmentName, <E::Disk as Disk>::File)>,
 }
 
-#[allow(unused_variables, clippy::unused_async)]
+/// How far a segment is.
+#[derive(Clone, Copy, Debug)]
+struct Fetch {
+    entry: SegmentEntry,
+    /// So many bytes were here already.
+    local: u64,
+    /// So many bytes are here now.
+    have: u64,
+    /// CRC32C of these.
+    crc32c: u32,
+}
+
+impl<E: Env> Drop for Installation<E> {
+    fn drop(&mut self) {
+        self.store.inner.installing.store(false, Ordering::Release);
+    }
+}
+
 impl<E: Env> Installation<E> {
     /// Compares the manifest with what the store has. Local segments are prefixes of the leader's, because all replicas apply the same
     /// batches in the same order, so only the rest is missing.
+    ///
+    /// # Errors
+    /// `InvalidData` when the manifest's segments contradict each other, `WouldBlock` while another installation is under way, or the disk's.
     pub async fn begin(store: &PartitionStore<E>, manifest: Manifest) -> io::Result<Self> {
-        todo!()
+        check_segments(&manifest.segments).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        if store.inner.installing.swap(true, Ordering::AcqRel) {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another installation is under way"));
+        }
+        let folder = store.inner.dir.join(FETCHING);
+        let mut installation = Self {
+            store: store.clone(),
+            manifest,
+            folder,
+            missing: BTreeMap::new(),
+            fetched: BTreeMap::new(),
+            open: None,
+        };
+        installation.compare().await?;
+        Ok(installation)
     }
+
+    async fn compare(&mut self) -> io::Result<()> {
+        let inner = Arc::clone(&self.store.inner);
+        inner.flush().await?;
+        let disk = inner.env.disk();
+        remove_if_there(disk, &self.folder).await?;
+        disk.create_dir_all(&self.folder).await?;
+        for entry in self.manifest.segments.iter().filter(|entry| entry.len > 0) {
+            let local = inner.partition(entry.name.key()).and_then(|partition| {
+                let state = partition.lock();
+                state.segment(entry.name.base_offset).map(|segment| (segment.entry, state.generation))
+            });
+            let (len, crc32c) = match local {
+                Some((local, generation)) if local.len > entry.len => {
+                    // Closed later here than there: only the first part counts.
+                    (entry.len, crc_of(&inner, entry, generation).await?)
+                }
+                Some((local, _)) => (local.len, local.crc32c),
+                None => (0, 0),
+            };
+            let fetch = if len < entry.len {
+                Fetch { entry: *entry, local: len, have: len, crc32c }
+            } else if crc32c == entry.crc32c {
+                continue;
+            } else {
+                Fetch { entry: *entry, local: 0, have: 0, crc32c: 0 }
+            };
+            self.missing.insert(entry.name, fetch);
+        }
+        // The local parts must be in the files, also those applied since the flush above.
+        inner.flush().await
+    }
+
     /// The manifest being installed.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
-        todo!()
+        &self.manifest
     }
+
     /// What must still be fetched, ascending by segment. Ask again when all ranges are written: a segment whose checksum turns out
     /// wrong because the local part differs is listed anew, from its first byte. Empty: ready to finish.
     #[must_use]
     pub fn missing(&self) -> Vec<MissingRange> {
-        todo!()
+        let range = |(segment, fetch): (&SegmentName, &Fetch)| MissingRange {
+            segment: *segment,
+            from: fetch.have,
+            len: fetch.entry.len - fetch.have,
+        };
+        self.missing.iter().map(range).collect()
     }
+
     /// Takes the next bytes of a segment: `offset` must be the `from` of its missing range.
     ///
     /// # Errors
     /// `InvalidData` when nothing is missing there, or when a segment that was fetched whole has the wrong checksum (the other side is
     /// damaged: the installation cannot succeed with it). Any other error is the local disk's.
     pub async fn write_chunk(&mut self, segment: &SegmentName, offset: u64, chunk: Bytes) -> io::Result<()> {
-        todo!()
+        let invalid = |reason: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{segment:?}: {reason}"));
+        let fetch = self.missing.get(segment).copied().ok_or_else(|| invalid("not missing"))?;
+        if offset != fetch.have || chunk.is_empty() || chunk.len() as u64 > fetch.entry.len - fetch.have {
+            return Err(invalid("not the next bytes"));
+        }
+        let disk = self.store.inner.env.disk();
+        let path = self.folder.join(staged_name(segment, fetch.local));
+        let file = match &self.open {
+            Some((name, file)) if name == segment => file.clone(),
+            _ => {
+                let mode = if fetch.have == fetch.local { OpenMode::Truncate } else { OpenMode::ReadWrite };
+                let file = disk.open(&path, mode).await?;
+                self.open = Some((*segment, file.clone()));
+                file
+            }
+        };
+        file.write_at(fetch.have - fetch.local, vec![chunk.clone()]).await?;
+        let have = fetch.have + chunk.len() as u64;
+        let crc32c = crc32c::crc32c_append(fetch.crc32c, &chunk);
+        if have < fetch.entry.len {
+            self.missing.insert(*segment, Fetch { have, crc32c, ..fetch });
+            return Ok(());
+        }
+        self.open = None;
+        if crc32c == fetch.entry.crc32c {
+            file.sync_data().await?;
+            self.missing.remove(segment);
+            self.fetched.insert(*segment, fetch.local);
+            return Ok(());
+        }
+        drop(file);
+        disk.remove_file(&path).await?;
+        let whole = fetch.local == 0;
+        self.missing.insert(*segment, Fetch { local: 0, have: 0, crc32c: 0, ..fetch });
+        if whole { Err(invalid("wrong checksum")) } else { Ok(()) }
     }
+
     /// Makes the manifest the shard's checkpoint and the store's content, in place: clones of the store and its logs see the new
     /// content, waiters are woken. The caller must not run `apply` or a checkpoint meanwhile. After an error the shard must stop;
     /// its next start finds the old or the new state.
-    pub async fn finish(self, checkpoints: &Checkpoints<E>) -> io::Result<Manifest> {
-        todo!()
+    pub async fn finish(mut self, checkpoints: &Checkpoints<E>) -> io::Result<Manifest> {
+        if !self.missing.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "segments are missing"));
+        }
+        let inner = Arc::clone(&self.store.inner);
+        let _writing = inner.writing.lock().await;
+        let done = self.exchange(&inner, checkpoints).await;
+        done.map_err(|error| inner.fail(&self.folder, error))?;
+        Ok(std::mem::take(&mut self.manifest))
     }
+
+    async fn exchange(&self, inner: &Inner<E>, checkpoints: &Checkpoints<E>) -> io::Result<()> {
+        let disk = inner.env.disk();
+        inner.write_queued().await?;
+        // The local parts of segments, and what was complete without fetching, must be as durable as the fetched parts are.
+        let mut local = Vec::new();
+        for entry in &self.manifest.segments {
+            let from = self.fetched.get(&entry.name).copied().unwrap_or(entry.len);
+            if let Some(partition) = inner.partition(entry.name.key()).filter(|_| from > 0) {
+                local.push((partition, SegmentEntry { len: from, ..*entry }));
+            }
+        }
+        inner.sync_segments(&local).await?;
+        disk.sync_dir(&self.folder).await?;
+
+        let encoded = self.manifest.encode();
+        let complete = inner.dir.join(complete_name(&encoded));
+        remove_if_there(disk, &complete).await?;
+        disk.rename(&self.folder, &complete).await?;
+        disk.sync_dir(&inner.dir).await?;
+        checkpoints.write_encoded(encoded).await?;
+        // From here on the new state is what a start finds.
+        let fetched = self.fetched.iter().map(|(name, from)| (*name, *from));
+        let targets = self.manifest.segments.iter().map(|entry| (entry.name, entry.len)).collect();
+        move_in(disk, &inner.dir, &complete, fetched, &targets).await?;
+        self.exchange_state(inner).await?;
+        disk.remove_dir_all(&complete).await
+    }
+
+    /// Lets the store see the files as they are now, and removes what is not listed.
+    async fn exchange_state(&self, inner: &Inner<E>) -> io::Result<()> {
+        let disk = inner.env.disk();
+        let generation = inner.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut listed: BTreeMap<PartitionKey, Vec<SegmentEntry>> = BTreeMap::new();
+        for entry in &self.manifest.segments {
+            listed.entry(entry.name.key()).or_default().push(*entry);
+        }
+        let mut waiters = Vec::new();
+        let mut gone: Vec<Arc<Partition>> = Vec::new();
+        let mut remove = Vec::new();
+        let mut cut = Vec::new();
+        {
+            let mut partitions = inner.partitions();
+            partitions.retain(|key, partition| {
+                let keep = listed.contains_key(key);
+                if !keep {
+                    let mut state = partition.lock();
+                    state.dropped = true;
+                    inner.forget_tail(&mut state);
+                    waiters.extend(state.waiters());
+                    gone.push(Arc::clone(partition));
+                }
+                keep
+            });
+            for (key, entries) in listed {
+                let directory_made = entries.iter().any(|entry| entry.len > 0);
+                let Some(partition) = partitions.get(&key) else {
+                    let mut state = PartitionState::durable(entries, generation);
+                    state.directory_made = directory_made;
+                    partitions.insert(key, Partition::new(key, state));
+                    continue;
+                };
+                let mut state = partition.lock();
+                if state.segments.iter().map(|segment| segment.entry).eq(entries.iter().copied()) {
+                    continue;
+                }
+                for segment in &state.segments {
+                    let name = segment.entry.name;
+                    match entries.iter().find(|entry| entry.name == name && entry.len > 0) {
+                        Some(entry) if segment.entry.len > entry.len => cut.push((name, entry.len)),
+                        Some(_) => {}
+                        None => remove.extend([inner.log_path(name), inner.index_path(name)]),
+                    }
+                }
+                inner.forget_tail(&mut state);
+                state.replace_segments(entries, generation);
+                state.directory_made |= directory_made;
+                waiters.extend(state.waiters());
+            }
+        }
+        inner.removable(gone);
+        lock(&inner.files).clear();
+        lock(&inner.indexes).clear();
+        inner.wrote.notify_waiters();
+        for waiter in waiters {
+            waiter.notify_one();
+        }
+        for path in remove {
+            match disk.remove_file(&path).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        for (name, len) in cut {
+            disk.open(&inner.log_path(name), OpenMode::ReadWrite).await?.set_len(len).await?;
+        }
+        Ok(())
+    }
+}
+
+/// CRC32C of the first `entry.len` bytes of a local segment.
+async fn crc_of<E: Env>(inner: &Inner<E>, entry: &SegmentEntry, generation: u64) -> io::Result<u32> {
+    let file = inner.file(entry.name, generation, OpenMode::ReadWrite).await?;
+    let (mut position, mut crc32c) = (0, 0);
+    while position < entry.len {
+        let left = usize::try_from(entry.len - position).unwrap_or(usize::MAX);
+        let bytes = file.read_at(position, left.min(COPY_BYTES)).await?;
+        if bytes.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        crc32c = crc32c::crc32c_append(crc32c, &bytes);
+        position += bytes.len() as u64;
+    }
+    Ok(crc32c)
+}
+
+fn staged_name(segment: &SegmentName, from: u64) -> String {
+    format!("{}.{:020}.{from}", segment.key().directory(), segment.base_offset)
+}
+
+fn parse_staged_name(name: &str) -> Option<(SegmentName, u64)> {
+    let mut parts = name.split('.');
+    let (directory, base_offset, from) = (parts.next()?, parts.next()?, parts.next()?);
+    let key = PartitionKey::parse_directory(directory)?;
+    let segment =
+        SegmentName { topic_id: key.topic_id, partition: key.partition, base_offset: base_offset.parse().ok()? };
+    let from = from.parse().ok()?;
+    (staged_name(&segment, from) == name).then_some((segment, from))
+}
+
+fn complete_name(encoded_manifest: &[u8]) -> String {
+    format!("{COMPLETE}{:08x}-{}", crc32c::crc32c(encoded_manifest), encoded_manifest.len())
+}
+
+async fn remove_if_there<D: Disk>(disk: &D, directory: &Path) -> io::Result<()> {
+    match disk.remove_dir_all(directory).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Ends an installation that a crash interrupted: `names` are the entries of the store's directory, `manifest` its checkpoint.
+pub(crate) async fn resume<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    names: &[String],
+    manifest: Option<&Manifest>,
+) -> io::Result<()> {
+    for name in names.iter().filter(|name| *name == FETCHING || name.starts_with(COMPLETE)) {
+        let folder = dir.join(name);
+        if let Some(manifest) = manifest.filter(|manifest| *name == complete_name(&manifest.encode())) {
+            let staged = disk.read_dir(&folder).await?;
+            let targets = manifest.segments.iter().map(|entry| (entry.name, entry.len)).collect();
+            let staged = staged.iter().filter_map(|name| parse_staged_name(name));
+            move_in(disk, dir, &folder, staged, &targets).await?;
+        }
+        remove_if_there(disk, &folder).await?;
+    }
+    Ok(())
+}
+
+/// Moves staged files to where they belong and makes that durable. May be repeated after a crash.
+async fn move_in<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    folder: &Path,
+    staged: impl Iterator<Item = (SegmentName, u64)>,
+    targets: &BTreeMap<SegmentName, u64>,
+) -> io::Result<()> {
+    let mut directories = BTreeSet::new();
+    for (segment, from) in staged {
+        let Some(len) = targets.get(&segment).copied().filter(|len| *len >= from) else { continue };
+        let directory = dir.join(segment.key().directory());
+        let from_path = folder.join(staged_name(&segment, from));
+        let to_path = directory.join(segment.log_file());
+        if from == 0 {
+            disk.create_dir_all(&directory).await?;
+            match disk.remove_file(&directory.join(segment.index_file())).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            disk.rename(&from_path, &to_path).await?;
+            directories.insert(directory);
+        } else {
+            // The staged file stays until the segment is durable, with the folder.
+            let source = disk.open(&from_path, OpenMode::Read).await?;
+            let target = disk.open(&to_path, OpenMode::ReadWrite).await?;
+            let mut position = from;
+            while position < len {
+                let left = usize::try_from(len - position).unwrap_or(usize::MAX);
+                let bytes = source.read_at(position - from, left.min(COPY_BYTES)).await?;
+                if bytes.is_empty() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                let count = bytes.len() as u64;
+                target.write_at(position, vec![Bytes::from(bytes)]).await?;
+                position += count;
+            }
+            target.set_len(len).await?;
+            target.sync_data().await?;
+        }
+    }
+    for directory in directories {
+        disk.sync_dir(&directory).await?;
+    }
+    disk.sync_dir(dir).await
 }

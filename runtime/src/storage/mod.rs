@@ -9,12 +9,22 @@
 //! They are written behind `apply` and synced by checkpoints only. A checkpoint's [`Manifest`] names every segment with its length and
 //! checksum; what lies in the directory beyond it is a leftover that a replay of the journal makes again.
 
+pub(crate) mod batch;
 pub mod cache;
 pub mod checkpoint;
+mod flush;
+mod index;
 pub mod install;
+mod lookup;
+mod lru;
 pub mod manifest;
+mod read;
+mod recovery;
 pub mod segment;
+pub(crate) mod state;
 pub mod store;
+#[cfg(test)]
+mod test_batch;
 
 pub use cache::Cache;
 pub use checkpoint::Checkpoints;

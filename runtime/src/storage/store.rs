@@ -1,18 +1,37 @@
 //! All partitions of one shard on this node.
 
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lockstep_core::{Effect, TopicId};
-use lockstep_env::Env;
+use lockstep_env::{Disk, DiskFile, Env, OpenMode};
+use tokio::sync::Notify;
 
 use crate::error::StartError;
 use crate::partition::PartitionLog;
+use crate::storage::batch::{self, BatchHeader};
 use crate::storage::cache::Cache;
+use crate::storage::flush;
+use crate::storage::lookup::LoadedIndex;
+use crate::storage::lru::Lru;
 use crate::storage::manifest::Manifest;
-use crate::storage::segment::{SegmentEntry, SegmentName};
+use crate::storage::recovery;
+use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
+use crate::storage::state::{Partition, PartitionState};
+
+/// The flusher does not wait any longer once so much is in memory only.
+const URGENT_BYTES: u64 = 256 << 10;
+/// [`PartitionStore::writable`] waits while more than this is in memory only.
+const UNWRITTEN_BYTES_MAX: u64 = 64 << 20;
+/// A replica that fetches gets at most so much at once.
+const CHUNK_BYTES_MAX: usize = 4 << 20;
+/// Index entries kept for readers, of 24 bytes each.
+const INDEX_ENTRIES_MAX: usize = 32 << 10;
 
 /// How a store keeps its segments.
 #[derive(Clone, Debug)]
@@ -36,18 +55,88 @@ impl StoreOptions {
 /// The partitions of one shard. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct PartitionStore<E: Env> {
-    _env: E,
+    pub(crate) inner: Arc<Inner<E>>,
 }
 
 /// The segments as they were at one position; see [`PartitionStore::prepare_checkpoint`].
 #[derive(Clone, Debug)]
-pub struct SegmentView {}
+pub struct SegmentView {
+    pub(crate) segments: Vec<(Arc<Partition>, SegmentEntry)>,
+    /// So many partitions had been dropped.
+    drops: u64,
+}
 
 /// While one is held, no file of a dropped partition is removed: another replica may be fetching it.
 #[derive(Debug)]
-pub struct Pin {}
+pub struct Pin {
+    _held: Arc<()>,
+}
 
-#[allow(unused_variables, clippy::unused_async)]
+pub(crate) struct Inner<E: Env> {
+    pub(crate) env: E,
+    pub(crate) dir: PathBuf,
+    pub(crate) options: StoreOptions,
+    partitions: Mutex<BTreeMap<PartitionKey, Arc<Partition>>>,
+    dropped: Mutex<Dropped>,
+    pins: Arc<()>,
+    /// Partitions with something to write, each once.
+    pub(crate) queue: Mutex<VecDeque<Arc<Partition>>>,
+    /// Bytes that are in memory only.
+    pub(crate) unwritten: AtomicU64,
+    /// There is something to write.
+    pub(crate) work: Arc<Notify>,
+    /// There is much to write.
+    pub(crate) urgent: Arc<Notify>,
+    /// Something was written.
+    pub(crate) wrote: Notify,
+    /// Held by whoever writes to, exchanges or removes segment files.
+    pub(crate) writing: tokio::sync::Mutex<()>,
+    /// Open segment files, by name and generation.
+    pub(crate) files: Mutex<Lru<(SegmentName, u64), <E::Disk as Disk>::File>>,
+    pub(crate) indexes: Mutex<Lru<(SegmentName, u64), Arc<LoadedIndex>>>,
+    /// Held by whoever makes, reads or writes an index file.
+    pub(crate) indexing: tokio::sync::Mutex<()>,
+    /// Grows with every directory made in the store's, and so much of that is durable.
+    pub(crate) root_changes: AtomicU64,
+    pub(crate) root_synced: AtomicU64,
+    /// Grows with every installed checkpoint.
+    pub(crate) generation: AtomicU64,
+    /// An installation is under way.
+    pub(crate) installing: AtomicBool,
+    has_failed: AtomicBool,
+    failure: Mutex<Option<String>>,
+    pub(crate) closed: AtomicBool,
+    flusher: Mutex<Option<E::Task<()>>>,
+}
+
+/// Partitions that are gone but whose files may still be listed by the last durable checkpoint.
+#[derive(Debug, Default)]
+struct Dropped {
+    /// How many were dropped in all.
+    count: u64,
+    /// With their number; a checkpoint whose view has seen more drops does not list them.
+    waiting: Vec<(u64, Arc<Partition>)>,
+    /// Their files may go.
+    removable: Vec<Arc<Partition>>,
+}
+
+impl<E: Env> fmt::Debug for Inner<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PartitionStore").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl<E: Env> Drop for Inner<E> {
+    fn drop(&mut self) {
+        // The flusher holds no reference while it waits: this lets it find that out.
+        self.work.notify_one();
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl<E: Env> PartitionStore<E> {
     /// Opens the partitions in `dir` (one directory for each shard; made when missing) as the last checkpoint lists them: segments are cut to its lengths and
     /// what it does not list is removed, all of which a replay of the journal makes again. Without a checkpoint the store starts empty.
@@ -61,58 +150,349 @@ impl<E: Env> PartitionStore<E> {
         options: StoreOptions,
         manifest: Option<&Manifest>,
     ) -> Result<Self, StartError> {
-        todo!()
+        let partitions = recovery::recover(&env, dir, manifest).await?;
+        let inner = Arc::new(Inner {
+            dir: dir.to_path_buf(),
+            partitions: Mutex::new(partitions),
+            dropped: Mutex::default(),
+            pins: Arc::new(()),
+            queue: Mutex::default(),
+            unwritten: AtomicU64::new(0),
+            work: Arc::new(Notify::new()),
+            urgent: Arc::new(Notify::new()),
+            wrote: Notify::new(),
+            writing: tokio::sync::Mutex::new(()),
+            files: Mutex::new(Lru::new(options.open_files_max.max(1))),
+            indexes: Mutex::new(Lru::new(INDEX_ENTRIES_MAX)),
+            indexing: tokio::sync::Mutex::new(()),
+            root_changes: AtomicU64::new(1),
+            root_synced: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+            installing: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
+            failure: Mutex::default(),
+            closed: AtomicBool::new(false),
+            flusher: Mutex::default(),
+            env,
+            options,
+        });
+        let flusher =
+            E::spawn(flush::run::<E>(Arc::downgrade(&inner), Arc::clone(&inner.work), Arc::clone(&inner.urgent)));
+        *lock(&inner.flusher) = Some(flusher);
+        Ok(Self { inner })
     }
+
     /// Applies an effect of an entry with this payload, in memory. Effects that do not concern logs are ignored. Never waits.
     ///
     /// # Errors
     /// The effect contradicts the log (a violated invariant), or the store has failed: the shard must stop on this node.
     pub fn apply(&self, effect: &Effect, payload: &Bytes) -> Result<(), String> {
-        todo!()
+        let inner = &self.inner;
+        if let Some(failure) = self.failed() {
+            return Err(failure);
+        }
+        match *effect {
+            Effect::CreatePartition { topic_id, partition } => inner.create(PartitionKey { topic_id, partition }),
+            Effect::DropPartition { topic_id, partition } => inner.drop_partition(PartitionKey { topic_id, partition }),
+            Effect::Append {
+                topic_id,
+                partition,
+                payload_start,
+                payload_len,
+                base_offset,
+                next_offset,
+                leader_epoch,
+                log_append_time_ms,
+            } => {
+                let key = PartitionKey { topic_id, partition };
+                let refuse = |reason: String| format!("append to partition {}: {reason}", key.directory());
+                let batch = (payload_start as usize)
+                    .checked_add(payload_len as usize)
+                    .and_then(|end| payload.get(payload_start as usize..end))
+                    .filter(|batch| batch.len() >= batch::HEADER_LEN)
+                    .ok_or_else(|| refuse("the payload has no such batch".to_owned()))?;
+                // A copy: a slice would keep the payload of the whole entry in memory, with the batches of all other partitions.
+                let mut batch = batch.to_vec();
+                batch::stamp(&mut batch, base_offset, leader_epoch, log_append_time_ms);
+                let header = BatchHeader::parse(&batch)
+                    .filter(|header| header.len == batch.len() && header.next_offset == next_offset)
+                    .ok_or_else(|| refuse(format!("no batch of offsets {base_offset}..{next_offset}")))?;
+                inner.append(key, Bytes::from(batch), &header).map_err(refuse)
+            }
+            Effect::GroupChanged { .. } | Effect::AssignmentNeeded { .. } | Effect::DirectoryChanged { .. } => Ok(()),
+        }
     }
+
     /// Waits while too much (more than 64 MiB) is in memory only, because the disk is slower than the log. To be awaited before an entry is applied.
     pub async fn writable(&self) {
-        todo!()
+        loop {
+            let wrote = self.inner.wrote.notified();
+            if self.inner.unwritten.load(Ordering::Acquire) <= UNWRITTEN_BYTES_MAX || self.inner.is_failed() {
+                return;
+            }
+            wrote.await;
+        }
     }
+
     /// The log of a partition.
     #[must_use]
     pub fn log(&self, topic_id: TopicId, partition: u32) -> Option<PartitionLog<E>> {
-        todo!()
+        let partition = self.inner.partition(PartitionKey { topic_id, partition })?;
+        Some(PartitionLog::new(Arc::clone(&self.inner), partition))
     }
+
     /// Writes everything applied so far to the segment files, without syncing them.
     pub async fn flush(&self) -> io::Result<()> {
-        todo!()
+        self.inner.flush().await
     }
+
     /// Why the store cannot go on: its disk failed.
     #[must_use]
     pub fn failed(&self) -> Option<String> {
-        todo!()
+        if self.inner.is_failed() { lock(&self.inner.failure).clone() } else { None }
     }
+
     /// Notes the length of every segment as of now. To be called while nothing is being applied, together with the state machine's snapshot; takes about a millisecond for 10,000 segments.
     #[must_use]
     pub fn prepare_checkpoint(&self) -> SegmentView {
-        todo!()
+        let drops = lock(&self.inner.dropped).count;
+        let mut segments = Vec::new();
+        for partition in lock(&self.inner.partitions).values() {
+            let state = partition.lock();
+            segments.extend(state.segments.iter().map(|segment| (Arc::clone(partition), segment.entry)));
+        }
+        SegmentView { segments, drops }
     }
+
     /// Makes the view's segments durable and lists them, for [`Manifest::segments`]. Syncs only what was touched since the last time. After an error the shard must stop.
     pub async fn sync_for(&self, view: &SegmentView) -> io::Result<Vec<SegmentEntry>> {
-        todo!()
+        self.inner.flush().await?;
+        self.inner.sync_segments(&view.segments).await?;
+        self.inner.save_grown_indexes(&view.segments).await;
+        Ok(view.segments.iter().map(|(_, entry)| *entry).collect())
     }
+
     /// To be called when the checkpoint made from `view` is durable: files of partitions that it no longer has are removed.
     pub async fn checkpointed(&self, view: SegmentView) {
-        todo!()
+        {
+            let mut dropped = lock(&self.inner.dropped);
+            let (gone, waiting) =
+                std::mem::take(&mut dropped.waiting).into_iter().partition(|(number, _)| *number < view.drops);
+            dropped.waiting = waiting;
+            let gone: Vec<_> = gone;
+            dropped.removable.extend(gone.into_iter().map(|(_, partition)| partition));
+        }
+        self.inner.remove_dropped().await;
     }
+
     /// Keeps files of dropped partitions from being removed; for as long as another replica fetches a checkpoint from here. Take it before reading the manifest to be sent.
     #[must_use]
     pub fn pin(&self) -> Pin {
-        todo!()
+        Pin { _held: Arc::clone(&self.inner.pins) }
     }
+
     /// Up to `len` bytes (at most 4 MiB) of a segment of the last checkpoint, for a replica that fetches it; fewer at the end of what is written.
     /// `NotFound` when there is no such segment any more.
     pub async fn read_chunk(&self, segment: &SegmentName, offset: u64, len: usize) -> io::Result<Bytes> {
-        todo!()
+        let not_found = || io::Error::from(io::ErrorKind::NotFound);
+        let partition = self.inner.partition_or_dropped(segment.key()).ok_or_else(not_found)?;
+        let (written, generation) = {
+            let state = partition.lock();
+            (state.segment(segment.base_offset).ok_or_else(not_found)?.written, state.generation)
+        };
+        let left = usize::try_from(written.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let len = len.min(CHUNK_BYTES_MAX).min(left);
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let file = self.inner.file(*segment, generation, OpenMode::ReadWrite).await?;
+        Ok(Bytes::from(file.read_at(offset, len).await?))
     }
+
     /// Writes what is in memory and stops the background task. Nothing may be applied afterwards.
     pub async fn close(&self) {
-        todo!()
+        if let Err(error) = self.inner.flush().await {
+            tracing::warn!(dir = %self.inner.dir.display(), %error, "segments could not be written at the end");
+        }
+        self.inner.closed.store(true, Ordering::Release);
+        self.inner.work.notify_one();
+        let flusher = lock(&self.inner.flusher).take();
+        if let Some(flusher) = flusher {
+            let _ = flusher.await;
+        }
+        lock(&self.inner.files).clear();
+    }
+}
+
+impl<E: Env> Inner<E> {
+    pub(crate) fn partition(&self, key: PartitionKey) -> Option<Arc<Partition>> {
+        lock(&self.partitions).get(&key).cloned()
+    }
+
+    fn partition_or_dropped(&self, key: PartitionKey) -> Option<Arc<Partition>> {
+        self.partition(key).or_else(|| {
+            let dropped = lock(&self.dropped);
+            let waiting = dropped.waiting.iter().map(|(_, partition)| partition);
+            waiting.chain(&dropped.removable).find(|partition| partition.key == key).cloned()
+        })
+    }
+
+    /// All partitions by key, to be exchanged.
+    pub(crate) fn partitions(&self) -> MutexGuard<'_, BTreeMap<PartitionKey, Arc<Partition>>> {
+        lock(&self.partitions)
+    }
+
+    pub(crate) fn directory(&self, key: PartitionKey) -> PathBuf {
+        self.dir.join(key.directory())
+    }
+
+    pub(crate) fn log_path(&self, name: SegmentName) -> PathBuf {
+        self.directory(name.key()).join(name.log_file())
+    }
+
+    pub(crate) fn index_path(&self, name: SegmentName) -> PathBuf {
+        self.directory(name.key()).join(name.index_file())
+    }
+
+    pub(crate) fn is_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
+    }
+
+    /// Nothing is written any more after this; `apply` refuses. The error is returned with the path in it.
+    pub(crate) fn fail(&self, path: &Path, error: io::Error) -> io::Error {
+        let error = io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        lock(&self.failure).get_or_insert_with(|| error.to_string());
+        self.has_failed.store(true, Ordering::Release);
+        self.wrote.notify_waiters();
+        tracing::error!(%error, "segments cannot be written any more");
+        error
+    }
+
+    pub(crate) fn check_failed(&self) -> io::Result<()> {
+        if self.is_failed() {
+            return Err(io::Error::other(lock(&self.failure).clone().unwrap_or_default()));
+        }
+        Ok(())
+    }
+
+    /// A segment's file, open for reading and writing.
+    pub(crate) async fn file(
+        &self,
+        name: SegmentName,
+        generation: u64,
+        mode: OpenMode,
+    ) -> io::Result<<E::Disk as Disk>::File> {
+        let open = lock(&self.files).get((name, generation));
+        if let Some(file) = open {
+            return Ok(file);
+        }
+        let file = self.env.disk().open(&self.log_path(name), mode).await?;
+        lock(&self.files).insert((name, generation), file.clone(), 1);
+        Ok(file)
+    }
+
+    fn create(&self, key: PartitionKey) -> Result<(), String> {
+        if self.partition_or_dropped(key).is_some() {
+            return Err(format!("partition {} exists already", key.directory()));
+        }
+        let name = SegmentName { topic_id: key.topic_id, partition: key.partition, base_offset: 0 };
+        let generation = self.generation.load(Ordering::Acquire);
+        let state = PartitionState::durable([SegmentEntry::empty(name)], generation);
+        lock(&self.partitions).insert(key, Partition::new(key, state));
+        Ok(())
+    }
+
+    fn drop_partition(&self, key: PartitionKey) -> Result<(), String> {
+        let Some(partition) = lock(&self.partitions).remove(&key) else {
+            return Err(format!("partition {} does not exist", key.directory()));
+        };
+        let waiters = {
+            let mut state = partition.lock();
+            state.dropped = true;
+            state.waiters()
+        };
+        {
+            // Its tail stays and is still written: a checkpoint prepared before the drop may list it.
+            let mut dropped = lock(&self.dropped);
+            let number = dropped.count;
+            dropped.count += 1;
+            dropped.waiting.push((number, partition));
+        }
+        for waiter in waiters {
+            waiter.notify_one();
+        }
+        Ok(())
+    }
+
+    fn append(&self, key: PartitionKey, batch: Bytes, header: &BatchHeader) -> Result<(), String> {
+        let partition = self.partition(key).ok_or_else(|| "it does not exist".to_owned())?;
+        let segment_bytes = self.options.segment_bytes;
+        let len = batch.len() as u64;
+        let crc_before = {
+            let state = partition.lock();
+            if state.end_offset() != header.base_offset {
+                return Err(format!("at offset {}, but the log ends at {}", header.base_offset, state.end_offset()));
+            }
+            state.crc_before(len, segment_bytes)
+        };
+        // Only `apply` appends, one entry at a time, so the segment is the same still. Readers need not wait for the checksum.
+        let crc = crc32c::crc32c_append(crc_before, &batch);
+        let before = self.unwritten.fetch_add(len, Ordering::AcqRel);
+        let (newly_queued, waiters) = {
+            let mut state = partition.lock();
+            state.append(key, batch, header, segment_bytes, crc);
+            (!std::mem::replace(&mut state.queued, true), state.waiters())
+        };
+        if newly_queued {
+            lock(&self.queue).push_back(Arc::clone(&partition));
+        }
+        for waiter in waiters {
+            waiter.notify_one();
+        }
+        if before == 0 {
+            self.work.notify_one();
+        }
+        if before < URGENT_BYTES && before + len >= URGENT_BYTES {
+            self.urgent.notify_one();
+        }
+        self.options.cache.note(&partition, header.next_offset, len);
+        Ok(())
+    }
+
+    /// Forgets a partition's tail.
+    pub(crate) fn forget_tail(&self, state: &mut PartitionState) {
+        self.unwritten.fetch_sub(state.forget_tail(), Ordering::AcqRel);
+    }
+
+    /// Lets the files of partitions go: these, which were taken out of the map, and all that were dropped.
+    pub(crate) fn removable(&self, partitions: Vec<Arc<Partition>>) {
+        let mut dropped = lock(&self.dropped);
+        let waiting = std::mem::take(&mut dropped.waiting);
+        dropped.removable.extend(waiting.into_iter().map(|(_, partition)| partition));
+        dropped.removable.extend(partitions);
+    }
+
+    /// Removes the files of dropped partitions that no checkpoint lists, unless they are pinned.
+    pub(crate) async fn remove_dropped(&self) {
+        let _writing = self.writing.lock().await;
+        loop {
+            let partition = {
+                let mut dropped = lock(&self.dropped);
+                if Arc::strong_count(&self.pins) > 1 {
+                    return;
+                }
+                dropped.removable.pop()
+            };
+            let Some(partition) = partition else { return };
+            self.forget_tail(&mut partition.lock());
+            match self.env.disk().remove_dir_all(&self.directory(partition.key)).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // The next start tries again.
+                Err(error) => {
+                    tracing::warn!(partition = partition.key.directory(), %error, "files of a deleted partition stay");
+                }
+            }
+        }
     }
 }

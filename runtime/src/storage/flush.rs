@@ -1,0 +1,184 @@
+//! Writing behind `apply`, and making durable what a checkpoint lists.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use lockstep_env::{Disk, DiskFile, Env, OpenMode, select};
+use tokio::sync::Notify;
+
+use crate::storage::segment::SegmentEntry;
+use crate::storage::state::Partition;
+use crate::storage::store::{Inner, lock};
+
+/// How long applied batches stay in memory only, when they are few.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
+/// Files that were not used for so long are closed.
+const FILE_IDLE: Duration = Duration::from_secs(60);
+/// Bytes of one write.
+const STEP_BYTES_MAX: u64 = 4 << 20;
+/// Buffers of one write (`IOV_MAX` is 1,024).
+const STEP_BUFFERS_MAX: usize = 1_000;
+/// Files synced at the same time.
+const SYNCS_AT_ONCE: usize = 8;
+
+/// The store's own task. Ends when the store is closed, dropped or has failed.
+pub(crate) async fn run<E: Env>(store: Weak<Inner<E>>, work: Arc<Notify>, urgent: Arc<Notify>) {
+    let mut files_mark = 0;
+    let mut files_close_at = E::now() + FILE_IDLE;
+    loop {
+        select(work.notified(), E::sleep_until(files_close_at)).await;
+        loop {
+            let Some(inner) = store.upgrade() else { return };
+            if inner.closed.load(Ordering::Acquire) || inner.is_failed() {
+                return;
+            }
+            if E::now() >= files_close_at {
+                let mut files = lock(&inner.files);
+                files.forget_unused_since(files_mark);
+                files_mark = files.mark();
+                files_close_at = E::now() + FILE_IDLE;
+            }
+            if inner.unwritten.load(Ordering::Acquire) == 0 {
+                inner.remove_dropped().await;
+                break;
+            }
+            drop(inner);
+            select(urgent.notified(), E::sleep(FLUSH_INTERVAL)).await;
+            let Some(inner) = store.upgrade() else { return };
+            if inner.flush().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// Writes everything applied so far.
+    pub(crate) async fn flush(&self) -> io::Result<()> {
+        let _writing = self.writing.lock().await;
+        self.write_queued().await
+    }
+
+    /// Writes what waits in the queue now. `writing` must be held. A partition leaves the queue only when it is written, so nothing is lost when the
+    /// caller gives up half way.
+    pub(crate) async fn write_queued(&self) -> io::Result<()> {
+        self.check_failed()?;
+        let queued = lock(&self.queue).len();
+        for _ in 0..queued {
+            let Some(partition) = lock(&self.queue).front().cloned() else { break };
+            self.write_partition(&partition).await?;
+            let more = {
+                let mut state = partition.lock();
+                state.queued = state.unwritten() > 0;
+                state.queued
+            };
+            let mut queue = lock(&self.queue);
+            queue.pop_front();
+            if more {
+                queue.push_back(partition);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what the partition has now; not what is appended meanwhile, which might never end.
+    async fn write_partition(&self, partition: &Arc<Partition>) -> io::Result<()> {
+        let mut left = partition.lock().unwritten();
+        while left > 0 {
+            let (step, directory_made, new_file) = {
+                let mut state = partition.lock();
+                let Some(step) = state.next_write(STEP_BYTES_MAX, STEP_BUFFERS_MAX) else { break };
+                let new_file = step.position == 0;
+                state.directory_changes += u64::from(new_file);
+                (step, state.directory_made, new_file)
+            };
+            if !directory_made {
+                self.root_changes.fetch_add(1, Ordering::AcqRel);
+                let directory = self.directory(partition.key);
+                let made = self.env.disk().create_dir_all(&directory).await;
+                made.map_err(|error| self.fail(&directory, error))?;
+                partition.lock().directory_made = true;
+            }
+            let mode = if new_file { OpenMode::CreateOrOpen } else { OpenMode::ReadWrite };
+            let written = match self.file(step.segment, step.generation, mode).await {
+                Ok(file) => file.write_at(step.position, step.buffers.clone()).await,
+                Err(error) => Err(error),
+            };
+            written.map_err(|error| self.fail(&self.log_path(step.segment), error))?;
+            partition.lock().wrote(&step);
+            self.unwritten.fetch_sub(step.bytes, Ordering::AcqRel);
+            self.wrote.notify_waiters();
+            left = left.saturating_sub(step.bytes);
+        }
+        self.save_closed_indexes(partition).await;
+        Ok(())
+    }
+
+    /// Makes these segments durable up to the lengths given. They must be written.
+    pub(crate) async fn sync_segments(&self, segments: &[(Arc<Partition>, SegmentEntry)]) -> io::Result<()> {
+        let mut unsynced = Vec::new();
+        let mut directories = BTreeMap::new();
+        for (partition, entry) in segments {
+            let state = partition.lock();
+            if state.directory_changes > state.directory_synced {
+                directories.insert(partition.key, Arc::clone(partition));
+            }
+            if entry.len == 0 {
+                continue;
+            }
+            let segment = state
+                .segment(entry.name.base_offset)
+                .filter(|segment| segment.written >= entry.len)
+                .ok_or_else(|| io::Error::other("the segments were exchanged under the checkpoint"))?;
+            if segment.synced < entry.len {
+                unsynced.push((partition, entry.name));
+            }
+        }
+        for some in unsynced.chunks(SYNCS_AT_ONCE) {
+            try_join_all(some.iter().map(async |(partition, name)| {
+                let (written, generation) = {
+                    let state = partition.lock();
+                    (state.segment(name.base_offset).map_or(0, |segment| segment.written), state.generation)
+                };
+                let synced = match self.file(*name, generation, OpenMode::ReadWrite).await {
+                    Ok(file) => file.sync_data().await,
+                    Err(error) => Err(error),
+                };
+                synced.map_err(|error| self.fail(&self.log_path(*name), error))?;
+                if let Some(segment) = partition.lock().segment_mut(name.base_offset) {
+                    segment.synced = segment.synced.max(written);
+                }
+                io::Result::Ok(())
+            }))
+            .await?;
+        }
+        let directories: Vec<_> = directories.into_values().collect();
+        for some in directories.chunks(SYNCS_AT_ONCE) {
+            try_join_all(some.iter().map(async |partition| {
+                let changes = partition.lock().directory_changes;
+                let directory = self.directory(partition.key);
+                let synced = self.env.disk().sync_dir(&directory).await;
+                synced.map_err(|error| self.fail(&directory, error))?;
+                partition.lock().directory_synced = changes;
+                io::Result::Ok(())
+            }))
+            .await?;
+        }
+        self.sync_root().await
+    }
+
+    /// Makes the partitions' directories durable.
+    pub(crate) async fn sync_root(&self) -> io::Result<()> {
+        let changes = self.root_changes.load(Ordering::Acquire);
+        if changes > self.root_synced.load(Ordering::Acquire) {
+            let synced = self.env.disk().sync_dir(&self.dir).await;
+            synced.map_err(|error| self.fail(&self.dir, error))?;
+            self.root_synced.fetch_max(changes, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! Index files: read when a reader needs them, written when a segment is closed or has grown, made again when they are no good.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_env::{Disk, DiskFile, Env, OpenMode};
+
+use crate::storage::batch::{BatchHeader, HEADER_LEN};
+use crate::storage::index::{self, Index, IndexEntry};
+use crate::storage::segment::{SegmentEntry, SegmentName};
+use crate::storage::state::{FileSource, Partition};
+use crate::storage::store::{Inner, lock};
+
+/// A growing segment's index is written by a checkpoint once it has so many new entries.
+const GROWN_ENTRIES: usize = 16;
+/// Bytes of log read at once when an index is made again.
+const SCAN_BYTES: usize = 1 << 20;
+/// An index that took this much reading is worth a file.
+const SCANNED_BYTES_WORTH_A_FILE: u64 = 4 << 20;
+
+/// Index entries for the part of a segment that is not in memory.
+#[derive(Debug)]
+pub(crate) struct LoadedIndex {
+    pub(crate) entries: Vec<IndexEntry>,
+    /// So much of the segment was asked for.
+    asked: u64,
+    /// Less than `asked` where the log is damaged.
+    pub(crate) covered: u64,
+    /// Made from the log in this process: it is no use to make it again.
+    pub(crate) from_log: bool,
+}
+
+impl<E: Env> Inner<E> {
+    /// The index for the first `source.recent_from` bytes of a segment; made from the log when `anew`.
+    pub(crate) async fn index(&self, source: &FileSource, anew: bool) -> io::Result<Arc<LoadedIndex>> {
+        let _indexing = self.indexing.lock().await;
+        self.load_index(source, anew).await
+    }
+
+    /// `indexing` must be held.
+    async fn load_index(&self, source: &FileSource, anew: bool) -> io::Result<Arc<LoadedIndex>> {
+        let (name, asked) = (source.segment, source.recent_from);
+        let loaded = lock(&self.indexes).get((name, source.generation));
+        if let Some(loaded) = loaded.filter(|loaded| loaded.asked >= asked && (loaded.from_log || !anew)) {
+            return Ok(loaded);
+        }
+        let path = self.index_path(name);
+        let mut index = Index::default();
+        if !anew {
+            // Whatever is wrong with the file, the log has it all.
+            let file = self.env.disk().read_file(&path, index::FILE_LEN_MAX).await.unwrap_or_default();
+            index = Index::decode(&file, name.base_offset).unwrap_or_default();
+            index.cut(asked);
+        }
+        let from_file = index.covered;
+        if from_file < asked {
+            self.scan(source, &mut index).await?;
+            if index.covered == asked && (anew || asked - from_file >= SCANNED_BYTES_WORTH_A_FILE) {
+                self.write_index(name, &index).await;
+            }
+        }
+        let loaded =
+            Arc::new(LoadedIndex { asked, covered: index.covered, entries: index.entries, from_log: from_file == 0 });
+        self.keep_index(name, source.generation, &loaded);
+        Ok(loaded)
+    }
+
+    fn keep_index(&self, name: SegmentName, generation: u64, loaded: &Arc<LoadedIndex>) {
+        lock(&self.indexes).insert((name, generation), Arc::clone(loaded), loaded.entries.len() + 8);
+    }
+
+    /// Takes in the batches from `index.covered` to `source.recent_from`, or to the first one that does not follow.
+    async fn scan(&self, source: &FileSource, index: &mut Index) -> io::Result<()> {
+        let file = self.file(source.segment, source.generation, OpenMode::ReadWrite).await?;
+        let mut expected = (index.covered == 0).then_some(source.segment.base_offset);
+        while index.covered < source.recent_from {
+            let left = usize::try_from(source.recent_from - index.covered).unwrap_or(usize::MAX);
+            let window = file.read_at(index.covered, left.min(SCAN_BYTES)).await?;
+            let mut at = 0;
+            while let Some(rest) = window.get(at..).filter(|rest| rest.len() >= HEADER_LEN) {
+                let Some(header) = BatchHeader::parse(rest) else { return Ok(()) };
+                let follows = match expected {
+                    Some(expected) => header.base_offset == expected,
+                    None => index.entries.last().is_none_or(|last| header.base_offset > last.offset),
+                };
+                if !follows || index.covered + header.len as u64 > source.recent_from {
+                    return Ok(());
+                }
+                index.push(&header);
+                expected = Some(header.next_offset);
+                at += header.len;
+            }
+            if at == 0 {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the indexes of segments that were closed and are written.
+    pub(crate) async fn save_closed_indexes(&self, partition: &Arc<Partition>) {
+        let mut closed = Vec::new();
+        {
+            let state = partition.lock();
+            for segment in state.segments.iter().rev().skip(1) {
+                if segment.recent.is_empty() {
+                    break;
+                }
+                if segment.written == segment.entry.len {
+                    closed.push(segment.entry.name);
+                }
+            }
+        }
+        for name in closed {
+            self.save_index(partition, name).await;
+        }
+    }
+
+    /// Writes the indexes of segments that have grown much, so that memory and the next start have little to do with them.
+    pub(crate) async fn save_grown_indexes(&self, segments: &[(Arc<Partition>, SegmentEntry)]) {
+        for (partition, entry) in segments {
+            let grown = partition
+                .lock()
+                .segment(entry.name.base_offset)
+                .is_some_and(|segment| segment.recent.len() > GROWN_ENTRIES);
+            if grown {
+                self.save_index(partition, entry.name).await;
+            }
+        }
+    }
+
+    /// Moves the entries of what is written from memory to the index file. They stay in memory when that fails: nothing else depends on the file.
+    async fn save_index(&self, partition: &Arc<Partition>, name: SegmentName) {
+        let _indexing = self.indexing.lock().await;
+        let (source, moved, covered) = {
+            let state = partition.lock();
+            let Some(segment) = state.segment(name.base_offset) else { return };
+            let closed = state.segments.back().is_some_and(|last| last.entry.name != name);
+            // The last entry of a growing segment is not finished.
+            let (count, covered) = if closed && segment.written == segment.entry.len {
+                (segment.recent.len(), segment.entry.len)
+            } else {
+                let written = segment.recent.partition_point(|entry| entry.position <= segment.written);
+                let Some(last) = written.checked_sub(1).and_then(|last| segment.recent.get(last)) else { return };
+                (written - 1, last.position)
+            };
+            let source = FileSource {
+                segment: name,
+                generation: state.generation,
+                written: segment.written,
+                at: None,
+                recent_from: segment.recent_from,
+            };
+            (source, segment.recent[..count].to_vec(), covered)
+        };
+        if moved.is_empty() {
+            return;
+        }
+        let mut index = Index::default();
+        if source.recent_from > 0 {
+            match self.load_index(&source, false).await {
+                Ok(before) if before.covered == source.recent_from => index.entries.clone_from(&before.entries),
+                _ => return,
+            }
+        }
+        index.entries.extend(&moved);
+        index.covered = covered;
+        if !self.write_index(name, &index).await {
+            return;
+        }
+        let loaded = LoadedIndex { entries: index.entries, asked: covered, covered, from_log: false };
+        self.keep_index(name, source.generation, &Arc::new(loaded));
+        let mut state = partition.lock();
+        if state.generation == source.generation
+            && let Some(segment) = state.segment_mut(name.base_offset)
+            && segment.recent_from == source.recent_from
+        {
+            segment.recent.drain(..moved.len());
+            segment.recent.shrink_to_fit();
+            segment.recent_from = covered;
+        }
+    }
+
+    async fn write_index(&self, name: SegmentName, index: &Index) -> bool {
+        let path = self.index_path(name);
+        let content = Bytes::from(index.encode(name.base_offset));
+        let written = match self.env.disk().open(&path, OpenMode::Truncate).await {
+            Ok(file) => file.write_at(0, vec![content]).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &written {
+            tracing::warn!(path = %path.display(), %error, "index not written");
+        }
+        written.is_ok()
+    }
+}

@@ -1,0 +1,359 @@
+//! What is known of one partition, in memory.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::storage::batch::BatchHeader;
+use crate::storage::index::{self, IndexEntry};
+use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
+
+/// Places that readers stopped at, remembered so that the next read from there need not search.
+const HINTS: usize = 4;
+/// Spare room that an empty tail may keep.
+const IDLE_TAIL_CAPACITY: usize = 8;
+
+/// One partition. The lock is held for short sections only and never across an await.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    pub(crate) key: PartitionKey,
+    state: Mutex<PartitionState>,
+}
+
+impl Partition {
+    pub(crate) fn new(key: PartitionKey, state: PartitionState) -> Arc<Self> {
+        Arc::new(Self { key, state: Mutex::new(state) })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, PartitionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct PartitionState {
+    /// Ascending and without gaps. Never empty: a partition without records has one segment of length 0.
+    pub(crate) segments: VecDeque<Segment>,
+    /// The newest batches: those not written yet, and before them some that are.
+    tail: VecDeque<TailBatch>,
+    /// So many batches at the front of the tail are written.
+    tail_written: usize,
+    /// Written batches that end here or before are not kept.
+    evict_before: i64,
+    /// It waits in the store's queue of partitions to be written.
+    pub(crate) queued: bool,
+    /// The partition's directory was made or found.
+    pub(crate) directory_made: bool,
+    /// Grows with every file that is made in the directory.
+    pub(crate) directory_changes: u64,
+    /// So many of these changes are durable.
+    pub(crate) directory_synced: u64,
+    /// Deleted: nothing can be read any more.
+    pub(crate) dropped: bool,
+    /// The store's generation when these files were opened; another one when they were exchanged since.
+    pub(crate) generation: u64,
+    waiters: Vec<Weak<Notify>>,
+    /// Waiters are cleared of dead ones when there are so many.
+    waiters_prune_at: usize,
+    /// Offset, base offset of the segment, position.
+    hints: [(i64, i64, u64); HINTS],
+    hint_next: usize,
+}
+
+/// One segment.
+#[derive(Clone, Debug)]
+pub(crate) struct Segment {
+    /// As applied.
+    pub(crate) entry: SegmentEntry,
+    /// So many bytes are in the file.
+    pub(crate) written: u64,
+    /// So many bytes are durable.
+    pub(crate) synced: u64,
+    /// Index entries from `recent_from` on; what comes before is covered by the index file or must be scanned.
+    pub(crate) recent: Vec<IndexEntry>,
+    pub(crate) recent_from: u64,
+}
+
+impl Segment {
+    pub(crate) fn empty(name: SegmentName) -> Self {
+        Self::durable(SegmentEntry::empty(name))
+    }
+
+    /// A segment that lies on disk as `entry` says.
+    pub(crate) fn durable(entry: SegmentEntry) -> Self {
+        Self { entry, written: entry.len, synced: entry.len, recent: Vec::new(), recent_from: entry.len }
+    }
+}
+
+#[derive(Debug)]
+struct TailBatch {
+    bytes: Bytes,
+    /// Which segment it belongs to.
+    segment: i64,
+    /// Where in the segment it begins.
+    position: u64,
+    base_offset: i64,
+    next_offset: i64,
+}
+
+/// Batches to be written next to one file.
+#[derive(Debug)]
+pub(crate) struct WriteStep {
+    pub(crate) segment: SegmentName,
+    pub(crate) generation: u64,
+    pub(crate) position: u64,
+    pub(crate) buffers: Vec<Bytes>,
+    pub(crate) bytes: u64,
+}
+
+/// Where the next batches for a reader are.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Here. There is no more, or no more that fits.
+    Memory(Vec<Bytes>),
+    /// In a file.
+    File(FileSource),
+}
+
+/// Where to look in a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileSource {
+    pub(crate) segment: SegmentName,
+    pub(crate) generation: u64,
+    /// So many bytes of the file may be read.
+    pub(crate) written: u64,
+    /// A batch begins here, at this offset, and the wanted one is this or a later one. `None`: the index must be asked about the
+    /// first `recent_from` bytes.
+    pub(crate) at: Option<(u64, i64)>,
+    pub(crate) recent_from: u64,
+}
+
+impl PartitionState {
+    /// A partition that lies on disk as `segments` say: ascending, without gaps, at least one.
+    pub(crate) fn durable(segments: impl IntoIterator<Item = SegmentEntry>, generation: u64) -> Self {
+        let segments: VecDeque<Segment> = segments.into_iter().map(Segment::durable).collect();
+        assert!(!segments.is_empty(), "a partition has a segment");
+        Self {
+            segments,
+            tail: VecDeque::new(),
+            tail_written: 0,
+            evict_before: 0,
+            queued: false,
+            directory_made: false,
+            directory_changes: 0,
+            directory_synced: 0,
+            dropped: false,
+            generation,
+            waiters: Vec::new(),
+            waiters_prune_at: 8,
+            hints: [(-1, -1, 0); HINTS],
+            hint_next: 0,
+        }
+    }
+
+    pub(crate) fn start_offset(&self) -> i64 {
+        self.segments.front().map_or(0, |segment| segment.entry.name.base_offset)
+    }
+
+    pub(crate) fn end_offset(&self) -> i64 {
+        self.segments.back().map_or(0, |segment| segment.entry.next_offset)
+    }
+
+    pub(crate) fn segment(&self, base_offset: i64) -> Option<&Segment> {
+        let at = self.segments.binary_search_by_key(&base_offset, |segment| segment.entry.name.base_offset).ok()?;
+        self.segments.get(at)
+    }
+
+    pub(crate) fn segment_mut(&mut self, base_offset: i64) -> Option<&mut Segment> {
+        let at = self.segments.binary_search_by_key(&base_offset, |segment| segment.entry.name.base_offset).ok()?;
+        self.segments.get_mut(at)
+    }
+
+    /// Does a batch of `len` bytes begin a new segment? That depends on nothing but the batches before it.
+    fn rolls(&self, len: u64, segment_bytes: u64) -> bool {
+        self.segments
+            .back()
+            .is_none_or(|segment| segment.entry.len > 0 && segment.entry.len.saturating_add(len) > segment_bytes)
+    }
+
+    /// CRC32C of the segment that the next batch, of `len` bytes, will go to.
+    pub(crate) fn crc_before(&self, len: u64, segment_bytes: u64) -> u32 {
+        if self.rolls(len, segment_bytes) { 0 } else { self.segments.back().map_or(0, |segment| segment.entry.crc32c) }
+    }
+
+    /// Appends a stamped batch; `crc32c` is that of its segment with it.
+    pub(crate) fn append(
+        &mut self,
+        key: PartitionKey,
+        batch: Bytes,
+        header: &BatchHeader,
+        segment_bytes: u64,
+        crc32c: u32,
+    ) {
+        assert!(header.base_offset == self.end_offset() && header.len == batch.len(), "a batch follows the one before");
+        let len = batch.len() as u64;
+        if self.rolls(len, segment_bytes) {
+            self.segments.push_back(Segment::empty(SegmentName {
+                topic_id: key.topic_id,
+                partition: key.partition,
+                base_offset: header.base_offset,
+            }));
+        }
+        let Some(Segment { entry, recent, .. }) = self.segments.back_mut() else { return };
+        index::push(recent, header, entry.len);
+        self.tail.push_back(TailBatch {
+            segment: entry.name.base_offset,
+            position: entry.len,
+            base_offset: header.base_offset,
+            next_offset: header.next_offset,
+            bytes: batch,
+        });
+        entry.crc32c = crc32c;
+        entry.len += len;
+        entry.next_offset = header.next_offset;
+        if header.max_timestamp_ms > entry.max_timestamp_ms {
+            entry.max_timestamp_ms = header.max_timestamp_ms;
+            entry.max_timestamp_offset = header.next_offset - 1;
+        }
+    }
+
+    /// The next batches to be written, all of one segment; `None` when everything is.
+    pub(crate) fn next_write(&self, bytes_max: u64, buffers_max: usize) -> Option<WriteStep> {
+        let first = self.tail.get(self.tail_written)?;
+        let mut step = WriteStep {
+            segment: self.segment(first.segment)?.entry.name,
+            generation: self.generation,
+            position: first.position,
+            buffers: Vec::new(),
+            bytes: 0,
+        };
+        for batch in self.tail.range(self.tail_written..) {
+            let len = batch.bytes.len() as u64;
+            let fits = step.bytes + len <= bytes_max && step.buffers.len() < buffers_max;
+            if batch.segment != first.segment || !(fits || step.buffers.is_empty()) {
+                break;
+            }
+            step.bytes += len;
+            step.buffers.push(batch.bytes.clone());
+        }
+        Some(step)
+    }
+
+    /// A step of [`PartitionState::next_write`] was done.
+    pub(crate) fn wrote(&mut self, step: &WriteStep) {
+        if let Some(segment) = self.segment_mut(step.segment.base_offset) {
+            assert_eq!(segment.written, step.position, "a segment is written in order");
+            segment.written += step.bytes;
+            assert!(segment.written <= segment.entry.len, "no more is written than was applied");
+        }
+        self.tail_written += step.buffers.len();
+        self.trim();
+    }
+
+    /// Bytes that are in memory only.
+    pub(crate) fn unwritten(&self) -> u64 {
+        self.tail.range(self.tail_written..).map(|batch| batch.bytes.len() as u64).sum()
+    }
+
+    /// Written batches that end at `next_offset` or before need not be kept.
+    pub(crate) fn evict(&mut self, next_offset: i64) {
+        self.evict_before = self.evict_before.max(next_offset);
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        while self.tail_written > 0 && self.tail.front().is_some_and(|batch| batch.next_offset <= self.evict_before) {
+            self.tail.pop_front();
+            self.tail_written -= 1;
+        }
+        if self.tail.is_empty() && self.tail.capacity() > IDLE_TAIL_CAPACITY {
+            self.tail.shrink_to(IDLE_TAIL_CAPACITY);
+        }
+    }
+
+    /// Forgets everything in memory; the number of bytes that were nowhere else.
+    pub(crate) fn forget_tail(&mut self) -> u64 {
+        let unwritten = self.unwritten();
+        self.tail = VecDeque::new();
+        self.tail_written = 0;
+        self.evict_before = 0;
+        unwritten
+    }
+
+    /// Takes on what lies on disk after files were exchanged. The tail must have been forgotten.
+    pub(crate) fn replace_segments(&mut self, segments: impl IntoIterator<Item = SegmentEntry>, generation: u64) {
+        assert!(self.tail.is_empty(), "the tail belongs to the old segments");
+        self.segments = segments.into_iter().map(Segment::durable).collect();
+        assert!(!self.segments.is_empty(), "a partition has a segment");
+        self.generation = generation;
+        self.hints = [(-1, -1, 0); HINTS];
+    }
+
+    /// Where the batch that holds `offset` is. The offset must lie in the log. From memory: batches of together at most `bytes_max` bytes, but at
+    /// least one if `at_least_one`.
+    pub(crate) fn source(&self, offset: i64, bytes_max: usize, at_least_one: bool) -> Option<Source> {
+        if self.tail.front().is_some_and(|first| first.base_offset <= offset) {
+            let from = self.tail.partition_point(|batch| batch.next_offset <= offset);
+            let mut batches = Vec::new();
+            let mut left = bytes_max;
+            for batch in self.tail.range(from..) {
+                if batch.bytes.len() > left && !(at_least_one && batches.is_empty()) {
+                    break;
+                }
+                left = left.saturating_sub(batch.bytes.len());
+                batches.push(batch.bytes.clone());
+            }
+            return Some(Source::Memory(batches));
+        }
+        let after = self.segments.partition_point(|segment| segment.entry.name.base_offset <= offset);
+        let segment = self.segments.get(after.checked_sub(1)?)?;
+        let name = segment.entry.name;
+        let hint = self.hints.iter().find(|hint| hint.0 == offset && hint.1 == name.base_offset);
+        let at = match hint {
+            Some(hint) => Some((hint.2, offset)),
+            None => index::find_offset(&segment.recent, offset).map(|entry| (entry.position, entry.offset)),
+        };
+        Some(Source::File(FileSource {
+            segment: name,
+            generation: self.generation,
+            written: segment.written,
+            at,
+            recent_from: segment.recent_from,
+        }))
+    }
+
+    /// A reader stopped before the batch of `offset`, which begins at `position` unless the segment ends there.
+    pub(crate) fn hint(&mut self, offset: i64, base_offset: i64, position: u64) {
+        if self.segment(base_offset).is_some_and(|segment| segment.entry.next_offset > offset)
+            && !self.hints.contains(&(offset, base_offset, position))
+        {
+            self.hints[self.hint_next] = (offset, base_offset, position);
+            self.hint_next = (self.hint_next + 1) % HINTS;
+        }
+    }
+
+    pub(crate) fn wait(&mut self, waiter: &Arc<Notify>) {
+        if self.waiters.len() >= self.waiters_prune_at {
+            self.waiters.retain(|waiter| waiter.strong_count() > 0);
+            self.waiters_prune_at = (self.waiters.len() * 2).max(8);
+        }
+        self.waiters.push(Arc::downgrade(waiter));
+    }
+
+    /// Everyone who waits, to be woken once the lock is free.
+    pub(crate) fn waiters(&mut self) -> Vec<Arc<Notify>> {
+        let mut alive = Vec::with_capacity(self.waiters.len());
+        self.waiters.retain(|waiter| {
+            let waiter = waiter.upgrade();
+            let keep = waiter.is_some();
+            alive.extend(waiter);
+            keep
+        });
+        if self.waiters.is_empty() && self.waiters.capacity() > 8 {
+            self.waiters = Vec::new();
+        }
+        alive
+    }
+}
