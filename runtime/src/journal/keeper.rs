@@ -1,0 +1,192 @@
+//! The task that keeps the files: a spare one ahead of the writer, no old one longer than needed.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lockstep_env::{Disk, DiskFile, Env, OpenMode};
+
+use super::format::spare_name;
+use super::read::read_sources;
+use super::state::{FileOf, Inner, JournalFile, Op, SpareFile};
+
+/// Spare files kept; more are deleted.
+const SPARES_MAX: usize = 2;
+/// From this number of files on, entries that keep the oldest file from being recycled are carried to the newest file, if they are few.
+/// Below it, waiting for the shard's checkpoint is cheaper.
+const CARRY_FILES_MIN: usize = 4;
+/// They are few when they take at most this fraction of a file, so that carrying never costs more than that fraction of all writing.
+const CARRY_FRACTION: u64 = 8;
+
+/// Keeps the files.
+pub(super) struct Keeper<E: Env> {
+    inner: Arc<Inner<E>>,
+}
+
+/// What there is to do.
+enum Chore<F> {
+    Recycle(u64, JournalFile<F>),
+    Prepare,
+    Carry(u64),
+    Wait,
+    Stop,
+}
+
+/// Creates a preallocated file that is not part of the journal yet.
+pub(super) async fn create_spare<E: Env>(inner: &Inner<E>, len: u64) -> io::Result<SpareFile<FileOf<E>>> {
+    let path = next_spare_path(inner);
+    let disk = inner.env.disk();
+    let file = disk.open(&path, OpenMode::Truncate).await?;
+    let allocated = match file.allocate(len).await {
+        // So that the syncs of batches need not make the file's size durable.
+        Ok(()) => file.sync_data().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = allocated {
+        // A full disk should not be filled with halves of files. That this may fail too changes nothing.
+        let _ = disk.remove_file(&path).await;
+        return Err(error);
+    }
+    Ok(SpareFile { path, file, len })
+}
+
+fn next_spare_path<E: Env>(inner: &Inner<E>) -> PathBuf {
+    let mut state = inner.lock();
+    let number = state.next_spare;
+    state.next_spare += 1;
+    inner.dir.join(spare_name(number))
+}
+
+impl<E: Env> Keeper<E> {
+    pub(super) fn new(inner: Arc<Inner<E>>) -> Self {
+        Self { inner }
+    }
+
+    /// Keeps the files until the journal is closed or has failed.
+    pub(super) async fn run(self) {
+        loop {
+            match self.next_chore() {
+                Chore::Recycle(generation, file) => {
+                    if let Err(error) = self.recycle(generation, file).await {
+                        self.inner.fail(&format!("{}: {error}", self.inner.path(generation).display()));
+                    }
+                }
+                Chore::Prepare => self.prepare().await,
+                Chore::Carry(generation) => self.carry(generation).await,
+                Chore::Wait => self.inner.wake_keeper.notified().await,
+                Chore::Stop => break,
+            }
+        }
+        self.inner.stop_task();
+    }
+
+    fn next_chore(&self) -> Chore<FileOf<E>> {
+        let mut state = self.inner.lock();
+        // A closing journal may still need a file for what is queued: the writer, the other task, goes first.
+        if state.failed.is_some() || (state.closing && state.tasks == 1) {
+            return Chore::Stop;
+        }
+        if let Some((generation, file)) = state.freed.pop_front() {
+            return Chore::Recycle(generation, file);
+        }
+        if state.spares.is_empty() && state.spare_error.is_none() {
+            return Chore::Prepare;
+        }
+        let oldest = state.files.first_key_value().map(|(generation, _)| *generation);
+        match oldest {
+            Some(oldest)
+                if !state.closing && state.files.len() >= CARRY_FILES_MIN && state.carrying != Some(oldest) =>
+            {
+                let few = self.inner.options.file_bytes / CARRY_FRACTION;
+                let bytes: u64 = state
+                    .pins
+                    .iter()
+                    .filter_map(|(shard, extent)| {
+                        Some(state.shards.get(shard)?.record_bytes(extent.first, extent.last, few))
+                    })
+                    .sum();
+                if bytes > few {
+                    return Chore::Wait;
+                }
+                state.carrying = Some(oldest);
+                Chore::Carry(oldest)
+            }
+            _ => Chore::Wait,
+        }
+    }
+
+    /// Makes a file that is no longer needed a spare one, or deletes it. One at a time, and durable before the next, so that the generations found by
+    /// a recovery have no gap.
+    async fn recycle(&self, generation: u64, old: JournalFile<FileOf<E>>) -> io::Result<()> {
+        let disk = self.inner.env.disk();
+        let path = self.inner.path(generation);
+        let keep = {
+            let state = self.inner.lock();
+            state.spares.len() < SPARES_MAX && old.len == self.inner.options.file_bytes
+        };
+        if !keep {
+            disk.remove_file(&path).await?;
+            return disk.sync_dir(&self.inner.dir).await;
+        }
+        let spare = SpareFile { path: next_spare_path(&self.inner), file: old.file, len: old.len };
+        disk.rename(&path, &spare.path).await?;
+        disk.sync_dir(&self.inner.dir).await?;
+        self.add_spare(spare);
+        Ok(())
+    }
+
+    /// Creates a spare file. That it cannot be done is a failure only once the writer needs it: until then a file may be recycled.
+    async fn prepare(&self) {
+        match create_spare(&self.inner, self.inner.options.file_bytes).await {
+            Ok(spare) => self.add_spare(spare),
+            Err(error) => {
+                tracing::warn!(dir = %self.inner.dir.display(), %error, "no journal file could be created ahead of time");
+                self.inner.lock().spare_error = Some(format!("a new journal file: {error}"));
+                self.inner.spare_changed.notify_one();
+            }
+        }
+    }
+
+    fn add_spare(&self, spare: SpareFile<FileOf<E>>) {
+        let mut state = self.inner.lock();
+        state.spares.push(spare);
+        state.spare_error = None;
+        drop(state);
+        self.inner.spare_changed.notify_one();
+    }
+
+    /// Queues the entries in the oldest file once more, so that it can go although a shard still needs them.
+    async fn carry(&self, generation: u64) {
+        let pins = self.inner.lock().pins.clone();
+        for (shard, extent) in pins.into_iter().filter(|(_, extent)| extent.generation == generation) {
+            let mut from = extent.first;
+            while from <= extent.last {
+                let sources = {
+                    let state = self.inner.lock();
+                    let Some(index) = state.shards.get(&shard) else { break };
+                    index.sources(from, extent.last.saturating_add(1), 1 << 20)
+                };
+                let entries = match read_sources(&self.inner, shard, sources).await {
+                    Ok(entries) if !entries.is_empty() => entries,
+                    Ok(_) => break,
+                    Err(error) => {
+                        // The file stays; whoever reads the entry itself will be told.
+                        tracing::error!(%error, "entries cannot be carried out of an old journal file");
+                        return;
+                    }
+                };
+                let mut state = self.inner.lock();
+                if state.check_open().is_err() {
+                    return;
+                }
+                for (position, payload) in entries {
+                    from = position.index.saturating_add(1);
+                    let crc = crc32c::crc32c(&payload);
+                    state.enqueue(Op::Carry { shard, position, payload, crc, from: generation });
+                }
+                drop(state);
+                self.inner.wake_writer.notify_one();
+            }
+        }
+    }
+}
