@@ -186,7 +186,7 @@ async fn many_calls_at_the_same_time_each_get_their_own_reply() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_payloads_pass_whole_and_too_large_ones_are_refused() {
     let (one, _two) = pair().await;
-    let part = Bytes::from((0..1_000_000_u32).map(|n| (n * 31 >> 7) as u8).collect::<Vec<_>>());
+    let part = Bytes::from((0..1_000_000_u32).map(|n| ((n * 31) >> 7) as u8).collect::<Vec<_>>());
     let large = PeerRequest { kind: ECHO, shard: 0, body: Bytes::new(), payload: vec![part.clone(); 8] };
     let calls = (0..12).map(|_| one.network.call(2, None, Lane::Bulk, large.clone(), LONG));
     for reply in join_all(calls).await {
