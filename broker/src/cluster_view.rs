@@ -55,6 +55,18 @@ pub(crate) struct ClusterView {
     pub(crate) controller: BrokerId,
     /// As Kafka writes it: 22 characters. Empty until it is known.
     pub(crate) cluster_id: String,
+    /// Those that were asked for.
+    shards: BTreeMap<ShardId, ShardView>,
+}
+
+/// A shard as clients are told it; its partitions all look the same.
+#[derive(Clone, Debug)]
+pub(crate) struct ShardView {
+    /// Who leads and in which epoch, if clients can reach it.
+    pub(crate) leader: Option<(BrokerId, i32)>,
+    pub(crate) replicas: Vec<BrokerId>,
+    pub(crate) living: Vec<BrokerId>,
+    pub(crate) offline: Vec<BrokerId>,
 }
 
 impl ClusterView {
@@ -73,7 +85,7 @@ impl ClusterView {
             _ => NO_BROKER,
         };
         let cluster_id = broker.node().cluster_id().map(|id| url_safe_base64(&id)).unwrap_or_default();
-        Self { brokers, controller, cluster_id }
+        Self { brokers, controller, cluster_id, shards: BTreeMap::new() }
     }
 
     /// Who leads a shard, if clients can reach it: (broker, epoch).
@@ -81,6 +93,24 @@ impl ClusterView {
         let (leader, term) = shard_leader(broker, shard)?;
         self.brokers.get(&leader).filter(|known| known.alive)?;
         Some((broker_id(leader), leader_epoch(term)))
+    }
+
+    /// Leader and replicas of a shard, looked up once.
+    pub(crate) fn shard<E: Env>(&mut self, broker: &Broker<E>, shard: ShardId) -> &ShardView {
+        if !self.shards.contains_key(&shard) {
+            let looked_up = self.look_up(broker, shard);
+            self.shards.insert(shard, looked_up);
+        }
+        &self.shards[&shard]
+    }
+
+    fn look_up<E: Env>(&self, broker: &Broker<E>, shard: ShardId) -> ShardView {
+        let leader = self.leader(broker, shard);
+        let nodes = broker.node().replicas(shard);
+        let (living, offline): (Vec<NodeId>, Vec<NodeId>) =
+            nodes.iter().partition(|node| self.brokers.get(node).is_some_and(|known| known.alive));
+        let ids = |nodes: Vec<NodeId>| nodes.into_iter().map(broker_id).collect::<Vec<_>>();
+        ShardView { leader, replicas: ids(nodes), living: ids(living), offline: ids(offline) }
     }
 
     /// Brokers that live.
@@ -99,11 +129,6 @@ pub(crate) fn shard_leader<E: Env>(broker: &Broker<E>, shard: ShardId) -> Option
         }
     }
     Some((leader, term))
-}
-
-/// The brokers that hold a copy of a shard, as far as this node knows.
-pub(crate) fn replicas<E: Env>(broker: &Broker<E>, shard: ShardId) -> Vec<NodeId> {
-    broker.node().replicas(shard)
 }
 
 /// RFC 4648, section 5, without padding.

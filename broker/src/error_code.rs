@@ -3,6 +3,7 @@
 use lockstep_core::reply::AppendError;
 use lockstep_core::{GroupError, TopicError};
 use lockstep_runtime::{LogReadError, ProposeError, ReadError};
+use lockstep_wire::BatchError;
 
 /// What a Kafka client must be told when a request goes to a broker that does not coordinate the group.
 pub const NOT_COORDINATOR_MESSAGE: &str = "only leader can handle consumer group operations";
@@ -56,6 +57,7 @@ pub enum ErrorCode {
     OutOfOrderSequenceNumber = 45,
     DuplicateSequenceNumber = 46,
     InvalidProducerEpoch = 47,
+    InvalidTxnState = 48,
     TransactionalIdAuthorizationFailed = 53,
     KafkaStorageError = 56,
     UnknownProducerId = 59,
@@ -160,6 +162,22 @@ impl ErrorCode {
         }
     }
 
+    /// A batch of a Produce request that breaks the format.
+    #[must_use]
+    pub const fn of_batch(error: &BatchError) -> Self {
+        match error {
+            BatchError::UnsupportedMagic { .. } => Self::UnsupportedForMessageFormat,
+            BatchError::UnknownCompression { .. } => Self::UnsupportedCompressionType,
+            // A second batch, or a header that contradicts itself: the bytes arrived as they were sent, and would again.
+            BatchError::TrailingBytes { .. }
+            | BatchError::BadRecordCount { .. }
+            | BatchError::BadOffsetDelta { .. } => Self::InvalidRecord,
+            BatchError::Truncated { .. } | BatchError::BadLength { .. } | BatchError::CrcMismatch { .. } => {
+                Self::CorruptMessage
+            }
+        }
+    }
+
     /// A change to a topic that `core` refused.
     #[must_use]
     pub const fn of_topic(error: &TopicError) -> Self {
@@ -235,6 +253,8 @@ impl ErrorCode {
             Self::InvalidRequest => "The request contradicts itself.",
             Self::UnsupportedForMessageFormat => "Record batches must be of format 2 (magic 2).",
             Self::InvalidRecord => "The record batch breaks a rule of the broker.",
+            Self::InvalidTxnState => "Transactions are not offered by this cluster.",
+            Self::UnsupportedCompressionType => "This version of the request does not allow this compression.",
             Self::KafkaStorageError => "The disk of this broker failed.",
             Self::UnknownTopicId => "This broker knows no topic of this id.",
             Self::UnknownProducerId => "The broker remembers nothing of this producer.",

@@ -13,6 +13,7 @@ mod dispatch;
 mod error_code;
 mod stop;
 mod topic_config;
+mod topics;
 
 pub use broker::{Broker, StartError};
 pub use config::{BrokerConfig, ConfigError, ConfigFile};

@@ -1,17 +1,404 @@
-//! Produce.
+//! Produce: batches are checked by header and CRC, gathered by shard, and proposed in the order of their arrival.
+//!
+//! Records are never decoded. acks=1 is answered as acks=all, because an offset exists only once the batch is applied; acks=0
+//! gets no answer, and its connection is closed when something went wrong, which makes the client look for the leader again.
 
-use lockstep_env::Env;
-use lockstep_wire::ApiKey;
-use lockstep_wire::codec::{ProduceRequest, ProduceResponse};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use lockstep_core::op::{AppendMessage, PartitionAppend};
+use lockstep_core::{Op, Reply, ShardId};
+use lockstep_env::{Env, timeout};
+use lockstep_runtime::ProposeError;
+use lockstep_wire::codec::produce_request::TopicProduceData;
+use lockstep_wire::codec::produce_response::{
+    LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
+};
+use lockstep_wire::codec::{BrokerId, ProduceRequest, ProduceResponse};
+use lockstep_wire::{ApiKey, BatchHeader, Compression, check_batch};
 
 use crate::broker::Broker;
+use crate::cluster_view::{self, ClusterView};
 use crate::dispatch::{Outcome, RequestContext};
+use crate::error_code::ErrorCode;
+use crate::topics::{self, LocatedTopic, TopicKey};
+
+/// One proposal carries at most so many bytes of batches, or one batch.
+const PROPOSAL_BYTES_MAX: usize = 1 << 20;
+/// No request waits longer for its acknowledgement, whatever it asks for.
+const TIMEOUT_MAX_MS: i32 = 120_000;
 
 /// Does this frame hold a Produce request?
 pub(crate) fn is_produce(frame: &[u8]) -> bool {
     frame.first_chunk() == Some(&ApiKey::Produce.code().to_be_bytes())
 }
 
-pub(crate) async fn handle<E: Env>(_broker: Broker<E>, _context: RequestContext, _request: ProduceRequest) -> Outcome {
-    Outcome::Respond(ProduceResponse::default().into())
+/// Where in the request a batch stands: topic and partition, by position.
+type Slot = (usize, usize);
+
+/// What became of a batch.
+type Produced = Result<lockstep_core::reply::Appended, Failure>;
+
+/// Why a batch was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Failure {
+    error: ErrorCode,
+    /// The shard whose leader the client should be told.
+    moved: Option<ShardId>,
+}
+
+impl From<ErrorCode> for Failure {
+    fn from(error: ErrorCode) -> Self {
+        Self { error, moved: None }
+    }
+}
+
+/// Batches that go into one proposal.
+#[derive(Default)]
+struct Gathered {
+    appends: Vec<PartitionAppend>,
+    batches: Vec<Bytes>,
+    len: usize,
+    slots: Vec<Slot>,
+}
+
+/// A proposal under way.
+struct Proposed {
+    shard: ShardId,
+    slots: Vec<Slot>,
+    reply: Pin<Box<dyn Future<Output = Result<Reply, ProposeError>> + Send>>,
+}
+
+/// Its first poll makes all proposals, in order, before it waits for anything: the connection relies on that.
+pub(crate) async fn handle<E: Env>(broker: Broker<E>, context: RequestContext, request: ProduceRequest) -> Outcome {
+    let version = context.api_version;
+    let acks = request.acks;
+    let patience = Duration::from_millis(request.timeout_ms.clamp(0, TIMEOUT_MAX_MS).unsigned_abs().into());
+    let mut results: Vec<Vec<Produced>> = request
+        .topic_data
+        .iter()
+        .map(|topic| vec![Err(ErrorCode::UnknownServerError.into()); topic.partition_data.len()])
+        .collect();
+
+    let mut by_shard: BTreeMap<ShardId, Vec<Gathered>> = BTreeMap::new();
+    for (topic_index, topic) in request.topic_data.iter().enumerate() {
+        let key = TopicKey::of(version >= 13, &topic.name, &topic.topic_id);
+        let located = topics::locate(&broker, &key, topic.partition_data.iter().map(|partition| partition.index));
+        for partition_index in 0..topic.partition_data.len() {
+            let checked = check(version, acks, &request, &located, topic, partition_index);
+            match checked {
+                Ok((shard, append, batch)) => {
+                    gather(by_shard.entry(shard).or_default(), append, batch, (topic_index, partition_index));
+                }
+                Err(error) => results[topic_index][partition_index] = Err(error.into()),
+            }
+        }
+    }
+
+    let now_ms = broker.env().wall_clock_ms();
+    let mut under_way = Vec::new();
+    for (shard_id, proposals) in by_shard {
+        for gathered in proposals {
+            match propose(&broker, shard_id, gathered, now_ms).await {
+                Ok(proposed) => under_way.push(proposed),
+                Err((slots, failure)) => {
+                    for (topic, partition) in slots {
+                        results[topic][partition] = Err(failure);
+                    }
+                }
+            }
+        }
+    }
+
+    let deadline = E::now() + patience;
+    for proposed in under_way {
+        let left = deadline.saturating_duration_since(E::now());
+        let outcomes = match timeout::<E, _>(left, proposed.reply).await {
+            Ok(reply) => outcomes(proposed.shard, reply, proposed.slots.len()),
+            Err(_) => vec![Err(ErrorCode::RequestTimedOut.into()); proposed.slots.len()],
+        };
+        for ((topic, partition), outcome) in proposed.slots.into_iter().zip(outcomes) {
+            results[topic][partition] = outcome;
+        }
+    }
+
+    if acks == 0 {
+        let failure = results.iter().flatten().find_map(|result| result.as_ref().err());
+        return match failure {
+            None => Outcome::Silence,
+            Some(failure) => {
+                tracing::info!(
+                    client = context.client_id,
+                    error = ?failure.error,
+                    "records without acknowledgement were refused: connection closed"
+                );
+                Outcome::Close
+            }
+        };
+    }
+    Outcome::Respond(respond(&broker, version, request.topic_data, results).into())
+}
+
+/// Checks one partition's records; gives the shard they belong to, and what `core` must know of them.
+fn check(
+    version: i16,
+    acks: i16,
+    request: &ProduceRequest,
+    located: &Result<LocatedTopic, ErrorCode>,
+    topic: &TopicProduceData,
+    partition_index: usize,
+) -> Result<(ShardId, PartitionAppend, Bytes), ErrorCode> {
+    if !(-1..=1).contains(&acks) {
+        return Err(ErrorCode::InvalidRequiredAcks);
+    }
+    if request.transactional_id.is_some() {
+        return Err(ErrorCode::TransactionalIdAuthorizationFailed);
+    }
+    let located = located.as_ref().map_err(|error| *error)?;
+    let partition = &topic.partition_data[partition_index];
+    let shard = located.shards.get(partition_index).copied().flatten().ok_or(ErrorCode::UnknownTopicOrPartition)?;
+    let index = u32::try_from(partition.index).map_err(|_| ErrorCode::UnknownTopicOrPartition)?;
+    let batch = partition.records.clone().filter(|records| !records.is_empty()).ok_or(ErrorCode::InvalidRecord)?;
+    if batch.len() > located.max_message_bytes {
+        return Err(ErrorCode::MessageTooLarge);
+    }
+    let header = check_batch(&batch).map_err(|error| {
+        tracing::info!(topic = &**topic.name, partition = index, %error, "record batch refused");
+        ErrorCode::of_batch(&error)
+    })?;
+    check_header(version, &header)?;
+    let payload_len = u32::try_from(batch.len()).map_err(|_| ErrorCode::MessageTooLarge)?;
+    let idempotent = header.has_producer_id();
+    let append = PartitionAppend {
+        topic_id: located.id,
+        partition: index,
+        payload_start: 0,
+        payload_len,
+        offset_count: u32::try_from(header.record_count).map_err(|_| ErrorCode::InvalidRecord)?,
+        producer_id: if idempotent { header.producer_id } else { -1 },
+        producer_epoch: if idempotent { header.producer_epoch } else { -1 },
+        base_sequence: if idempotent { header.base_sequence } else { -1 },
+        max_timestamp_ms: header.max_timestamp,
+    };
+    Ok((shard, append, batch))
+}
+
+/// Rules for what a producer may send, beyond a batch that is sound in itself.
+fn check_header(version: i16, header: &BatchHeader) -> Result<(), ErrorCode> {
+    if header.is_control() {
+        // Only coordinators write control batches.
+        return Err(ErrorCode::InvalidRecord);
+    }
+    if header.is_transactional() {
+        return Err(ErrorCode::InvalidTxnState);
+    }
+    if header.has_producer_id() && (header.producer_epoch < 0 || header.base_sequence < 0) {
+        return Err(ErrorCode::InvalidRecord);
+    }
+    // KIP-110: consumers that know zstd are only sure to exist where producers speak version 7.
+    if version < 7 && header.compression() == Ok(Compression::Zstd) {
+        return Err(ErrorCode::UnsupportedCompressionType);
+    }
+    Ok(())
+}
+
+/// Adds a batch to the last proposal of its shard, or begins another one.
+fn gather(proposals: &mut Vec<Gathered>, mut append: PartitionAppend, batch: Bytes, slot: Slot) {
+    let fits = |gathered: &&mut Gathered| gathered.len + batch.len() <= PROPOSAL_BYTES_MAX;
+    if proposals.last_mut().filter(fits).is_none() {
+        proposals.push(Gathered::default());
+    }
+    let Some(gathered) = proposals.last_mut() else { return };
+    append.payload_start = u32::try_from(gathered.len).unwrap_or(u32::MAX);
+    gathered.len += batch.len();
+    gathered.appends.push(append);
+    gathered.batches.push(batch);
+    gathered.slots.push(slot);
+}
+
+/// Makes one proposal. It is polled once, which puts it in the shard's queue, and not waited for. The poll must not be put
+/// off by tokio's cooperative budget, or a later request could overtake this one.
+async fn propose<E: Env>(
+    broker: &Broker<E>,
+    shard_id: ShardId,
+    gathered: Gathered,
+    now_ms: i64,
+) -> Result<Proposed, (Vec<Slot>, Failure)> {
+    let Gathered { appends, mut batches, len, slots } = gathered;
+    let Some(shard) = broker.node().shard(shard_id) else {
+        return Err((slots, Failure { error: ErrorCode::NotLeaderOrFollower, moved: Some(shard_id) }));
+    };
+    let payload = if batches.len() == 1 {
+        batches.swap_remove(0)
+    } else {
+        let mut payload = BytesMut::with_capacity(len);
+        batches.iter().for_each(|batch| payload.extend_from_slice(batch));
+        payload.freeze()
+    };
+    let op = Op::AppendMessage(AppendMessage { now_ms, appends });
+    let mut reply: Pin<Box<dyn Future<Output = Result<Reply, ProposeError>> + Send>> =
+        Box::pin(tokio::task::coop::unconstrained(async move { shard.propose(op, payload).await }));
+    let first = std::future::poll_fn(|cx| Poll::Ready(reply.as_mut().poll(cx))).await;
+    if let Poll::Ready(ready) = first {
+        reply = Box::pin(std::future::ready(ready));
+    }
+    Ok(Proposed { shard: shard_id, slots, reply })
+}
+
+fn outcomes(shard: ShardId, reply: Result<Reply, ProposeError>, count: usize) -> Vec<Produced> {
+    match reply {
+        Ok(Reply::Append(appended)) if appended.len() == count => {
+            appended.into_iter().map(|outcome| outcome.map_err(|error| ErrorCode::of_append(error).into())).collect()
+        }
+        Ok(other) => {
+            tracing::error!(?other, "a reply of another kind to AppendMessage");
+            vec![Err(ErrorCode::UnknownServerError.into()); count]
+        }
+        Err(error) => {
+            let moved = matches!(error, ProposeError::NotLeader { .. }).then_some(shard);
+            vec![Err(Failure { error: ErrorCode::of_partition(&error), moved }); count]
+        }
+    }
+}
+
+fn respond<E: Env>(
+    broker: &Broker<E>,
+    version: i16,
+    topics: Vec<TopicProduceData>,
+    results: Vec<Vec<Produced>>,
+) -> ProduceResponse {
+    // Looked up only when somebody must be told who leads (KIP-951).
+    let mut view: Option<ClusterView> = None;
+    let mut leaders: BTreeMap<BrokerId, NodeEndpoint> = BTreeMap::new();
+    let responses = topics
+        .into_iter()
+        .zip(results)
+        .map(|(topic, results)| {
+            let partitions = topic.partition_data.iter().zip(results).map(|(partition, result)| {
+                let mut response = PartitionProduceResponse::default().with_index(partition.index);
+                match result {
+                    Ok(appended) => {
+                        response.base_offset = appended.base_offset;
+                        response.log_append_time_ms = appended.log_append_time_ms.unwrap_or(-1);
+                        if version >= 5 {
+                            response.log_start_offset = appended.log_start_offset;
+                        }
+                    }
+                    Err(failure) => {
+                        response.error_code = failure.error.code();
+                        response.base_offset = -1;
+                        response.log_append_time_ms = -1;
+                        if version >= 8 && !failure.error.message().is_empty() {
+                            response.error_message = Some(failure.error.message().into());
+                        }
+                        if let Some(shard) = failure.moved.filter(|_| version >= 10) {
+                            let view = view.get_or_insert_with(|| ClusterView::take(broker));
+                            if let Some((leader, epoch)) = view.leader(broker, shard) {
+                                response.current_leader =
+                                    LeaderIdAndEpoch::default().with_leader_id(leader).with_leader_epoch(epoch);
+                                if let Some(known) = view.brokers.values().find(|known| known.broker_id() == leader) {
+                                    leaders.entry(leader).or_insert_with(|| endpoint(known));
+                                }
+                            }
+                        }
+                    }
+                }
+                response
+            });
+            let partitions = partitions.collect();
+            let response = TopicProduceResponse::default().with_partition_responses(partitions);
+            if version >= 13 { response.with_topic_id(topic.topic_id) } else { response.with_name(topic.name) }
+        })
+        .collect();
+    ProduceResponse::default().with_responses(responses).with_node_endpoints(leaders.into_values().collect())
+}
+
+fn endpoint(known: &cluster_view::KnownBroker) -> NodeEndpoint {
+    NodeEndpoint::default()
+        .with_node_id(known.broker_id())
+        .with_host(known.host())
+        .with_port(i32::from(known.record.port))
+        .with_rack(known.rack())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockstep_core::TopicId;
+    use lockstep_wire::BatchBuilder;
+    use lockstep_wire::codec::produce_request::PartitionProduceData;
+
+    fn batch(compression: Compression) -> Bytes {
+        let mut builder = BatchBuilder::new();
+        builder.push(1, Some(b"key"), Some(b"value"), &[]);
+        builder.push(2, None, Some(b"value"), &[]);
+        builder.finish(compression, None).expect("batch")
+    }
+
+    fn check_records(
+        version: i16,
+        acks: i16,
+        records: Option<Bytes>,
+        max_message_bytes: usize,
+    ) -> Result<PartitionAppend, ErrorCode> {
+        let located = LocatedTopic { id: TopicId([7; 16]), max_message_bytes, shards: vec![Some(ShardId(3))] };
+        let topic = TopicProduceData::default()
+            .with_partition_data(vec![PartitionProduceData::default().with_index(0).with_records(records)]);
+        let request = ProduceRequest::default();
+        check(version, acks, &request, &Ok(located), &topic, 0).map(|(_, append, _)| append)
+    }
+
+    #[test]
+    fn a_sound_batch_passes_with_what_its_header_says() {
+        let append = check_records(9, -1, Some(batch(Compression::None)), 1 << 20).expect("sound");
+        assert_eq!((append.offset_count, append.max_timestamp_ms), (2, 2));
+        assert_eq!((append.producer_id, append.producer_epoch, append.base_sequence), (-1, -1, -1));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_batch_gets_its_own_error() {
+        let sound = batch(Compression::None);
+        let changed = |position: usize, to: u8| {
+            let mut bytes = sound.to_vec();
+            bytes[position] = to;
+            Some(Bytes::from(bytes))
+        };
+        let twice = Bytes::from([&sound[..], &sound[..]].concat());
+        for (records, error) in [
+            (None, ErrorCode::InvalidRecord),
+            (Some(Bytes::new()), ErrorCode::InvalidRecord),
+            (Some(twice), ErrorCode::InvalidRecord),
+            (changed(16, 1), ErrorCode::UnsupportedForMessageFormat),
+            (changed(sound.len() - 1, 0xaa), ErrorCode::CorruptMessage),
+            (Some(sound.slice(..40)), ErrorCode::CorruptMessage),
+        ] {
+            assert_eq!(check_records(9, -1, records, 1 << 20), Err(error));
+        }
+        assert_eq!(check_records(9, -1, Some(sound.clone()), sound.len() - 1), Err(ErrorCode::MessageTooLarge));
+        assert_eq!(check_records(9, 2, Some(sound), 1 << 20), Err(ErrorCode::InvalidRequiredAcks));
+    }
+
+    #[test]
+    fn zstd_needs_version_7() {
+        let records = batch(Compression::Zstd);
+        assert_eq!(check_records(6, 1, Some(records.clone()), 1 << 20), Err(ErrorCode::UnsupportedCompressionType));
+        assert!(check_records(7, 1, Some(records), 1 << 20).is_ok());
+    }
+
+    #[test]
+    fn a_proposal_holds_a_mebibyte_or_one_batch() {
+        let append = check_records(9, -1, Some(batch(Compression::None)), 1 << 20).expect("sound");
+        let mut proposals = Vec::new();
+        for (slot, len) in [600_000, 400_000, 100_000, 3 << 20, 1].into_iter().enumerate() {
+            gather(&mut proposals, append.clone(), Bytes::from(vec![0; len]), (0, slot));
+        }
+        let slots: Vec<Vec<usize>> =
+            proposals.iter().map(|gathered| gathered.slots.iter().map(|slot| slot.1).collect()).collect();
+        assert_eq!(slots, [vec![0, 1], vec![2], vec![3], vec![4]]);
+        assert_eq!(proposals[0].appends[1].payload_start, 600_000);
+    }
 }
