@@ -1,76 +1,403 @@
 //! One shard on this node.
 
-use bytes::Bytes;
-use lockstep_core::{ClusterStateMachine, NodeId, Op, Position, Reply, ShardId, TopicId};
-use lockstep_env::Env;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::error::ProposeError;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use lockstep_core::{ClusterStateMachine, NodeId, Op, Position, Reply, ShardId, TopicId};
+use lockstep_env::{Env, Task, timeout};
+use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
+
+use crate::error::{ProposeError, StartError};
 use crate::partition::PartitionLog;
+use crate::peer::{IncomingRequest, PeerFault, PeerIdentity, PeerReply};
+pub use crate::raft::GroupWaiter;
+use crate::raft::{
+    self, Handler, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Proposals, Raft, RaftStatus,
+    Replica, ShardContext, StateMachine,
+};
+use crate::storage::{Checkpoints, PartitionStore, StoreOptions};
+
+/// A payload longer than this does not fit a frame between nodes.
+const PAYLOAD_BYTES_MAX: usize = 7 << 20;
+/// Entries of one append request between nodes; its bytes are bounded too.
+const APPEND_ENTRIES_MAX: u64 = 2048;
 
 /// A shard hosted here. Cheap to clone.
-#[derive(Clone, Debug)]
 pub struct Shard<E: Env> {
-    _env: std::marker::PhantomData<E>,
+    inner: Arc<Inner<E>>,
 }
 
-#[allow(unused_variables, clippy::unused_async)]
+impl<E: Env> Clone for Shard<E> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+impl<E: Env> fmt::Debug for Shard<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shard({})", self.inner.replica.id)
+    }
+}
+
+struct Inner<E: Env> {
+    replica: Arc<Replica<E>>,
+    proposals: Proposals,
+    /// `None` when the shard could not even replay its log: it stopped as it started.
+    group: Option<Group<E>>,
+    tasks: Mutex<Vec<E::Task<()>>>,
+}
+
+struct Group<E: Env> {
+    raft: Raft<E>,
+    leadership: Leadership<E>,
+    handler: Handler<E>,
+}
+
 impl<E: Env> Shard<E> {
+    /// Recovers the shard: its last checkpoint, then what the journal holds after it.
+    ///
+    /// # Errors
+    /// What is on disk is damaged or cannot be read. A broken invariant met on the way is no error: the shard is there, stopped.
+    pub(crate) async fn start(context: ShardContext<E>) -> Result<Self, StartError> {
+        let ShardContext { env, id, shard_count, config, .. } = context.clone();
+        let (checkpoints, manifest) = Checkpoints::open(env.clone(), &config.raft_dir, id).await?;
+        let (core, progress) = match &manifest {
+            None => (ClusterStateMachine::new(id, shard_count), Progress::default()),
+            Some(manifest) => raft::restore(manifest).map_err(|error| StartError::Damaged {
+                path: config.raft_dir.join("checkpoints").join(id.to_string()).display().to_string(),
+                offset: 0,
+                reason: error.to_string(),
+            })?,
+        };
+        let options = StoreOptions::new(config.segment_bytes, context.cache.clone());
+        let dir = config.data_dir.join(id.to_string());
+        let store = PartitionStore::open(env.clone(), &dir, options, manifest.as_ref()).await?;
+        drop(manifest);
+        let replica = Arc::new(Replica::new(
+            env,
+            id,
+            config.node_id,
+            core,
+            store,
+            checkpoints,
+            config.raft_dir.clone(),
+            progress,
+        ));
+        let proposals = Proposals::new(id);
+        let built = Raft::<E>::new(
+            config.node_id,
+            Arc::new(raft_config(&config, id)?),
+            NetworkFactory { replica: replica.clone(), peers: context.peers.clone() },
+            LogStore::new(context.journal.shard(id)),
+            StateMachine::new(replica.clone()),
+        )
+        .await;
+        let raft = match built {
+            Ok(raft) => raft,
+            Err(error) if !replica.is_stopped() => return Err(StartError::Raft(format!("{id:?}: {error}"))),
+            Err(_) => {
+                proposals.close();
+                let inner = Inner { replica, proposals, group: None, tasks: Mutex::default() };
+                return Ok(Self { inner: Arc::new(inner) });
+            }
+        };
+        let leadership = Leadership::new(&raft, replica.clone(), config.election_timeout_max);
+        let duties = LeaderDuties {
+            replica: replica.clone(),
+            leadership: leadership.clone(),
+            proposals: proposals.clone(),
+            patience: config.election_timeout_max * 4,
+        };
+        let tasks = vec![
+            E::spawn(proposals.clone().run::<E, _>(raft.clone())),
+            E::spawn(duties.run()),
+            E::spawn(raft::record_changes(raft.clone(), replica.clone())),
+            E::spawn(raft::checkpoint(context.clone(), raft.clone(), replica.clone())),
+        ];
+        let handler = Handler { raft: raft.clone(), replica: replica.clone(), peers: context.peers };
+        let group = Group { raft, leadership, handler };
+        let shard =
+            Self { inner: Arc::new(Inner { replica, proposals, group: Some(group), tasks: Mutex::new(tasks) }) };
+        shard.lead_alone().await;
+        Ok(shard)
+    }
+
+    /// A group's only voter need not wait for others.
+    async fn lead_alone(&self) {
+        let Some(group) = &self.inner.group else { return };
+        let voters = group.leadership.status().voters;
+        if voters.len() == 1 && voters.contains_key(&self.inner.replica.node_id) {
+            let _ = group.raft.trigger().elect(false).await;
+        }
+    }
+
     /// Its id.
     #[must_use]
     pub fn id(&self) -> ShardId {
-        todo!()
+        self.inner.replica.id
     }
+
     /// May this node answer as leader (or coordinator) now? It leads, its lease holds, and it has applied its term's first entry.
     /// Gives the term, else `NotLeader`, `Loading` or `Stopped`.
     pub fn serving(&self) -> Result<u64, ProposeError> {
-        todo!()
+        match &self.inner.group {
+            Some(group) => group.leadership.serving(),
+            None => Err(ProposeError::Stopped(self.id())),
+        }
     }
-    /// Who leads and in which term, as far as this node knows.
+
+    /// Who leads and in which term, as far as this node knows. A leader that is not sure that it still is does not name itself.
     #[must_use]
     pub fn leader(&self) -> Option<(NodeId, u64)> {
-        todo!()
+        self.inner.group.as_ref()?.leadership.leader()
     }
-    /// Proposes an op with its payload, in the order of the calls; completes when it is applied here, with its reply.
-    pub async fn propose(&self, op: Op, payload: Bytes) -> Result<Reply, ProposeError> {
-        todo!()
+
+    /// Proposes an op with its payload (at most 7 MiB), in the order of the calls; completes when it is applied here, with its reply.
+    /// The proposal is made by the call: what is returned need not be polled for it, and dropping it takes nothing back.
+    ///
+    /// Appends that wait at the same time share an entry. Nothing is ever proposed twice.
+    pub fn propose(
+        &self,
+        op: Op,
+        payload: Bytes,
+    ) -> impl Future<Output = Result<Reply, ProposeError>> + Send + 'static + use<E> {
+        let pushed = self.serving().and_then(|_| {
+            if payload.len() > PAYLOAD_BYTES_MAX {
+                return Err(ProposeError::Overloaded(self.id()));
+            }
+            self.inner.proposals.push(op, payload)
+        });
+        async move {
+            match pushed?.await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(ProposeError::Unknown("the shard stopped".to_owned())),
+            }
+        }
     }
+
     /// Reads the applied state. The closure must be short: `apply` waits for it.
     pub fn read<R>(&self, read: impl FnOnce(&ClusterStateMachine) -> R) -> R {
-        todo!()
+        read(&self.inner.replica.core())
     }
+
     /// The last position applied here.
     #[must_use]
     pub fn applied(&self) -> Position {
-        todo!()
+        *self.inner.replica.applied.borrow()
     }
+
     /// The log of a partition hosted here.
     #[must_use]
     pub fn log(&self, topic_id: TopicId, partition: u32) -> Option<PartitionLog<E>> {
-        todo!()
+        self.inner.replica.store.log(topic_id, partition)
     }
+
     /// A ticket for changes of a group: take it before reading the state, then await [`GroupWaiter::changed`].
     #[must_use]
     pub fn watch_group(&self, group_id: &str) -> GroupWaiter {
-        todo!()
+        self.inner.replica.groups.watch(group_id)
     }
+
     /// Tells the leader's session table of a member that was just answered with success.
     pub fn heartbeat(&self, group_id: &str, member_id: &str) {
-        todo!()
+        let now_ms = self.inner.replica.now_ms();
+        if let Some(sessions) = self.inner.replica.sessions().as_mut() {
+            sessions.heartbeat(group_id, member_id, now_ms);
+        }
     }
+
     /// Tells the leader's session table of a SyncGroup.
     pub fn synced(&self, group_id: &str, member_id: &str, generation: i32) {
-        todo!()
+        let now_ms = self.inner.replica.now_ms();
+        if let Some(sessions) = self.inner.replica.sessions().as_mut() {
+            sessions.synced(group_id, member_id, generation, now_ms);
+        }
     }
 }
 
-/// Waits for changes of one group on one shard.
-#[derive(Debug)]
-pub struct GroupWaiter {}
+/// For the node.
+impl<E: Env> Shard<E> {
+    fn group(&self) -> Result<&Group<E>, ProposeError> {
+        self.inner.group.as_ref().ok_or(ProposeError::Stopped(self.id()))
+    }
 
-#[allow(clippy::unused_async)]
-impl GroupWaiter {
-    /// Completes at the first change since the ticket was taken or since the last return, and when this node stops leading.
-    pub async fn changed(&mut self) {
-        todo!()
+    /// Answers a request of another member of the group. To be called in the order in which the requests of one node arrived.
+    pub(crate) fn handle_raft(
+        &self,
+        from: PeerIdentity,
+        request: IncomingRequest,
+    ) -> BoxFuture<'static, Result<PeerReply, PeerFault>> {
+        match &self.inner.group {
+            Some(group) => group.handler.handle(from, request),
+            None => Box::pin(std::future::ready(Err(raft::stopped_fault(self.id())))),
+        }
+    }
+
+    /// Makes the group of these voters, as every one of them does with the same list. Does nothing if the group exists.
+    pub(crate) async fn initialize(&self, voters: BTreeMap<NodeId, Member>) -> Result<(), StartError> {
+        let Some(group) = &self.inner.group else { return Ok(()) };
+        match group.raft.initialize(voters).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(StartError::Raft(format!("{:?}: {error}", self.id()))),
+        }
+    }
+
+    /// An index such that everything committed before the call is applied at it; only on the leader, which asks a quorum whether it still is.
+    pub(crate) async fn read_index(&self) -> Result<u64, ProposeError> {
+        let group = self.group()?;
+        let term = group.leadership.serving()?;
+        match group.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+            Err(_) => Err(match group.leadership.serving() {
+                Ok(now) if now == term => ProposeError::NotLeader { shard: self.id(), leader: None },
+                Ok(_) => ProposeError::Loading(self.id()),
+                Err(error) => error,
+            }),
+        }
+    }
+
+    /// Waits until this index is applied here; `false` when the time was up or the shard stopped first.
+    pub(crate) async fn wait_applied(&self, index: u64, patience: Duration) -> bool {
+        let mut applied = self.inner.replica.applied.subscribe();
+        let waited = timeout::<E, _>(patience, applied.wait_for(|at| at.index >= index)).await;
+        matches!(waited, Ok(Ok(())))
+    }
+
+    /// A change of the state that any applied entry may have made.
+    pub(crate) fn watch_applied(&self) -> lockstep_env::watch::Receiver<Position> {
+        self.inner.replica.applied.subscribe()
+    }
+
+    /// Sends heartbeats now, if this node leads.
+    pub(crate) fn beat(&self) {
+        let Some(group) = &self.inner.group else { return };
+        if group.leadership.term_led().is_some() {
+            let raft = group.raft.clone();
+            let _detached = E::spawn(async move {
+                let _ = raft.trigger().heartbeat().await;
+            });
+        }
+    }
+
+    /// The group's state as this node sees it.
+    pub(crate) fn raft_status(&self) -> RaftStatus {
+        match &self.inner.group {
+            Some(group) => group.leadership.status(),
+            None => RaftStatus { role: "stopped", ..RaftStatus::default() },
+        }
+    }
+
+    /// The last digests by ascending applied index.
+    pub(crate) fn digests(&self) -> Vec<(u64, u128)> {
+        self.inner.replica.digests()
+    }
+
+    /// Why the shard stopped on this node, if it did.
+    pub(crate) fn stopped(&self) -> Option<String> {
+        let failure = || self.inner.group.as_ref().and_then(|group| group.leadership.failure());
+        self.inner.replica.stopped().or_else(|| self.inner.replica.store.failed()).or_else(failure)
+    }
+
+    /// Hands leadership to another voter. From now on this node does not answer as leader in the present term, whatever becomes of it.
+    pub(crate) async fn transfer_leader(&self, to: NodeId) {
+        let Some(group) = &self.inner.group else { return };
+        if group.leadership.term_led().is_some() {
+            group.leadership.hand_over();
+            let _ = group.raft.trigger().transfer_leader(to).await;
+        }
+    }
+
+    /// Takes a node out of the group, as voter and as learner.
+    pub(crate) async fn remove_member(&self, node: NodeId) -> Result<(), ProposeError> {
+        let status = self.raft_status();
+        if status.voters.contains_key(&node) {
+            self.change(ChangeMembers::RemoveVoters([node].into()), false).await
+        } else {
+            self.change(ChangeMembers::RemoveNodes([node].into()), false).await
+        }
+    }
+
+    /// Replicates to a node that does not vote.
+    pub(crate) async fn add_learner(&self, node: NodeId, member: Member) -> Result<(), ProposeError> {
+        self.change(ChangeMembers::AddNodes([(node, member)].into()), true).await
+    }
+
+    /// Makes a learner a voter.
+    pub(crate) async fn promote(&self, node: NodeId) -> Result<(), ProposeError> {
+        self.change(ChangeMembers::AddVoterIds([node].into()), true).await
+    }
+
+    async fn change(&self, change: ChangeMembers<NodeId, Member>, retain: bool) -> Result<(), ProposeError> {
+        let group = self.group()?;
+        group.leadership.serving()?;
+        match group.raft.change_membership(change, retain).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(ProposeError::NotLeader { shard: self.id(), leader: forward.leader_id })
+            }
+            Err(error) => Err(ProposeError::Unknown(error.to_string())),
+        }
+    }
+
+    /// Stops the shard's tasks. What was acknowledged is durable already.
+    pub(crate) async fn stop(&self) {
+        self.inner.proposals.close();
+        if let Some(group) = &self.inner.group {
+            let _ = group.raft.shutdown().await;
+        }
+        self.inner.replica.stop("the node is stopping".to_owned());
+        self.inner.proposals.give_up("the node is stopping", None);
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            task.abort();
+        }
+        if let Some(incoming) = self.inner.replica.lock_incoming().take() {
+            incoming.abandon();
+        }
+        self.inner.replica.store.close().await;
+    }
+}
+
+/// Raft's own settings, from the node's.
+fn raft_config(config: &crate::config::NodeConfig, id: ShardId) -> Result<openraft::Config, StartError> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let (min, max) = (millis(config.election_timeout_min), millis(config.election_timeout_max));
+    let settings = openraft::Config {
+        cluster_name: format!("shard {id}"),
+        election_timeout_min: min,
+        election_timeout_max: max.max(min + 1),
+        // The node beats for all shards at once, as often as it is configured to. For Raft itself this is the time that a heartbeat may
+        // take: more than one beat, or a busy moment would cost the lease.
+        heartbeat_interval: (min / 2).max(1),
+        enable_heartbeat: false,
+        enable_pre_vote: Some(true),
+        // A node that has lost its log comes back as another member, never as the same one.
+        allow_log_reversion: Some(false),
+        // A restarted leader has not applied all that it acknowledged; an election makes sure of it.
+        enable_leader_restore: Some(false),
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        snapshot_policy: SnapshotPolicy::Never,
+        // Purging is bounded by bytes, which Raft does not count: see `checkpoint`.
+        max_in_snapshot_log_to_keep: u64::MAX,
+        backoff: "40ms 80ms 160ms ...400ms".to_owned(),
+        ..openraft::Config::default()
+    };
+    settings.validate().map_err(|error| StartError::Config { field: "raft", reason: error.to_string() })
+}
+
+#[cfg(test)]
+impl<E: Env> Shard<E> {
+    /// Puts bytes into the log that may be no op at all.
+    pub(crate) async fn propose_raw(&self, op: Bytes) {
+        let command = raft::Command { op, payload: Bytes::new() };
+        if let Ok(group) = self.group() {
+            let _ = group.raft.client_write(command).await;
+        }
     }
 }

@@ -1,3 +1,84 @@
-//! The binding to openraft.
+//! The binding to openraft: one Raft group for each shard.
+//!
+//! Entries are kept in the journal ([`log_store`]), applied to the core and the partitions ([`state_machine`]), sent over the peer
+//! network ([`network`], [`handler`]); a snapshot is a checkpoint ([`snapshot`]). [`crate::Shard`] puts it together.
 
+mod completion;
+mod duties;
+mod entry_codec;
 pub mod env_runtime;
+mod group_watch;
+mod handler;
+mod leadership;
+mod log_store;
+mod message;
+mod network;
+mod proposals;
+mod replica;
+mod snapshot;
+mod state_machine;
+mod type_config;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lockstep_core::{NodeId, ShardId};
+use lockstep_env::Env;
+use tokio::sync::Semaphore;
+
+use crate::config::NodeConfig;
+use crate::journal::Journal;
+use crate::peer::PeerNetwork;
+use crate::storage::Cache;
+
+pub(crate) use duties::{LeaderDuties, checkpoint, record_changes};
+pub use group_watch::GroupWaiter;
+pub(crate) use handler::{Handler, stopped_fault};
+pub(crate) use leadership::Leadership;
+pub(crate) use log_store::LogStore;
+pub(crate) use network::NetworkFactory;
+pub(crate) use proposals::Proposals;
+pub(crate) use replica::{Progress, Replica};
+pub(crate) use snapshot::restore;
+pub(crate) use state_machine::StateMachine;
+#[cfg(test)]
+pub(crate) use type_config::Command;
+pub(crate) use type_config::{Member, TypeConfig};
+
+/// One Raft group on this node.
+pub(crate) type Raft<E> = openraft::Raft<TypeConfig<E>, StateMachine<E>>;
+
+/// What a shard is started with.
+#[derive(Clone)]
+pub(crate) struct ShardContext<E: Env> {
+    pub(crate) env: E,
+    pub(crate) id: ShardId,
+    /// Shards in the cluster.
+    pub(crate) shard_count: u16,
+    pub(crate) config: Arc<NodeConfig>,
+    pub(crate) journal: Journal<E>,
+    pub(crate) peers: PeerNetwork<E>,
+    /// The node's budget for recent batches in memory.
+    pub(crate) cache: Arc<Cache>,
+    /// One permit: shards of a node are checkpointed one after another.
+    pub(crate) checkpoints: Arc<Semaphore>,
+}
+
+/// A Raft group as this node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RaftStatus {
+    /// `leader`, `follower`, `learner`, `candidate` or `stopped`.
+    pub(crate) role: &'static str,
+    pub(crate) term: u64,
+    pub(crate) leader: Option<NodeId>,
+    pub(crate) voters: BTreeMap<NodeId, Member>,
+    pub(crate) learners: BTreeMap<NodeId, Member>,
+    /// On the leader: the last entry that each node is known to hold.
+    pub(crate) matched: BTreeMap<NodeId, Option<u64>>,
+    /// Last entry in this node's log.
+    pub(crate) last_log: u64,
+    /// Last entry that the checkpoint covers.
+    pub(crate) snapshot: Option<u64>,
+    /// Last entry that is no longer in the log.
+    pub(crate) purged: Option<u64>,
+}

@@ -1,0 +1,295 @@
+//! What a shard does by itself: the leader's timers, checkpoints, and a record of who leads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lockstep_core::op::{LeaveConsumerGroup, RebalancePartitions};
+use lockstep_core::{NodeId, Op, SessionTable};
+use lockstep_env::{Env, select, timeout};
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+
+use super::leadership::Leadership;
+use super::proposals::Proposals;
+use super::replica::Replica;
+use super::type_config::Member;
+use super::{Raft, ShardContext};
+use crate::error::ProposeError;
+
+/// Longest sleep of a leader's timer.
+const TICK_MAX: Duration = Duration::from_millis(100);
+/// Shortest, so that a deadline that cannot be met does not spin.
+const TICK_MIN: Duration = Duration::from_millis(5);
+/// How often members that were heard from are put into the log.
+const SEEN_EVERY: Duration = Duration::from_secs(1);
+/// How often the journal's length is looked at.
+const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Longest wait for one checkpoint before the turn is passed on; it may still finish.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(60);
+/// The journal may have so many files before a shard that holds the oldest one is checkpointed for it.
+const JOURNAL_FILES_SPARE: usize = 3;
+/// Entries kept in the log for members that lag a little, at most; bounded by bytes too.
+const TAIL_ENTRIES_MAX: u64 = 20_000;
+
+/// The leader's part: sessions, assignments, and honesty towards those who wait.
+pub(crate) struct LeaderDuties<E: Env> {
+    pub(crate) replica: Arc<Replica<E>>,
+    pub(crate) leadership: Leadership<E>,
+    pub(crate) proposals: Proposals,
+    /// A leader that has not heard from a quorum for so long tells those who wait that the outcome is unknown.
+    pub(crate) patience: Duration,
+}
+
+impl<E: Env> LeaderDuties<E> {
+    pub(crate) async fn run(self) {
+        let assigning: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        let mut led: Option<u64> = None;
+        let mut seen_at = E::now();
+        let mut lapsed: Option<Instant> = None;
+        while !self.replica.is_stopped() {
+            let serving = self.leadership.serving();
+            match serving {
+                Ok(term) => {
+                    lapsed = None;
+                    if led != Some(term) {
+                        led = Some(term);
+                        seen_at = E::now();
+                        let core = self.replica.core();
+                        let table = SessionTable::start(&core, term, self.replica.now_ms());
+                        *self.replica.sessions() = Some(table);
+                    }
+                    self.expire();
+                    if E::now().saturating_duration_since(seen_at) >= SEEN_EVERY {
+                        seen_at = E::now();
+                        self.propose_seen();
+                    }
+                    self.assign(&assigning);
+                }
+                Err(reason) => {
+                    // A leader whose lease lapsed for a moment keeps its table: it may still be the leader of this term.
+                    if led.is_some() && self.leadership.term_led() != led {
+                        led = None;
+                        *self.replica.sessions() = None;
+                        self.replica.lock_assignments().clear();
+                        self.replica.groups.change_all();
+                    }
+                    self.give_up_if_stuck(&reason, &mut lapsed);
+                }
+            }
+            let woken = self.replica.duties.notified();
+            select(woken, E::sleep(self.pause())).await;
+        }
+        *self.replica.sessions() = None;
+        self.proposals.close();
+        self.proposals.give_up("the shard stopped", None);
+    }
+
+    fn pause(&self) -> Duration {
+        let deadline = self.replica.sessions().as_ref().and_then(SessionTable::next_deadline);
+        let until = deadline.map_or(TICK_MAX, |at| Duration::from_millis(at.saturating_sub(self.replica.now_ms())));
+        until.clamp(TICK_MIN, TICK_MAX)
+    }
+
+    fn push(&self, op: Op) {
+        // Whoever is in the way of it now is not so for long: the table offers an op again until it was applied.
+        let _ = self.proposals.push(op, Bytes::new());
+    }
+
+    fn expire(&self) {
+        let now_ms = self.replica.now_ms();
+        let due = self.replica.sessions().as_mut().map(|sessions| sessions.expired(now_ms)).unwrap_or_default();
+        for op in due {
+            if let Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { group_id, members, .. }) = &op {
+                for member in members {
+                    tracing::info!(
+                        target: "raft", node = self.replica.node_id, shard = %self.replica.id, group = group_id,
+                        member = member.member_id, silent_ms = member.silent_ms, reason = ?member.reason,
+                        "LeaveGroup on behalf of a member: its Heartbeat or JoinGroup did not come in time"
+                    );
+                }
+            }
+            self.push(op);
+        }
+    }
+
+    fn propose_seen(&self) {
+        let seen = self.replica.sessions().as_mut().and_then(SessionTable::take_seen);
+        if let Some(op) = seen {
+            self.push(op);
+        }
+    }
+
+    /// Proposes assignments that are due, one at a time for each group.
+    fn assign(&self, assigning: &Arc<Mutex<BTreeSet<String>>>) {
+        let due: Vec<String> = {
+            let mut due = self.replica.lock_assignments();
+            let mut assigning = assigning.lock().unwrap_or_else(PoisonError::into_inner);
+            let ready: Vec<String> = due.iter().filter(|group| !assigning.contains(*group)).cloned().collect();
+            for group in &ready {
+                due.remove(group);
+                assigning.insert(group.clone());
+            }
+            ready
+        };
+        for group_id in due {
+            let op =
+                Op::RebalancePartitions(RebalancePartitions::Assign { group_id: group_id.clone(), member_id: None });
+            let pushed = self.proposals.push(op, Bytes::new());
+            let (replica, assigning) = (self.replica.clone(), assigning.clone());
+            let _detached = E::spawn(async move {
+                let retry = match pushed {
+                    Ok(outcome) => !matches!(outcome.await, Ok(Ok(_))),
+                    Err(_) => true,
+                };
+                assigning.lock().unwrap_or_else(PoisonError::into_inner).remove(&group_id);
+                if retry {
+                    // Only a leader of this shard takes it up again; a new one sees what is due in its own table of sessions.
+                    E::sleep(TICK_MAX).await;
+                    replica.lock_assignments().insert(group_id);
+                }
+                replica.duties.notify_one();
+            });
+        }
+    }
+
+    /// Those who wait for a leader without a quorum are told so, once it is clear that another may have been elected.
+    fn give_up_if_stuck(&self, reason: &ProposeError, lapsed: &mut Option<Instant>) {
+        if !self.proposals.busy() {
+            *lapsed = None;
+            return;
+        }
+        let now = E::now();
+        let since = *lapsed.get_or_insert(now);
+        if now.saturating_duration_since(since) >= self.patience {
+            let leader = match reason {
+                ProposeError::NotLeader { leader, .. } => *leader,
+                _ => None,
+            };
+            self.proposals.give_up("this node lost its quorum while it was under way", leader);
+            *lapsed = None;
+        }
+    }
+}
+
+/// Logs every election, change of leader and change of membership as this node sees them.
+pub(crate) async fn record_changes<E: Env>(raft: Raft<E>, replica: Arc<Replica<E>>) {
+    let mut metrics = raft.server_metrics();
+    let mut last: Option<(ServerState, Option<NodeId>, u64, String)> = None;
+    loop {
+        let (state, leader, term, members) = {
+            let now = metrics.borrow_watched();
+            let members = describe(now.membership_config.membership());
+            (now.state, now.current_leader, now.vote.leader_id.term, members)
+        };
+        let (node, shard) = (replica.node_id, replica.id);
+        let before = last.replace((state, leader, term, members.clone()));
+        let (state_before, leader_before, term_before, members_before) = match before {
+            Some((state, leader, term, members)) => (Some(state), leader, term, members),
+            None => (None, None, 0, String::new()),
+        };
+        if state == ServerState::Candidate && (state_before != Some(state) || term != term_before) {
+            tracing::info!(target: "raft", node, shard = %shard, term, "raft election: standing for leader");
+        }
+        if leader != leader_before || (leader.is_some() && term != term_before) {
+            match leader {
+                Some(leader) if leader == node => {
+                    tracing::info!(target: "raft", node, shard = %shard, term, "raft cluster: this node is the leader");
+                }
+                Some(leader) => {
+                    tracing::info!(target: "raft", node, shard = %shard, term, leader, "raft cluster: another node is the leader");
+                }
+                None => tracing::info!(target: "raft", node, shard = %shard, term, "raft cluster: there is no leader"),
+            }
+        }
+        if members != members_before {
+            tracing::info!(target: "raft", node, shard = %shard, %members, "raft cluster membership");
+        }
+        if leader_before == Some(node) && leader != Some(node) {
+            replica.groups.change_all();
+        }
+        replica.duties.notify_one();
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn describe(membership: &openraft::Membership<NodeId, Member>) -> String {
+    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+    let nodes: BTreeMap<NodeId, &Member> = membership.nodes().map(|(id, member)| (*id, member)).collect();
+    let learners: Vec<NodeId> = nodes.keys().filter(|id| !voters.contains(id)).copied().collect();
+    format!("voters {voters:?}, learners {learners:?}")
+}
+
+/// Checkpoints the shard when its part of the journal has grown, or holds up the whole journal, and purges what the checkpoint covers.
+pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, replica: Arc<Replica<E>>) {
+    let log = context.journal.shard(context.id);
+    let bytes_max = context.config.checkpoint_journal_bytes;
+    loop {
+        E::sleep(CHECKPOINT_LOOK_EVERY).await;
+        if replica.is_stopped() {
+            return;
+        }
+        let held = context.journal.bytes_since_purge(context.id);
+        let large = held > bytes_max;
+        let in_the_way =
+            context.journal.files() > JOURNAL_FILES_SPARE && context.journal.pinned_by() == Some(context.id);
+        if !large && !in_the_way {
+            continue;
+        }
+        let Ok(_turn) = context.checkpoints.acquire().await else { return };
+        let Some(covered) = cover(&raft, &replica).await else { continue };
+        // Whoever lags only a little is spared a snapshot; but a shard in the way gives up all it can.
+        let keep = if in_the_way {
+            0
+        } else {
+            let first = log.purged().map_or(0, |purged| purged.index + 1);
+            let entries = log.last().map_or(1, |last| (last.index + 1).saturating_sub(first)).max(1);
+            let average = (held / entries).max(1);
+            (bytes_max / 8 / average).min(TAIL_ENTRIES_MAX)
+        };
+        if let Some(upto) = covered.checked_sub(keep) {
+            if raft.trigger().purge_log(upto).await.is_err() {
+                return;
+            }
+            wait_for::<E>(&raft, CHECKPOINT_PATIENCE, |metrics| metrics.purged.is_some_and(|at| at.index >= upto))
+                .await;
+        }
+    }
+}
+
+/// Makes sure that a checkpoint covers what is applied now; the last index that one covers.
+async fn cover<E: Env>(raft: &Raft<E>, replica: &Replica<E>) -> Option<u64> {
+    let target = replica.applied.borrow().index;
+    let covered = |raft: &Raft<E>| raft.metrics().borrow_watched().snapshot.map(|at| at.index);
+    if covered(raft).is_some_and(|at| at >= target) {
+        return covered(raft);
+    }
+    raft.trigger().snapshot().await.ok()?;
+    wait_for::<E>(raft, CHECKPOINT_PATIENCE, |metrics| metrics.snapshot.is_some_and(|at| at.index >= target)).await;
+    covered(raft)
+}
+
+async fn wait_for<E: Env>(
+    raft: &Raft<E>,
+    patience: Duration,
+    condition: impl Fn(&openraft::RaftMetrics<super::type_config::TypeConfig<E>>) -> bool,
+) {
+    let mut metrics = raft.metrics();
+    let _ = timeout::<E, _>(patience, async {
+        loop {
+            {
+                let now = metrics.borrow_watched();
+                if condition(&now) || now.running_state.is_err() {
+                    return;
+                }
+            }
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+}

@@ -1,0 +1,283 @@
+//! What the other members of a shard ask of this one.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use lockstep_core::{NodeId, Position, ShardId};
+use lockstep_env::Env;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
+};
+use serde::de::DeserializeOwned;
+
+use super::Raft;
+use super::entry_codec;
+use super::log_store::VoteWire;
+use super::message::{
+    self, Append, AppendAnswer, Ballot, BallotAnswer, ChunkRequest, Offer, OfferAnswer, Transfer, TransferAnswer,
+};
+use super::replica::Replica;
+use super::snapshot::{self, Incoming};
+use super::type_config::{Entry, TypeConfig, Vote, log_id, position};
+use crate::peer::{IncomingRequest, Lane, PeerFault, PeerIdentity, PeerNetwork, PeerReply};
+
+/// How long an offer is answered after at most, when there is nothing new.
+const OFFER_PATIENCE: Duration = Duration::from_millis(500);
+
+/// The shard does not run on this node, or no longer.
+const FAULT_STOPPED: u16 = 1;
+/// The request cannot be.
+const FAULT_MALFORMED: u16 = 2;
+/// Something that was asked for is not there.
+const FAULT_MISSING: u16 = 3;
+
+type Answer = Result<PeerReply, PeerFault>;
+
+/// The answer of a shard that stopped.
+pub(crate) fn stopped_fault(shard: ShardId) -> PeerFault {
+    stopped(format_args!("{shard:?} has stopped on this node"))
+}
+
+fn stopped(reason: impl std::fmt::Display) -> PeerFault {
+    PeerFault { code: FAULT_STOPPED, reason: reason.to_string() }
+}
+
+fn malformed(reason: impl std::fmt::Display) -> PeerFault {
+    PeerFault { code: FAULT_MALFORMED, reason: reason.to_string() }
+}
+
+fn reply<T: serde::Serialize>(message: &T) -> Answer {
+    Ok(PeerReply { body: message::encode(message), payload: Vec::new() })
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, PeerFault> {
+    message::decode(body).map_err(malformed)
+}
+
+/// Where a member's requests are answered.
+pub(crate) struct Handler<E: Env> {
+    pub(crate) raft: Raft<E>,
+    pub(crate) replica: Arc<Replica<E>>,
+    pub(crate) peers: PeerNetwork<E>,
+}
+
+impl<E: Env> Clone for Handler<E> {
+    fn clone(&self) -> Self {
+        Self { raft: self.raft.clone(), replica: self.replica.clone(), peers: self.peers.clone() }
+    }
+}
+
+impl<E: Env> Handler<E> {
+    /// To be called in the order in which the requests of one node arrived on one lane: appends reach Raft in that order.
+    pub(crate) fn handle(&self, from: PeerIdentity, request: IncomingRequest) -> BoxFuture<'static, Answer> {
+        let this = self.clone();
+        match request.kind {
+            message::APPEND => match read_append(from.node, &request) {
+                Ok(append) => {
+                    let mut appending: BoxFuture<'static, Answer> = Box::pin(this.append(append));
+                    // The first poll hands the request to Raft's queue; the answer is waited for elsewhere.
+                    match Pin::as_mut(&mut appending).poll(&mut Context::from_waker(Waker::noop())) {
+                        Poll::Ready(answer) => Box::pin(std::future::ready(answer)),
+                        Poll::Pending => appending,
+                    }
+                }
+                Err(fault) => Box::pin(std::future::ready(Err(fault))),
+            },
+            message::VOTE => Box::pin(async move { this.vote(from.node, &request.body, false).await }),
+            message::PRE_VOTE => Box::pin(async move { this.vote(from.node, &request.body, true).await }),
+            message::INSTALL_SNAPSHOT => Box::pin(async move { this.offered(from, read(&request.body)?).await }),
+            message::SNAPSHOT_CHUNK => Box::pin(async move { this.chunk(&read(&request.body)?).await }),
+            message::TRANSFER_LEADER => Box::pin(async move { this.transfer(from.node, read(&request.body)?).await }),
+            kind => Box::pin(std::future::ready(Err(malformed(format!("request kind {kind} is not known"))))),
+        }
+    }
+
+    async fn append(self, request: AppendEntriesRequest<TypeConfig<E>>) -> Answer {
+        let answer = match self.raft.append_entries(request).await.map_err(stopped)? {
+            AppendEntriesResponse::Success => AppendAnswer::Success,
+            AppendEntriesResponse::PartialSuccess(upto) => AppendAnswer::Partial(upto.as_ref().map(position)),
+            AppendEntriesResponse::Conflict => AppendAnswer::Conflict,
+            AppendEntriesResponse::HigherVote(vote) => AppendAnswer::HigherVote(vote.into()),
+        };
+        reply(&answer)
+    }
+
+    async fn vote(&self, from: NodeId, body: &[u8], pre_vote: bool) -> Answer {
+        let ballot: Ballot = read(body)?;
+        let vote = owned_vote(from, ballot.vote)?;
+        let request =
+            VoteRequest { vote, last_log_id: ballot.last.map(log_id), leadership_transfer: ballot.leadership_transfer };
+        let answer = if pre_vote { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
+        let answer = answer.map_err(stopped)?;
+        if !pre_vote {
+            tracing::info!(
+                target: "raft", node = self.replica.node_id, shard = %self.replica.id, candidate = from,
+                term = vote.leader_id.term, granted = answer.vote_granted, "raft vote asked for"
+            );
+        }
+        reply(&BallotAnswer {
+            vote: answer.vote.into(),
+            granted: answer.vote_granted,
+            last: answer.last_log_id.as_ref().map(position),
+        })
+    }
+
+    async fn transfer(&self, from: NodeId, transfer: Transfer) -> Answer {
+        let vote = owned_vote(from, transfer.from)?;
+        let request = TransferLeaderRequest::new(vote, transfer.to, transfer.last.map(log_id));
+        let at = |log: Option<super::type_config::LogId>| log.as_ref().map(position);
+        reply(&match self.raft.handle_transfer_leader(request).await.map_err(stopped)? {
+            Ok(()) => TransferAnswer::Accepted,
+            Err(TransferLeaderError::VoteChanged { expected, actual }) => {
+                TransferAnswer::VoteChanged { expected: expected.into(), actual: actual.into() }
+            }
+            Err(TransferLeaderError::LogNotFlushed { expected, actual }) => {
+                TransferAnswer::LogNotFlushed { expected: at(expected), actual: at(actual) }
+            }
+        })
+    }
+
+    async fn chunk(&self, ask: &ChunkRequest) -> Answer {
+        let chunk = snapshot::read_chunk(&self.replica, ask)
+            .await
+            .map_err(|error| PeerFault { code: FAULT_MISSING, reason: error.to_string() })?;
+        Ok(PeerReply { body: Bytes::new(), payload: vec![chunk] })
+    }
+
+    /// A leader offers its snapshot, and offers it again while it is being fetched.
+    async fn offered(&self, from: PeerIdentity, offer: Offer) -> Answer {
+        let vote = owned_vote(from.node, offer.vote)?;
+        if !vote.committed || offer.position.term > vote.leader_id.term {
+            return Err(malformed("a snapshot that its sender cannot have"));
+        }
+        let (own_vote, committed) = {
+            let metrics = self.raft.metrics();
+            let metrics = openraft::async_runtime::WatchReceiver::borrow_watched(&metrics);
+            (metrics.vote, metrics.local_committed.as_ref().map(position))
+        };
+        // A leader of the past, or a snapshot of what is here already: there is nothing to fetch.
+        if own_vote > vote {
+            return reply(&OfferAnswer::Done(own_vote.into()));
+        }
+        if committed.is_some_and(|committed| committed.index >= offer.position.index) {
+            return reply(&OfferAnswer::Done(vote.into()));
+        }
+        let incoming = self.incoming(from, offer);
+        let answer = match incoming.outcome::<E>(OFFER_PATIENCE).await {
+            None => {
+                let load = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
+                OfferAnswer::Pulling { done: load(&incoming.done), all: load(&incoming.all) }
+            }
+            Some(outcome) => {
+                self.forget(&incoming);
+                match outcome {
+                    Ok(vote) => OfferAnswer::Done(vote),
+                    Err(reason) => {
+                        tracing::warn!(
+                            target: "raft", node = self.replica.node_id, shard = %self.replica.id, from = from.node,
+                            "raft snapshot was not installed: {reason}"
+                        );
+                        OfferAnswer::Failed(reason)
+                    }
+                }
+            }
+        };
+        reply(&answer)
+    }
+
+    /// The transmission that this offer is about, begun now if it is new.
+    fn incoming(&self, from: PeerIdentity, offer: Offer) -> Arc<Incoming> {
+        let mut current = self.replica.lock_incoming();
+        if let Some(incoming) = current.as_ref() {
+            if incoming.transmission == offer.transmission {
+                return incoming.clone();
+            }
+            incoming.abandon();
+        }
+        let (raft, vote) = (self.raft.clone(), Vote::from(offer.vote));
+        let incoming = Incoming::start(
+            self.replica.clone(),
+            self.peers.clone(),
+            (from.node, from.incarnation),
+            offer,
+            move |fetched| async move {
+                let snapshot = fetched.into_snapshot();
+                match raft.install_full_snapshot(vote, snapshot).await {
+                    Ok(response) => Ok(VoteWire::from(response.vote)),
+                    Err(error) => Err(error.to_string()),
+                }
+            },
+        );
+        *current = Some(incoming.clone());
+        incoming
+    }
+
+    fn forget(&self, finished: &Arc<Incoming>) {
+        let mut current = self.replica.lock_incoming();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, finished)) {
+            *current = None;
+        }
+    }
+}
+
+/// A node speaks for itself only.
+fn owned_vote(from: NodeId, vote: VoteWire) -> Result<Vote, PeerFault> {
+    if vote.node == from {
+        Ok(vote.into())
+    } else {
+        Err(malformed(format!("node {from} came with the vote of node {}", vote.node)))
+    }
+}
+
+/// Reads an append, and checks what Raft relies on: one leader's vote, entries without a gap, terms that do not fall.
+fn read_append<E: Env>(
+    from: NodeId,
+    request: &IncomingRequest,
+) -> Result<AppendEntriesRequest<TypeConfig<E>>, PeerFault> {
+    let append: Append = read(&request.body)?;
+    let vote = owned_vote(from, append.vote)?;
+    if !vote.committed {
+        return Err(malformed("entries from a node that was not elected"));
+    }
+    let mut rest = request.payload.clone();
+    let mut at = append.previous;
+    let mut entries = Vec::with_capacity(append.entries.len());
+    for (term, len) in append.entries {
+        let len = len as usize;
+        if rest.len() < len {
+            return Err(malformed("entries are longer than the request"));
+        }
+        let index = match at {
+            None => 0,
+            Some(previous) => {
+                if term < previous.term {
+                    return Err(malformed("terms fall"));
+                }
+                previous.index.checked_add(1).ok_or_else(|| malformed("no index is left"))?
+            }
+        };
+        if term > vote.leader_id.term {
+            return Err(malformed("an entry of a later term than its leader's"));
+        }
+        let next = Position { term, index };
+        let payload = entry_codec::decode(rest.split_to(len)).map_err(malformed)?;
+        entries.push(Entry { log_id: log_id(next), payload });
+        at = Some(next);
+    }
+    if !rest.is_empty() {
+        return Err(malformed("bytes are left over after the entries"));
+    }
+    if request.lane == Lane::Control && !entries.is_empty() {
+        return Err(malformed("entries on the lane of heartbeats"));
+    }
+    Ok(AppendEntriesRequest {
+        vote,
+        prev_log_id: append.previous.map(log_id),
+        entries,
+        leader_commit: append.committed.map(log_id),
+    })
+}

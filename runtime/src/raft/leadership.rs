@@ -1,0 +1,161 @@
+//! May this node answer for a shard?
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use lockstep_core::NodeId;
+use lockstep_env::Env;
+use openraft::async_runtime::WatchReceiver;
+use openraft::{RaftMetrics, ServerState, alias};
+
+use super::replica::Replica;
+use super::type_config::{Member, TypeConfig};
+use super::{Raft, RaftStatus};
+use crate::error::ProposeError;
+
+type Metrics<E> = alias::WatchReceiverOf<TypeConfig<E>, RaftMetrics<TypeConfig<E>>>;
+
+/// Looks at Raft's own records. Cheap to clone, cheap to ask.
+pub(crate) struct Leadership<E: Env> {
+    replica: Arc<Replica<E>>,
+    metrics: Metrics<E>,
+    /// For how long after it heard from a quorum a leader is sure that there is no other.
+    lease: Duration,
+    /// A term in which this node handed leadership over: it does not lead in it any more, whatever became of that.
+    handed_over: Arc<AtomicU64>,
+}
+
+impl<E: Env> Clone for Leadership<E> {
+    fn clone(&self) -> Self {
+        Self {
+            replica: self.replica.clone(),
+            metrics: self.metrics.clone(),
+            lease: self.lease,
+            handed_over: self.handed_over.clone(),
+        }
+    }
+}
+
+/// What the records say of this node as leader.
+enum Standing {
+    /// Leads in this term, and its lease holds.
+    Leads(u64),
+    /// Does not, or cannot be sure; the leader as far as it is known, and its term.
+    DoesNot(Option<(NodeId, u64)>),
+    /// Raft's core stopped.
+    Stopped,
+}
+
+impl<E: Env> Leadership<E> {
+    pub(crate) fn new(raft: &Raft<E>, replica: Arc<Replica<E>>, lease: Duration) -> Self {
+        Self { replica, metrics: raft.metrics(), lease, handed_over: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+
+    fn standing(&self) -> Standing {
+        let metrics = self.metrics.borrow_watched();
+        if metrics.running_state.is_err() {
+            return Standing::Stopped;
+        }
+        let term = metrics.vote.leader_id.term;
+        let me = self.replica.node_id;
+        let named = metrics.current_leader.map(|leader| (leader, term));
+        let elected = metrics.state == ServerState::Leader
+            && metrics.vote.committed
+            && metrics.vote.leader_id.voted_for == me
+            && self.handed_over.load(Ordering::SeqCst) != term;
+        let holds = || {
+            let mut voters = metrics.membership_config.membership().voter_ids();
+            let alone = voters.next() == Some(me) && voters.next().is_none();
+            alone
+                || metrics
+                    .last_quorum_acked
+                    .is_some_and(|acked| E::now().saturating_duration_since(acked.into_inner().into_std()) < self.lease)
+        };
+        if elected && holds() {
+            Standing::Leads(term)
+        } else {
+            // A leader that is not sure of itself does not name itself either.
+            Standing::DoesNot(named.filter(|(leader, _)| *leader != me))
+        }
+    }
+
+    /// The term in which this node may answer as leader.
+    pub(crate) fn serving(&self) -> Result<u64, ProposeError> {
+        let shard = self.replica.id;
+        if self.replica.is_stopped() {
+            return Err(ProposeError::Stopped(shard));
+        }
+        match self.standing() {
+            Standing::Leads(term) if self.replica.applied.borrow().term == term => Ok(term),
+            Standing::Leads(_) => Err(ProposeError::Loading(shard)),
+            Standing::DoesNot(named) => Err(ProposeError::NotLeader { shard, leader: named.map(|(leader, _)| leader) }),
+            Standing::Stopped => Err(ProposeError::Stopped(shard)),
+        }
+    }
+
+    /// Who leads and in which term, as far as this node knows.
+    pub(crate) fn leader(&self) -> Option<(NodeId, u64)> {
+        match self.standing() {
+            Standing::Leads(term) => Some((self.replica.node_id, term)),
+            Standing::DoesNot(named) => named,
+            Standing::Stopped => None,
+        }
+    }
+
+    /// The term that this node leads in by its own records, whether or not its lease holds.
+    pub(crate) fn term_led(&self) -> Option<u64> {
+        let metrics = self.metrics.borrow_watched();
+        (metrics.state == ServerState::Leader && metrics.running_state.is_ok()).then_some(metrics.vote.leader_id.term)
+    }
+
+    /// From now on this node does not lead in the present term.
+    pub(crate) fn hand_over(&self) {
+        let term = self.metrics.borrow_watched().vote.leader_id.term;
+        self.handed_over.store(term, Ordering::SeqCst);
+        self.replica.duties.notify_one();
+    }
+
+    /// Everything that is known of the group.
+    pub(crate) fn status(&self) -> RaftStatus {
+        let metrics = self.metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let nodes: BTreeMap<NodeId, Member> =
+            membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
+        let voters: BTreeMap<NodeId, Member> =
+            membership.voter_ids().filter_map(|node| nodes.get(&node).map(|member| (node, member.clone()))).collect();
+        let learners = nodes.into_iter().filter(|(node, _)| !voters.contains_key(node)).collect();
+        let stopped = metrics.running_state.is_err() || self.replica.is_stopped();
+        let role = match metrics.state {
+            _ if stopped => "stopped",
+            ServerState::Leader => "leader",
+            ServerState::Candidate => "candidate",
+            ServerState::Follower => "follower",
+            ServerState::Learner => "learner",
+            ServerState::Shutdown => "stopped",
+        };
+        let matched = metrics
+            .replication
+            .iter()
+            .flatten()
+            .map(|(node, matched)| (*node, matched.as_ref().map(|matched| matched.index)))
+            .collect();
+        RaftStatus {
+            role,
+            term: metrics.vote.leader_id.term,
+            leader: metrics.current_leader,
+            voters,
+            learners,
+            matched,
+            last_log: metrics.last_log_index.unwrap_or(0),
+            snapshot: metrics.snapshot.map(|at| at.index),
+            purged: metrics.purged.map(|at| at.index),
+        }
+    }
+
+    /// Why Raft's core stopped, if it did.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.metrics.borrow_watched().running_state.as_ref().err().map(ToString::to_string)
+    }
+}

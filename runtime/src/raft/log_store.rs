@@ -1,0 +1,172 @@
+//! openraft's log, in a shard's part of the journal.
+
+use std::fmt::Debug;
+use std::io;
+use std::marker::PhantomData;
+use std::ops::{Bound, RangeBounds};
+
+use bytes::Bytes;
+use lockstep_core::Position;
+use lockstep_env::Env;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{OptionalSend, RaftTypeConfig};
+use serde::{Deserialize, Serialize};
+
+use super::entry_codec;
+use super::type_config::{Entry, LeaderId, LogId, TypeConfig, Vote, log_id, position};
+use crate::journal::ShardLog;
+
+/// Entries of one append request together take at most so many bytes, unless one alone is longer: longer frames would hold up
+/// those of other shards on the same connection.
+const APPEND_BYTES_MAX: usize = 250 << 10;
+/// A whole range that must be read is read in pieces of this size.
+const READ_BYTES_MAX: usize = 4 << 20;
+
+/// A vote's stable encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VoteWire {
+    pub(crate) term: u64,
+    pub(crate) node: u64,
+    pub(crate) committed: bool,
+}
+
+impl From<Vote> for VoteWire {
+    fn from(vote: Vote) -> Self {
+        Self { term: vote.leader_id.term, node: vote.leader_id.voted_for, committed: vote.committed }
+    }
+}
+
+impl From<VoteWire> for Vote {
+    fn from(wire: VoteWire) -> Self {
+        Self { leader_id: LeaderId { term: wire.term, voted_for: wire.node }, committed: wire.committed }
+    }
+}
+
+/// The log of one shard.
+pub(crate) struct LogStore<E: Env> {
+    log: ShardLog<E>,
+    _env: PhantomData<E>,
+}
+
+impl<E: Env> LogStore<E> {
+    pub(crate) fn new(log: ShardLog<E>) -> Self {
+        Self { log, _env: PhantomData }
+    }
+}
+
+impl<E: Env> Clone for LogStore<E> {
+    fn clone(&self) -> Self {
+        Self::new(self.log.clone())
+    }
+}
+
+fn decode_entries(stored: Vec<(Position, Bytes)>, into: &mut Vec<Entry>) -> io::Result<()> {
+    into.reserve(stored.len());
+    for (at, bytes) in stored {
+        into.push(Entry { log_id: log_id(at), payload: entry_codec::decode(bytes)? });
+    }
+    Ok(())
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(from) => *from,
+        Bound::Excluded(from) => from.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(to) => to.saturating_add(1),
+        Bound::Excluded(to) => *to,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
+}
+
+impl<E: Env> RaftLogReader<TypeConfig<E>> for LogStore<E> {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<Entry>> {
+        let (from, to) = bounds(&range);
+        let first = self.log.purged().map_or(0, |purged| purged.index + 1);
+        let end = self.log.last().map_or(0, |last| last.index + 1);
+        let (mut from, to) = (from.max(first), to.min(end));
+        let mut entries = Vec::new();
+        while from < to {
+            let stored = self.log.read(from, to, READ_BYTES_MAX).await?;
+            let Some((last, _)) = stored.last() else {
+                return Err(io::Error::other(format!("entries {from} .. {to} are missing from the log")));
+            };
+            from = last.index + 1;
+            decode_entries(stored, &mut entries)?;
+        }
+        Ok(entries)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        decode_entries(self.log.read(start, end, APPEND_BYTES_MAX).await?, &mut entries)?;
+        Ok(entries)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        let Some(bytes) = self.log.vote() else { return Ok(None) };
+        let wire: VoteWire = postcard::from_bytes(&bytes)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("stored vote: {error}")))?;
+        Ok(Some(wire.into()))
+    }
+}
+
+impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig<E>>> {
+        Ok(LogState {
+            last_purged_log_id: self.log.purged().map(log_id),
+            last_log_id: self.log.last().or(self.log.purged()).map(log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let bytes = postcard::to_allocvec(&VoteWire::from(*vote)).map_err(io::Error::other)?;
+        self.log.save_vote(Bytes::from(bytes)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        if let Some(committed) = committed {
+            self.log.save_committed(position(&committed));
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        // The journal writes it along with whatever comes next, so it may name an entry that a torn tail took with it.
+        let last = self.log.last().or(self.log.purged());
+        Ok(self.log.committed().filter(|committed| last.is_some_and(|last| committed.index <= last.index)).map(log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig<E>>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = <TypeConfig<E> as RaftTypeConfig>::Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<(Position, Vec<Bytes>)> =
+            entries.into_iter().map(|entry| (position(&entry.log_id), entry_codec::encode(&entry.payload))).collect();
+        self.log.append(entries, Box::new(move |result| callback.io_completed(result)));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        self.log.truncate_after(last.map(|last| last.index));
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.log.purge(position(&upto));
+        Ok(())
+    }
+}

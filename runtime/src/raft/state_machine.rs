@@ -1,0 +1,171 @@
+//! openraft's state machine: the core, the partitions beside it, and checkpoints of both.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use lockstep_core::{Effect, Op, Reply};
+use lockstep_env::Env;
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{OptionalSend, StorageError};
+
+use super::replica::Replica;
+use super::snapshot::{Builder, Snapshot, SnapshotData, read_current};
+use super::type_config::{Command, LogId, Outcome, Payload, SnapshotMeta, StoredMembership, TypeConfig, position};
+
+/// After so many entries in a row other tasks get a turn.
+const ENTRIES_IN_A_ROW: usize = 64;
+
+/// The state machine of one shard on this node.
+pub(crate) struct StateMachine<E: Env> {
+    replica: Arc<Replica<E>>,
+}
+
+/// openraft's error for what a state machine could not do.
+pub(crate) type StorageFailure<E> = StorageError<TypeConfig<E>>;
+
+impl<E: Env> StateMachine<E> {
+    pub(crate) fn new(replica: Arc<Replica<E>>) -> Self {
+        Self { replica }
+    }
+
+    /// Applies one op and does what follows from it.
+    fn apply_command(&self, at: &LogId, command: &Command) -> Result<(Reply, u128), String> {
+        let replica = &*self.replica;
+        let op = Op::decode(&command.op).map_err(|error| format!("the op cannot be decoded: {error}"))?;
+        let (applied, digest) = {
+            let mut core = replica.core_mut();
+            let applied =
+                core.apply(position(at), &op, command.payload.len()).map_err(|violation| violation.message)?;
+            let mut sessions = replica.sessions();
+            if let Some(sessions) = sessions.as_mut() {
+                let now_ms = replica.now_ms();
+                for effect in &applied.effects {
+                    if let Effect::GroupChanged { group_id } = effect {
+                        sessions.observe(&core, group_id, now_ms);
+                    }
+                }
+            }
+            (applied, core.digest().0)
+        };
+        for effect in &applied.effects {
+            replica.store.apply(effect, &command.payload)?;
+        }
+        for effect in &applied.effects {
+            match effect {
+                Effect::GroupChanged { group_id } => replica.groups.change(group_id),
+                Effect::AssignmentNeeded { group_id } => {
+                    replica.lock_assignments().insert(group_id.clone());
+                    replica.duties.notify_one();
+                }
+                _ => {}
+            }
+        }
+        Ok((applied.reply, digest))
+    }
+
+    /// A broken invariant or an op of an unknown kind: this shard cannot go on here, the others can.
+    fn refuse(&self, at: &LogId, op: &Bytes, reason: &str) -> io::Error {
+        let digest = self.replica.core().digest();
+        let reason = format!(
+            "{:?} stops at term {} index {} (op {}, digest {:032x}): {reason}",
+            self.replica.id,
+            at.leader_id.term,
+            at.index,
+            op.get(1).copied().unwrap_or(0),
+            digest.0
+        );
+        tracing::error!(target: "raft", node = self.replica.node_id, shard = %self.replica.id, "raft group stops on this node: {reason}");
+        self.replica.stop(reason.clone());
+        io::Error::other(reason)
+    }
+}
+
+/// Lets the executor run other tasks once.
+async fn take_turns() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if yielded {
+            return Poll::Ready(());
+        }
+        yielded = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
+    type SnapshotData = SnapshotData<E>;
+    type SnapshotBuilder = Builder<E>;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let progress = self.replica.progress();
+        Ok((progress.last, progress.membership))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig<E>>>> + Unpin + OptionalSend,
+    {
+        let mut in_a_row = 0;
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            if in_a_row == ENTRIES_IN_A_ROW {
+                in_a_row = 0;
+                take_turns().await;
+            }
+            in_a_row += 1;
+            let (reply, membership, digest) = match &entry.payload {
+                Payload::Blank => (None, None, self.replica.core().digest().0),
+                Payload::Membership(membership) => {
+                    let stored = StoredMembership::new(Some(entry.log_id), membership.clone());
+                    (None, Some(stored), self.replica.core().digest().0)
+                }
+                Payload::Normal(command) => {
+                    self.replica.store.writable().await;
+                    match self.apply_command(&entry.log_id, command) {
+                        Ok((reply, digest)) => (Some(reply), None, digest),
+                        Err(reason) => return Err(self.refuse(&entry.log_id, &command.op, &reason)),
+                    }
+                }
+            };
+            self.replica.advance(entry.log_id, membership, digest);
+            if let Some(responder) = responder {
+                responder.send(Outcome(reply));
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder<E>> {
+        // Called between two applies, so what is noted here is one state.
+        let checkpointing = self.replica.checkpointing.clone();
+        let turn = match checkpointing.clone().try_lock_owned() {
+            Ok(turn) => turn,
+            Err(_) if force => checkpointing.lock_owned().await,
+            Err(_) => return None,
+        };
+        Some(Builder::prepare(self.replica.clone(), turn))
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder<E> {
+        let turn = self.replica.checkpointing.clone().lock_owned().await;
+        Builder::prepare(self.replica.clone(), turn)
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData<E>) -> io::Result<()> {
+        let result = snapshot.install(&self.replica, meta).await;
+        if let Err(error) = &result {
+            self.replica.stop(format!("{:?}: a snapshot could not be installed: {error}", self.replica.id));
+        }
+        result
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot<E>>> {
+        read_current(&self.replica).await
+    }
+}
