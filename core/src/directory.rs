@@ -51,9 +51,9 @@ pub struct Directory {
     pub topic_ids: BTreeMap<String, TopicId>,
     /// Brokers by id.
     pub brokers: BTreeMap<NodeId, BrokerRecord>,
-    /// Version that last changed `brokers`.
+    /// Version that last changed `brokers`; elsewhere than on shard 0, of the feed that brought them.
     pub brokers_version: u64,
-    /// The last deletions (version, id), oldest first, at most [`Directory::DELETED_MAX`].
+    /// The last deletions (version, id), oldest first, at most [`Directory::DELETED_MAX`]. On shard 0 only.
     pub deleted: Vec<(u64, TopicId)>,
 }
 

@@ -42,11 +42,11 @@ pub enum Reply {
 /// Why a change to a topic was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TopicError {
-    /// The name is taken.
+    /// The name is taken, or the id is or was another topic's.
     AlreadyExists,
     /// No such topic.
     Unknown,
-    /// Not a legal topic name.
+    /// Not a legal topic name, or one that differs from another topic's only in `.` and `_`.
     InvalidName,
     /// Not a legal number of partitions, or not more than there are.
     InvalidPartitions,
@@ -78,11 +78,12 @@ pub enum AppendError {
     DuplicateSequence,
     /// An older epoch of this producer.
     InvalidProducerEpoch,
-    /// The producer's state is gone and its sequence does not start at 0.
+    /// The producer's state is gone and its sequence does not start at 0. Kept for peers: as in Kafka since 2.5, such a producer
+    /// may go on with any sequence.
     UnknownProducer,
     /// The header contradicts itself or the payload.
     CorruptBatch,
-    /// Too many producers are remembered in this shard.
+    /// Too many producers are remembered in this shard. Kept for peers: the longest unused producer is forgotten instead.
     TooManyProducers,
 }
 

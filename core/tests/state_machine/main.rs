@@ -1,4 +1,4 @@
-//! The state machine of a shard, seen from outside: everything but consumer groups.
+//! The state machine of a shard, seen from outside: what each op does, and what no op may do.
 
 mod appends;
 mod encodings;
@@ -6,4 +6,5 @@ mod feeds;
 mod harness;
 mod properties;
 mod snapshots;
+mod strategies;
 mod topics;
