@@ -1,5 +1,6 @@
 //! The broker: a node, a listener, and what the handlers share.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,35 @@ pub enum StartError {
     /// The node did not start.
     #[error(transparent)]
     Node(#[from] NodeStartError),
+}
+
+impl StartError {
+    /// The error on one line that begins with the configuration's field to look at.
+    #[must_use]
+    pub fn naming_field(&self, config: &BrokerConfig) -> String {
+        let field_of = |path: &str| {
+            let path = Path::new(path);
+            // In single mode both lie under `config.data_dir`.
+            if config.node.peers.len() > 1 && path.starts_with(&config.node.raft_dir) {
+                "cluster.data_dir"
+            } else {
+                "config.data_dir"
+            }
+        };
+        let field = match self {
+            // These say it themselves.
+            Self::Listen { .. } | Self::Node(NodeStartError::Config { .. }) => return self.to_string(),
+            Self::Node(
+                NodeStartError::DirectoryInUse { path }
+                | NodeStartError::ForeignDirectory { path, .. }
+                | NodeStartError::Damaged { path, .. }
+                | NodeStartError::Io { path, .. },
+            ) => field_of(path),
+            Self::Node(NodeStartError::Listen { .. }) => "cluster.raft_address",
+            Self::Node(NodeStartError::Raft(_)) => "cluster",
+        };
+        format!("{field}: {self}")
+    }
 }
 
 /// A running broker. Cheap to clone; it runs until [`Broker::shutdown`].
@@ -196,6 +226,18 @@ mod tests {
             config.host = host.to_owned();
             assert_eq!(advertised_host(&config), advertised);
         }
+    }
+
+    #[test]
+    fn a_broker_that_cannot_start_names_the_field() {
+        let mut config = BrokerConfig::single("somewhere");
+        config.node.peers.insert(2, "localhost:1".to_owned());
+        let in_use = |path: &str| StartError::Node(NodeStartError::DirectoryInUse { path: path.to_owned() });
+        assert_eq!(
+            in_use("somewhere/raft/lock").naming_field(&config),
+            "cluster.data_dir: somewhere/raft/lock: in use by another process"
+        );
+        assert!(in_use("somewhere/partitions").naming_field(&config).starts_with("config.data_dir: "));
     }
 
     #[test]

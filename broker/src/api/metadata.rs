@@ -9,7 +9,7 @@ use lockstep_wire::codec::metadata_request::MetadataRequestTopic;
 use lockstep_wire::codec::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
-use lockstep_wire::codec::{MetadataRequest, MetadataResponse};
+use lockstep_wire::codec::{MetadataRequest, MetadataResponse, TopicName};
 
 use crate::broker::Broker;
 use crate::cluster_view::{CLUSTER_OPERATIONS, ClusterView, TOPIC_OPERATIONS};
@@ -165,7 +165,7 @@ fn describe<E: Env>(
         .map(|(shard, index)| describe_partition(broker, view, version, *shard, index))
         .collect();
     MetadataResponseTopic::default()
-        .with_name(Some(record.name.clone().into()).map(lockstep_wire::codec::TopicName))
+        .with_name(Some(TopicName(record.name.clone().into())))
         .with_topic_id(topics::uuid(record.id))
         .with_partitions(partitions)
 }

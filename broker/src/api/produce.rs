@@ -85,16 +85,16 @@ pub(crate) async fn handle<E: Env>(broker: Broker<E>, context: RequestContext, r
         .collect();
 
     let mut by_shard: BTreeMap<ShardId, Vec<Gathered>> = BTreeMap::new();
-    for (topic_index, topic) in request.topic_data.iter().enumerate() {
+    for (topic_index, (topic, results)) in request.topic_data.iter().zip(&mut results).enumerate() {
         let key = TopicKey::of(version >= 13, &topic.name, &topic.topic_id);
         let located = topics::locate(&broker, &key, topic.partition_data.iter().map(|partition| partition.index));
-        for partition_index in 0..topic.partition_data.len() {
+        for (partition_index, result) in results.iter_mut().enumerate() {
             let checked = check(version, acks, &request, &located, topic, partition_index);
             match checked {
                 Ok((shard, append, batch)) => {
                     gather(by_shard.entry(shard).or_default(), append, batch, (topic_index, partition_index));
                 }
-                Err(error) => results[topic_index][partition_index] = Err(error.into()),
+                Err(error) => *result = Err(error.into()),
             }
         }
     }
