@@ -1,24 +1,57 @@
 //! Consumer groups of one shard: both protocols and the committed offsets.
+//!
+//! This is the door: each op finds its group here, changes it, and leaves the digest and the effects in order.
 
-use alloc::string::String;
+mod activity;
+mod assignor;
+mod classic;
+mod classic_rebalance;
+mod consumer;
+mod consumer_heartbeat;
+mod group;
+mod invariants;
+mod offsets;
+mod reconcile;
+mod rows;
+pub(crate) mod timers;
+mod views;
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::directory::Directory;
 use crate::effect::Effect;
 use crate::ids::{Position, TopicId};
-use crate::op::{
-    CommitOffset, ConsumerHeartbeat, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, RebalancePartitions,
-};
-use crate::reply::{GroupError, HeartbeatReply, Reply};
-use crate::view::{CommittedOffset, GroupListing, GroupView, HeartbeatCheck, JoinProgress, SyncProgress};
+use crate::op::{CommitOffset, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, RebalancePartitions};
+use crate::reply::{GroupError, Reply};
+use group::{Context, Group, Protocol};
+
+/// Kinds of rows in the digest. Part of what replicas compare.
+mod table {
+    pub(crate) const CLASSIC_GROUP: u8 = 0x40;
+    pub(crate) const CONSUMER_GROUP: u8 = 0x41;
+    pub(crate) const CLASSIC_MEMBER: u8 = 0x42;
+    pub(crate) const PENDING_MEMBER: u8 = 0x43;
+    pub(crate) const CONSUMER_MEMBER: u8 = 0x44;
+    pub(crate) const TARGET: u8 = 0x45;
+    pub(crate) const TARGET_TOPIC: u8 = 0x46;
+    pub(crate) const SEEN: u8 = 0x47;
+    pub(crate) const OFFSET: u8 = 0x48;
+    pub(crate) const SUBSCRIPTION: u8 = 0x49;
+}
 
 /// Every group of a shard.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Groups {}
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Groups {
+    groups: BTreeMap<String, Group>,
+    /// Wrapping sum of the groups' hashes.
+    digest: u128,
+}
 
-#[allow(unused_variables, dead_code, clippy::needless_pass_by_ref_mut)]
 impl Groups {
     /// Op 7. An `Err` is a broken invariant of ours.
     pub(crate) fn apply_join(
@@ -28,7 +61,22 @@ impl Groups {
         op: &JoinConsumerGroup,
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, String> {
-        todo!()
+        match op {
+            JoinConsumerGroup::Classic(join) => {
+                self.change(directory, position, &join.group_id, effects, |slot, cx| {
+                    Reply::ClassicJoin(classic_rebalance::join(slot, cx, join))
+                })
+            }
+            JoinConsumerGroup::Consumer(heartbeat) => {
+                self.change(directory, position, &heartbeat.group_id, effects, |slot, cx| {
+                    Reply::Heartbeat(if heartbeat.member_epoch == 0 {
+                        consumer_heartbeat::heartbeat(slot, cx, heartbeat)
+                    } else {
+                        Err(GroupError::InvalidRequest("a joining member has epoch 0".to_string()))
+                    })
+                })
+            }
+        }
     }
 
     /// Op 8.
@@ -39,7 +87,42 @@ impl Groups {
         op: &LeaveConsumerGroup,
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, String> {
-        todo!()
+        match op {
+            LeaveConsumerGroup::Classic { group_id, members } => {
+                self.change(directory, position, group_id, effects, |slot, cx| {
+                    Reply::ClassicLeave(match slot.as_mut().map(|group| &mut group.protocol) {
+                        None => Err(GroupError::UnknownMember),
+                        Some(Protocol::Classic(group)) => Ok(group.leave(cx, members)),
+                        Some(Protocol::Consumer(group)) => Ok(group.remove_static(cx, members)),
+                    })
+                })
+            }
+            LeaveConsumerGroup::Consumer(heartbeat) => {
+                self.change(directory, position, &heartbeat.group_id, effects, |slot, cx| {
+                    Reply::Heartbeat(consumer_heartbeat::check_request(heartbeat).and_then(|()| {
+                        if heartbeat.member_epoch >= 0 {
+                            return Err(GroupError::InvalidRequest("a leaving member has epoch -1 or -2".to_string()));
+                        }
+                        match slot.as_mut().map(|group| &mut group.protocol) {
+                            Some(Protocol::Consumer(group)) => group.leave(cx, heartbeat),
+                            _ => Err(GroupError::GroupNotFound),
+                        }
+                    }))
+                })
+            }
+            LeaveConsumerGroup::Expired { group_id, term, members } => {
+                if position.term != *term {
+                    return Ok(Reply::Done(false));
+                }
+                self.change(directory, position, group_id, effects, |slot, cx| {
+                    Reply::Done(match slot.as_mut().map(|group| &mut group.protocol) {
+                        None => false,
+                        Some(Protocol::Classic(group)) => group.expire(cx, members),
+                        Some(Protocol::Consumer(group)) => group.expire(cx, members),
+                    })
+                })
+            }
+        }
     }
 
     /// Op 9.
@@ -50,7 +133,49 @@ impl Groups {
         op: &RebalancePartitions,
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, String> {
-        todo!()
+        match op {
+            RebalancePartitions::Sync {
+                group_id,
+                generation,
+                member_id,
+                instance_id,
+                protocol_type,
+                protocol_name,
+                assignments,
+            } => self.change(directory, position, group_id, effects, |slot, cx| {
+                let Some(Protocol::Classic(group)) = slot.as_mut().map(|group| &mut group.protocol) else {
+                    return Reply::Sync(Err(GroupError::UnknownMember));
+                };
+                let checked = group.check_sync(
+                    member_id,
+                    instance_id.as_deref(),
+                    *generation,
+                    protocol_type.as_deref(),
+                    protocol_name.as_deref(),
+                );
+                if checked.is_ok() {
+                    group.assign(cx, member_id, assignments);
+                }
+                Reply::Sync(checked)
+            }),
+            RebalancePartitions::CompleteJoin { group_id, since } => {
+                self.change(directory, position, group_id, effects, |slot, cx| {
+                    Reply::Done(match slot.as_mut().map(|group| &mut group.protocol) {
+                        Some(Protocol::Classic(group)) => group.complete_join_phase(cx, *since),
+                        _ => false,
+                    })
+                })
+            }
+            RebalancePartitions::Assign { group_id, member_id } => {
+                self.change(directory, position, group_id, effects, |slot, cx| {
+                    let outcome = match slot.as_mut().map(|group| &mut group.protocol) {
+                        Some(Protocol::Consumer(group)) => group.assign(cx, member_id.as_deref()),
+                        _ => member_id.as_ref().map(|_| Err(GroupError::GroupNotFound)),
+                    };
+                    outcome.map_or(Reply::Done(cx.changed), Reply::Heartbeat)
+                })
+            }
+        }
     }
 
     /// Op 10.
@@ -61,7 +186,7 @@ impl Groups {
         op: &CommitOffset,
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, String> {
-        todo!()
+        self.change(directory, position, &op.group_id, effects, |slot, cx| Reply::Commit(offsets::commit(slot, cx, op)))
     }
 
     /// Op 11.
@@ -72,7 +197,33 @@ impl Groups {
         op: &HeartbeatConsumer,
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, String> {
-        todo!()
+        match op {
+            HeartbeatConsumer::Seen { groups } => {
+                let mut any = false;
+                for (group_id, member_ids) in groups {
+                    self.change(directory, position, group_id, effects, |slot, cx| {
+                        let Some(group) = slot else { return };
+                        for member_id in member_ids {
+                            if group.activity().last_seen(member_id).is_some() {
+                                group.activity_mut().saw(member_id, position.index);
+                                cx.changed = true;
+                                any = true;
+                            }
+                        }
+                    })?;
+                }
+                Ok(Reply::Done(any))
+            }
+            HeartbeatConsumer::Consumer(heartbeat) => {
+                self.change(directory, position, &heartbeat.group_id, effects, |slot, cx| {
+                    Reply::Heartbeat(if heartbeat.member_epoch > 0 {
+                        consumer_heartbeat::heartbeat(slot, cx, heartbeat)
+                    } else {
+                        Err(GroupError::InvalidRequest("a heartbeat has an epoch above 0".to_string()))
+                    })
+                })
+            }
+        }
     }
 
     /// The directory has changed already: topics made or altered, and topics deleted (their committed offsets go).
@@ -84,84 +235,97 @@ impl Groups {
         deleted: &[TopicId],
         effects: &mut Vec<Effect>,
     ) {
+        for (group_id, group) in &mut self.groups {
+            let mut cx = Context { directory, position, changed: false, assignment_needed: false };
+            let mut touched = false;
+            for topic_id in deleted {
+                touched |= offsets::forget_topic(group, *topic_id);
+            }
+            if let Protocol::Consumer(consumer) = &mut group.protocol {
+                touched |= consumer.topics_changed(&mut cx, changed, deleted);
+            }
+            if touched {
+                self.digest = self.digest.wrapping_sub(group.hash);
+                group.hash = group.hash_of(group_id);
+                self.digest = self.digest.wrapping_add(group.hash);
+                cx.report(group_id, effects);
+            }
+        }
+        // A group of offsets only whose last topic went has nothing left.
+        let vacant: Vec<String> =
+            self.groups.iter().filter(|(_, group)| group.is_vacant()).map(|(group_id, _)| group_id.clone()).collect();
+        for group_id in vacant {
+            if let Some(group) = self.groups.remove(&group_id) {
+                self.digest = self.digest.wrapping_sub(group.hash);
+            }
+        }
     }
 
     /// Kept incrementally.
     pub(crate) fn digest(&self) -> u128 {
-        0
+        self.digest
     }
 
-    /// Checks every group in full.
-    pub(crate) fn check_invariants(&self, directory: &Directory) -> Result<(), String> {
-        Ok(())
+    /// Runs one change of one group and puts digest and effects right.
+    fn change<T>(
+        &mut self,
+        directory: &Directory,
+        position: Position,
+        group_id: &str,
+        effects: &mut Vec<Effect>,
+        change: impl FnOnce(&mut Option<Group>, &mut Context<'_>) -> T,
+    ) -> Result<T, String> {
+        let (key, mut slot) = match self.groups.remove_entry(group_id) {
+            Some((key, group)) => (key, Some(group)),
+            None => (group_id.to_string(), None),
+        };
+        let epoch_before = slot.as_ref().map_or(0, Group::epoch);
+        if let Some(group) = &slot {
+            self.digest = self.digest.wrapping_sub(group.hash);
+        }
+        let mut cx = Context { directory, position, changed: false, assignment_needed: false };
+        let outcome = change(&mut slot, &mut cx);
+        cx.report(&key, effects);
+        let mut broken = None;
+        if let Some(mut group) = slot.filter(|group| !group.is_vacant()) {
+            if group.epoch() < epoch_before {
+                broken = Some(format!("group {key:?}: epoch went back from {epoch_before} to {}", group.epoch()));
+            }
+            group.hash = group.hash_of(&key);
+            self.digest = self.digest.wrapping_add(group.hash);
+            self.groups.insert(key, group);
+        } else if epoch_before > 0 {
+            broken = Some(format!("group {key:?} with epoch {epoch_before} was forgotten"));
+        }
+        broken.map_or(Ok(outcome), Err)
     }
+}
 
-    /// See [`crate::ClusterStateMachine::group`].
-    pub(crate) fn group(&self, group_id: &str) -> Option<GroupView> {
-        todo!()
+impl Context<'_> {
+    fn report(self, group_id: &str, effects: &mut Vec<Effect>) {
+        if self.changed {
+            effects.push(Effect::GroupChanged { group_id: group_id.to_string() });
+        }
+        if self.assignment_needed {
+            effects.push(Effect::AssignmentNeeded { group_id: group_id.to_string() });
+        }
     }
-    /// See [`crate::ClusterStateMachine::groups`].
-    pub(crate) fn groups(&self) -> Vec<GroupListing> {
-        todo!()
+}
+
+impl Serialize for Groups {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.groups.serialize(serializer)
     }
-    /// See [`crate::ClusterStateMachine::committed_offset`].
-    pub(crate) fn committed_offset(
-        &self,
-        group_id: &str,
-        topic_id: TopicId,
-        partition: u32,
-    ) -> Option<CommittedOffset> {
-        todo!()
-    }
-    /// See [`crate::ClusterStateMachine::committed_offsets`].
-    pub(crate) fn committed_offsets(&self, group_id: &str) -> Vec<CommittedOffset> {
-        todo!()
-    }
-    /// See [`crate::ClusterStateMachine::check_offset_fetch`].
-    pub(crate) fn check_offset_fetch(
-        &self,
-        group_id: &str,
-        member_id: &str,
-        member_epoch: i32,
-    ) -> Result<(), GroupError> {
-        todo!()
-    }
-    /// See [`crate::ClusterStateMachine::join_progress`].
-    pub(crate) fn join_progress(&self, group_id: &str, member_id: &str, after_generation: i32) -> JoinProgress {
-        todo!()
-    }
-    /// See [`crate::ClusterStateMachine::sync_progress`].
-    pub(crate) fn sync_progress(&self, group_id: &str, member_id: &str, generation: i32) -> SyncProgress {
-        todo!()
-    }
-    /// See [`crate::ClusterStateMachine::check_sync`].
-    pub(crate) fn check_sync(
-        &self,
-        group_id: &str,
-        member_id: &str,
-        instance_id: Option<&str>,
-        generation: i32,
-        protocol_type: Option<&str>,
-        protocol_name: Option<&str>,
-    ) -> Result<(), GroupError> {
-        todo!()
-    }
-    /// See [`crate::ClusterStateMachine::check_heartbeat`].
-    pub(crate) fn check_heartbeat(
-        &self,
-        group_id: &str,
-        member_id: &str,
-        instance_id: Option<&str>,
-        generation: i32,
-    ) -> Result<(), GroupError> {
-        todo!()
-    }
-    /// See [`crate::ClusterStateMachine::check_consumer_heartbeat`].
-    pub(crate) fn check_consumer_heartbeat(&self, heartbeat: &ConsumerHeartbeat) -> HeartbeatCheck {
-        todo!()
-    }
-    /// See [`crate::ClusterStateMachine::heartbeat_reply`].
-    pub(crate) fn heartbeat_reply(&self, group_id: &str, member_id: &str) -> Result<HeartbeatReply, GroupError> {
-        todo!()
+}
+
+impl<'de> Deserialize<'de> for Groups {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut groups = BTreeMap::<String, Group>::deserialize(deserializer)?;
+        let mut digest = 0_u128;
+        for (group_id, group) in &mut groups {
+            group.rebuild(group_id);
+            digest = digest.wrapping_add(group.hash);
+        }
+        Ok(Self { groups, digest })
     }
 }

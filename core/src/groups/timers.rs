@@ -1,0 +1,153 @@
+//! What the session table must know of a group, without its types.
+
+use alloc::string::String;
+
+use super::Groups;
+use super::classic::{ClassicState, JoinPhase};
+use super::group::{Group, Protocol};
+
+/// The part of a group's state that timers hang on. Members' own timers start anew when it changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Classic, without members (some may be pending).
+    Empty,
+    /// Classic: the join phase that began at this index is running.
+    Joining { since: u64 },
+    /// Classic: the generation that began at this index waits for its assignment.
+    AwaitingSync { since: u64 },
+    /// Classic: the generation that began at this index has its assignment.
+    Stable { since: u64 },
+    /// Consumer: members go each their own way.
+    Consumer,
+}
+
+/// What one member's timers hang on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemberTimers {
+    /// Last log index at which it was heard from.
+    pub(crate) last_seen: u64,
+    pub(crate) session_timeout_ms: u32,
+    /// It was told its id and has not come back yet.
+    pub(crate) pending: bool,
+    /// Classic: its JoinGroup waits for the join phase to end, so it cannot heartbeat.
+    pub(crate) waits_to_join: bool,
+    /// Consumer: since when it has to give up partitions, and how long it may take.
+    pub(crate) revoking: Option<(u64, u32)>,
+}
+
+impl Groups {
+    /// A group as timers see it.
+    pub(crate) fn timed(&self, group_id: &str) -> Option<&Group> {
+        self.groups.get(group_id)
+    }
+
+    /// Ids of all groups.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &String> {
+        self.groups.keys()
+    }
+}
+
+impl Group {
+    pub(crate) fn phase(&self) -> Phase {
+        match &self.protocol {
+            Protocol::Classic(group) => match group.head.state {
+                ClassicState::Empty => Phase::Empty,
+                ClassicState::Preparing(phase) => Phase::Joining { since: phase.since },
+                ClassicState::Completing => Phase::AwaitingSync { since: group.head.generation_since },
+                ClassicState::Stable => Phase::Stable { since: group.head.generation_since },
+            },
+            Protocol::Consumer(_) => Phase::Consumer,
+        }
+    }
+
+    /// The running join phase.
+    pub(crate) fn join_phase(&self) -> Option<JoinPhase> {
+        match &self.protocol {
+            Protocol::Classic(group) => match group.head.state {
+                ClassicState::Preparing(phase) => Some(phase),
+                _ => None,
+            },
+            Protocol::Consumer(_) => None,
+        }
+    }
+
+    /// Classic: the generation.
+    pub(crate) fn classic_generation(&self) -> Option<i32> {
+        match &self.protocol {
+            Protocol::Classic(group) => Some(group.generation()),
+            Protocol::Consumer(_) => None,
+        }
+    }
+
+    /// Classic: who leads, and so is the one whose SyncGroup made the group stable.
+    pub(crate) fn classic_leader(&self) -> Option<&str> {
+        match &self.protocol {
+            Protocol::Classic(group) => group.head.leader.as_deref(),
+            Protocol::Consumer(_) => None,
+        }
+    }
+
+    /// Classic: the longest rebalance timeout of the members. Reads every member.
+    pub(crate) fn longest_rebalance_timeout_ms(&self) -> u32 {
+        match &self.protocol {
+            Protocol::Classic(group) => group.rebalance_timeout_ms(),
+            Protocol::Consumer(_) => 0,
+        }
+    }
+
+    /// Consumer: the target assignment is behind.
+    pub(crate) fn assignment_due(&self) -> bool {
+        match &self.protocol {
+            Protocol::Classic(_) => false,
+            Protocol::Consumer(group) => group.assignment_due(),
+        }
+    }
+
+    /// One member, pending or not.
+    pub(crate) fn member_timers(&self, member_id: &str) -> Option<MemberTimers> {
+        let last_seen = self.activity().last_seen(member_id)?;
+        match &self.protocol {
+            Protocol::Classic(group) => {
+                if let Some(pending) = group.pending.get(member_id) {
+                    return Some(MemberTimers {
+                        last_seen,
+                        session_timeout_ms: pending.session_timeout_ms,
+                        pending: true,
+                        waits_to_join: false,
+                        revoking: None,
+                    });
+                }
+                let member = group.members.get(member_id)?;
+                let waits_to_join =
+                    matches!(group.head.state, ClassicState::Preparing(phase) if member.joined == phase.since);
+                Some(MemberTimers {
+                    last_seen,
+                    session_timeout_ms: member.session_timeout_ms,
+                    pending: false,
+                    waits_to_join,
+                    revoking: None,
+                })
+            }
+            Protocol::Consumer(group) => {
+                let member = group.members.get(member_id)?;
+                Some(MemberTimers {
+                    last_seen,
+                    session_timeout_ms: member.session_timeout_ms,
+                    pending: false,
+                    waits_to_join: false,
+                    revoking: member.revoking_since.map(|since| (since, member.rebalance_timeout_ms)),
+                })
+            }
+        }
+    }
+
+    /// Everybody who has timers.
+    pub(crate) fn timed_members(&self) -> impl Iterator<Item = &String> {
+        self.activity().members()
+    }
+
+    /// Members whose timers may have changed after `index`; `None`: all of them must be looked at.
+    pub(crate) fn changed_since(&self, index: u64) -> Option<impl Iterator<Item = &str>> {
+        self.activity().changed_since(index)
+    }
+}
