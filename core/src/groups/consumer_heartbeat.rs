@@ -8,6 +8,7 @@ use super::assignor::{Assignor, Input, InputMember};
 use super::consumer::{AWAY_EPOCH, ConsumerGroup, ConsumerMember, LEAVE_EPOCH, WaitingHeartbeat, subscription_hash};
 use super::group::{Context, Group, Protocol, Target};
 use super::reconcile::{MemberState, Owned, owns_any, owns_only};
+use crate::directory::Directory;
 use crate::ids::TopicId;
 use crate::op::{ConsumerHeartbeat, ExpiredMember, ExpiryReason, TopicPartitions};
 use crate::reply::{GroupError, HeartbeatReply};
@@ -427,21 +428,17 @@ impl ConsumerGroup {
         cx.changed = true;
     }
 
-    /// Topics changed in the directory; true when the group's epoch had to follow.
-    pub(super) fn topics_changed(&mut self, cx: &mut Context<'_>, changed: &[TopicId], deleted: &[TopicId]) -> bool {
+    /// Topics changed in the directory: must the group's epoch follow?
+    pub(super) fn follows(&self, directory: &Directory, changed: &[TopicId], deleted: &[TopicId]) -> bool {
         // While the target is behind, it will be computed from the new directory anyway.
         if self.members.is_empty() || self.assignment_due() {
             return false;
         }
-        let altered = changed.iter().filter_map(|topic_id| cx.directory.topics.get(topic_id)).any(|topic| {
+        let altered = changed.iter().filter_map(|topic_id| directory.topics.get(topic_id)).any(|topic| {
             self.subscribers.contains_key(&topic.name)
                 && self.topics.get(&topic.id).map(|count| *count as usize) != Some(topic.partitions.len())
         });
-        if altered || deleted.iter().any(|topic_id| self.topics.contains_key(topic_id)) {
-            self.bump(cx);
-            return true;
-        }
-        false
+        altered || deleted.iter().any(|topic_id| self.topics.contains_key(topic_id))
     }
 
     /// Can a heartbeat with an epoch be answered from the state as it is?

@@ -19,6 +19,7 @@ mod views;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -47,7 +48,8 @@ mod table {
 /// Every group of a shard.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Groups {
-    groups: BTreeMap<String, Group>,
+    /// Shared with clones until it is changed.
+    groups: BTreeMap<String, Arc<Group>>,
     /// Wrapping sum of the groups' hashes.
     digest: u128,
 }
@@ -237,14 +239,17 @@ impl Groups {
     ) {
         for (group_id, group) in &mut self.groups {
             let mut cx = Context { directory, position, changed: false, assignment_needed: false };
-            let mut touched = false;
-            for topic_id in deleted {
-                touched |= offsets::forget_topic(group, *topic_id);
-            }
-            if let Protocol::Consumer(consumer) = &mut group.protocol {
-                touched |= consumer.topics_changed(&mut cx, changed, deleted);
-            }
-            if touched {
+            let forgets = deleted.iter().any(|topic_id| offsets::has_topic(group, *topic_id));
+            let bumps = matches!(&group.protocol, Protocol::Consumer(consumer)
+                if consumer.follows(directory, changed, deleted));
+            if forgets || bumps {
+                let group = Arc::make_mut(group);
+                for topic_id in deleted {
+                    offsets::forget_topic(group, *topic_id);
+                }
+                if let (true, Protocol::Consumer(consumer)) = (bumps, &mut group.protocol) {
+                    consumer.bump(&mut cx);
+                }
                 self.digest = self.digest.wrapping_sub(group.hash);
                 group.hash = group.hash_of(group_id);
                 self.digest = self.digest.wrapping_add(group.hash);
@@ -276,7 +281,7 @@ impl Groups {
         change: impl FnOnce(&mut Option<Group>, &mut Context<'_>) -> T,
     ) -> Result<T, String> {
         let (key, mut slot) = match self.groups.remove_entry(group_id) {
-            Some((key, group)) => (key, Some(group)),
+            Some((key, group)) => (key, Some(Arc::unwrap_or_clone(group))),
             None => (group_id.to_string(), None),
         };
         let epoch_before = slot.as_ref().map_or(0, Group::epoch);
@@ -293,7 +298,7 @@ impl Groups {
             }
             group.hash = group.hash_of(&key);
             self.digest = self.digest.wrapping_add(group.hash);
-            self.groups.insert(key, group);
+            self.groups.insert(key, Arc::new(group));
         } else if epoch_before > 0 {
             broken = Some(format!("group {key:?} with epoch {epoch_before} was forgotten"));
         }
@@ -314,18 +319,18 @@ impl Context<'_> {
 
 impl Serialize for Groups {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.groups.serialize(serializer)
+        serializer.collect_map(self.groups.iter().map(|(group_id, group)| (group_id, &**group)))
     }
 }
 
 impl<'de> Deserialize<'de> for Groups {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut groups = BTreeMap::<String, Group>::deserialize(deserializer)?;
-        let mut digest = 0_u128;
-        for (group_id, group) in &mut groups {
-            group.rebuild(group_id);
-            digest = digest.wrapping_add(group.hash);
+        let mut groups = Self::default();
+        for (group_id, mut group) in BTreeMap::<String, Group>::deserialize(deserializer)? {
+            group.rebuild(&group_id);
+            groups.digest = groups.digest.wrapping_add(group.hash);
+            groups.groups.insert(group_id, Arc::new(group));
         }
-        Ok(Self { groups, digest })
+        Ok(groups)
     }
 }

@@ -107,12 +107,16 @@ fn store(group: &mut Group, cx: &Context<'_>, now_ms: i64, offset: &OffsetToComm
     Ok(())
 }
 
-/// A topic is gone, and with it what was committed for it; true when there was anything.
-pub(super) fn forget_topic(group: &mut Group, topic_id: TopicId) -> bool {
+/// Was anything committed for this topic?
+pub(super) fn has_topic(group: &Group, topic_id: TopicId) -> bool {
+    group.offsets.range((topic_id, 0)..=(topic_id, u32::MAX)).next().is_some()
+}
+
+/// A topic is gone, and with it what was committed for it.
+pub(super) fn forget_topic(group: &mut Group, topic_id: TopicId) {
     let gone: Vec<(TopicId, u32)> =
         group.offsets.range((topic_id, 0)..=(topic_id, u32::MAX)).map(|(key, _)| *key).collect();
     for key in &gone {
         group.offsets.remove(key);
     }
-    !gone.is_empty()
 }

@@ -4,6 +4,7 @@
 
 use alloc::borrow::Borrow;
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use core::ops::{Bound, Deref, DerefMut, RangeBounds};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -16,10 +17,10 @@ struct Row<V> {
     hash: u128,
 }
 
-/// Rows by key, with the wrapping sum of their hashes. `KIND` tells tables apart in the hash.
+/// Rows by key, with the wrapping sum of their hashes. `KIND` tells tables apart in the hash. A clone shares the rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Rows<const KIND: u8, K, V> {
-    rows: BTreeMap<K, Row<V>>,
+    rows: BTreeMap<K, Arc<Row<V>>>,
     sum: u128,
 }
 
@@ -29,7 +30,7 @@ impl<const KIND: u8, K, V> Default for Rows<KIND, K, V> {
     }
 }
 
-impl<const KIND: u8, K: Ord + Serialize, V: Serialize> Rows<KIND, K, V> {
+impl<const KIND: u8, K: Ord + Serialize, V: Clone + Serialize> Rows<KIND, K, V> {
     /// Wrapping sum of the hashes of all rows.
     pub(crate) fn sum(&self) -> u128 {
         self.sum
@@ -74,9 +75,9 @@ impl<const KIND: u8, K: Ord + Serialize, V: Serialize> Rows<KIND, K, V> {
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let hash = row_hash(KIND, &key, &value);
         self.sum = self.sum.wrapping_add(hash);
-        let old = self.rows.insert(key, Row { value, hash })?;
+        let old = self.rows.insert(key, Arc::new(Row { value, hash }))?;
         self.sum = self.sum.wrapping_sub(old.hash);
-        Some(old.value)
+        Some(Arc::unwrap_or_clone(old).value)
     }
 
     pub(crate) fn remove<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<V>
@@ -85,7 +86,7 @@ impl<const KIND: u8, K: Ord + Serialize, V: Serialize> Rows<KIND, K, V> {
     {
         let old = self.rows.remove(key)?;
         self.sum = self.sum.wrapping_sub(old.hash);
-        Some(old.value)
+        Some(Arc::unwrap_or_clone(old).value)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
@@ -106,14 +107,14 @@ impl<const KIND: u8, K: Ord + Serialize, V: Serialize> Rows<KIND, K, V> {
 }
 
 /// A row that may be written through.
-pub(crate) struct RowMut<'a, const KIND: u8, K: Serialize, V: Serialize> {
+pub(crate) struct RowMut<'a, const KIND: u8, K: Serialize, V: Clone + Serialize> {
     key: &'a K,
-    row: &'a mut Row<V>,
+    row: &'a mut Arc<Row<V>>,
     sum: &'a mut u128,
     written: bool,
 }
 
-impl<const KIND: u8, K: Serialize, V: Serialize> Deref for RowMut<'_, KIND, K, V> {
+impl<const KIND: u8, K: Serialize, V: Clone + Serialize> Deref for RowMut<'_, KIND, K, V> {
     type Target = V;
 
     fn deref(&self) -> &V {
@@ -121,31 +122,31 @@ impl<const KIND: u8, K: Serialize, V: Serialize> Deref for RowMut<'_, KIND, K, V
     }
 }
 
-impl<const KIND: u8, K: Serialize, V: Serialize> DerefMut for RowMut<'_, KIND, K, V> {
+impl<const KIND: u8, K: Serialize, V: Clone + Serialize> DerefMut for RowMut<'_, KIND, K, V> {
     fn deref_mut(&mut self) -> &mut V {
         self.written = true;
-        &mut self.row.value
+        &mut Arc::make_mut(self.row).value
     }
 }
 
-impl<const KIND: u8, K: Serialize, V: Serialize> Drop for RowMut<'_, KIND, K, V> {
+impl<const KIND: u8, K: Serialize, V: Clone + Serialize> Drop for RowMut<'_, KIND, K, V> {
     fn drop(&mut self) {
         if self.written {
             let hash = row_hash(KIND, self.key, &self.row.value);
             *self.sum = self.sum.wrapping_sub(self.row.hash).wrapping_add(hash);
-            self.row.hash = hash;
+            Arc::make_mut(self.row).hash = hash;
         }
     }
 }
 
-impl<const KIND: u8, K: Ord + Serialize, V: Serialize> Serialize for Rows<KIND, K, V> {
+impl<const KIND: u8, K: Ord + Serialize, V: Clone + Serialize> Serialize for Rows<KIND, K, V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.iter())
     }
 }
 
-impl<'de, const KIND: u8, K: Ord + Serialize + Deserialize<'de>, V: Serialize + Deserialize<'de>> Deserialize<'de>
-    for Rows<KIND, K, V>
+impl<'de, const KIND: u8, K: Ord + Serialize + Deserialize<'de>, V: Clone + Serialize + Deserialize<'de>>
+    Deserialize<'de> for Rows<KIND, K, V>
 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut rows = Self::default();

@@ -38,7 +38,7 @@ pub(crate) struct MemberTimers {
 impl Groups {
     /// A group as timers see it.
     pub(crate) fn timed(&self, group_id: &str) -> Option<&Group> {
-        self.groups.get(group_id)
+        self.groups.get(group_id).map(|group| &**group)
     }
 
     /// Ids of all groups.
