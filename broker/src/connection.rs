@@ -8,7 +8,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -231,7 +230,7 @@ async fn read<E: Env>(
     }
 }
 
-/// Decodes a Produce request and polls its handler once, which makes its proposals. `None`: the connection must end.
+/// Decodes a Produce request and makes its proposals. `None`: the connection must end.
 async fn begin_produce<E: Env>(broker: &Broker<E>, frame: Bytes, peer: &Peer) -> Option<Queued> {
     let (header, request) = match frame::decode_request(frame) {
         Ok(decoded) => decoded,
@@ -244,13 +243,8 @@ async fn begin_produce<E: Env>(broker: &Broker<E>, frame: Bytes, peer: &Peer) ->
         tracing::error!(peer = peer.address, "a request changed its kind while it was decoded");
         return None;
     };
-    let context = peer.context(&header);
-    let mut outcome: Pin<Box<dyn Future<Output = Outcome> + Send>> =
-        Box::pin(api::produce::handle(broker.clone(), context, request));
-    let first = std::future::poll_fn(|cx| Poll::Ready(outcome.as_mut().poll(cx))).await;
-    if let Poll::Ready(ready) = first {
-        outcome = Box::pin(std::future::ready(ready));
-    }
+    let begun = api::produce::begin(broker.clone(), peer.context(&header), request).await;
+    let outcome = Box::pin(begun.finish());
     Some(Queued::Begun { api_version: header.api_version, correlation_id: header.correlation_id, outcome })
 }
 

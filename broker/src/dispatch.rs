@@ -39,7 +39,9 @@ pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContex
         "request"
     );
     Outcome::Respond(match request {
-        Request::Produce(request) => return api::produce::handle(broker.clone(), context.clone(), request).await,
+        Request::Produce(request) => {
+            return api::produce::begin(broker.clone(), context.clone(), request).await.finish().await;
+        }
         Request::ApiVersions(request) => api::api_versions::handle(broker, context, request).await.into(),
         Request::Fetch(request) => api::fetch::handle(broker, context, request).await.into(),
         Request::ListOffsets(request) => api::list_offsets::handle(broker, context, request).await.into(),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use lockstep_core::op::{AppendMessage, PartitionAppend};
@@ -21,6 +21,8 @@ use lockstep_wire::codec::produce_response::{
 use lockstep_wire::codec::{BrokerId, ProduceRequest, ProduceResponse};
 use lockstep_wire::{ApiKey, BatchHeader, Compression, check_batch};
 
+use tokio::task::coop::unconstrained;
+
 use crate::broker::Broker;
 use crate::cluster_view::{self, ClusterView};
 use crate::dispatch::{Outcome, RequestContext};
@@ -31,6 +33,9 @@ use crate::topics::{self, LocatedTopic, TopicKey};
 const PROPOSAL_BYTES_MAX: usize = 1 << 20;
 /// No request waits longer for its acknowledgement, whatever it asks for.
 const TIMEOUT_MAX_MS: i32 = 120_000;
+
+/// How long to wait before a full queue is tried again.
+const OVERLOAD_PAUSE: Duration = Duration::from_millis(2);
 
 /// Does this frame hold a Produce request?
 pub(crate) fn is_produce(frame: &[u8]) -> bool {
@@ -73,62 +78,64 @@ struct Proposed {
     reply: Pin<Box<dyn Future<Output = Result<Reply, ProposeError>> + Send>>,
 }
 
-/// Its first poll makes all proposals, in order, before it waits for anything: the connection relies on that.
-pub(crate) async fn handle<E: Env>(broker: Broker<E>, context: RequestContext, request: ProduceRequest) -> Outcome {
-    let version = context.api_version;
-    let acks = request.acks;
+/// A request whose proposals are made, and whose outcome is waited for.
+pub(crate) struct Begun<E: Env> {
+    broker: Broker<E>,
+    context: RequestContext,
+    request: ProduceRequest,
+    results: Vec<Vec<Produced>>,
+    under_way: Vec<Proposed>,
+    deadline: Instant,
+}
+
+/// Checks a request and makes its proposals. When it returns they stand in their shards' queues, before those of any
+/// request that is begun later. A queue that is full holds up the connection, not the order.
+pub(crate) async fn begin<E: Env>(broker: Broker<E>, context: RequestContext, request: ProduceRequest) -> Begun<E> {
     let patience = Duration::from_millis(request.timeout_ms.clamp(0, TIMEOUT_MAX_MS).unsigned_abs().into());
-    let mut results: Vec<Vec<Produced>> = request
-        .topic_data
-        .iter()
-        .map(|topic| vec![Err(ErrorCode::UnknownServerError.into()); topic.partition_data.len()])
-        .collect();
-
-    let mut by_shard: BTreeMap<ShardId, Vec<Gathered>> = BTreeMap::new();
-    for (topic_index, (topic, results)) in request.topic_data.iter().zip(&mut results).enumerate() {
-        let key = TopicKey::of(version >= 13, &topic.name, &topic.topic_id);
-        let located = topics::locate(&broker, &key, topic.partition_data.iter().map(|partition| partition.index));
-        for (partition_index, result) in results.iter_mut().enumerate() {
-            let checked = check(version, acks, &request, &located, topic, partition_index);
-            match checked {
-                Ok((shard, append, batch)) => {
-                    gather(by_shard.entry(shard).or_default(), append, batch, (topic_index, partition_index));
-                }
-                Err(error) => *result = Err(error.into()),
-            }
-        }
-    }
-
-    let now_ms = broker.env().wall_clock_ms();
-    let mut under_way = Vec::new();
-    for (shard_id, proposals) in by_shard {
-        for gathered in proposals {
-            match propose(&broker, shard_id, gathered, now_ms).await {
-                Ok(proposed) => under_way.push(proposed),
-                Err((slots, failure)) => {
-                    for (topic, partition) in slots {
-                        results[topic][partition] = Err(failure);
-                    }
-                }
-            }
-        }
-    }
-
     let deadline = E::now() + patience;
-    for proposed in under_way {
-        let left = deadline.saturating_duration_since(E::now());
-        let outcomes = match timeout::<E, _>(left, proposed.reply).await {
-            Ok(reply) => outcomes(proposed.shard, reply, proposed.slots.len()),
-            Err(_) => vec![Err(ErrorCode::RequestTimedOut.into()); proposed.slots.len()],
-        };
-        for ((topic, partition), outcome) in proposed.slots.into_iter().zip(outcomes) {
-            results[topic][partition] = outcome;
+    let mut results: Vec<Vec<Produced>> = Vec::with_capacity(request.topic_data.len());
+    let mut by_shard: BTreeMap<ShardId, Vec<Gathered>> = BTreeMap::new();
+    for (topic_index, topic) in request.topic_data.iter().enumerate() {
+        let key = TopicKey::of(context.api_version >= 13, &topic.name, &topic.topic_id);
+        let located = topics::locate(&broker, &key, topic.partition_data.iter().map(|partition| partition.index));
+        let mut topic_results = Vec::with_capacity(topic.partition_data.len());
+        for partition_index in 0..topic.partition_data.len() {
+            let checked = check(context.api_version, &request, &located, topic, partition_index);
+            // Replaced by the outcome of the batch's proposal.
+            topic_results.push(Err(checked.as_ref().err().copied().unwrap_or(ErrorCode::UnknownServerError).into()));
+            if let Ok((shard, append, batch)) = checked {
+                gather(by_shard.entry(shard).or_default(), append, batch, (topic_index, partition_index));
+            }
+        }
+        results.push(topic_results);
+    }
+    let mut under_way = Vec::new();
+    for (shard, proposals) in by_shard {
+        for gathered in proposals {
+            under_way.push(propose(&broker, shard, gathered, deadline).await);
         }
     }
+    Begun { broker, context, request, results, under_way, deadline }
+}
 
-    if acks == 0 {
-        let failure = results.iter().flatten().find_map(|result| result.as_ref().err());
-        return match failure {
+impl<E: Env> Begun<E> {
+    /// Waits for the proposals, at most as long as the request allows.
+    pub(crate) async fn finish(self) -> Outcome {
+        let Self { broker, context, request, mut results, under_way, deadline } = self;
+        for proposed in under_way {
+            let left = deadline.saturating_duration_since(E::now());
+            let outcomes = match timeout::<E, _>(left, proposed.reply).await {
+                Ok(reply) => outcomes(proposed.shard, reply, proposed.slots.len()),
+                Err(_) => vec![Err(ErrorCode::RequestTimedOut.into()); proposed.slots.len()],
+            };
+            for ((topic, partition), outcome) in proposed.slots.into_iter().zip(outcomes) {
+                results[topic][partition] = outcome;
+            }
+        }
+        if request.acks != 0 {
+            return Outcome::Respond(respond(&broker, context.api_version, request.topic_data, results).into());
+        }
+        match results.iter().flatten().find_map(|result| result.as_ref().err()) {
             None => Outcome::Silence,
             Some(failure) => {
                 tracing::info!(
@@ -138,21 +145,19 @@ pub(crate) async fn handle<E: Env>(broker: Broker<E>, context: RequestContext, r
                 );
                 Outcome::Close
             }
-        };
+        }
     }
-    Outcome::Respond(respond(&broker, version, request.topic_data, results).into())
 }
 
 /// Checks one partition's records; gives the shard they belong to, and what `core` must know of them.
 fn check(
     version: i16,
-    acks: i16,
     request: &ProduceRequest,
     located: &Result<LocatedTopic, ErrorCode>,
     topic: &TopicProduceData,
     partition_index: usize,
 ) -> Result<(ShardId, PartitionAppend, Bytes), ErrorCode> {
-    if !(-1..=1).contains(&acks) {
+    if !(-1..=1).contains(&request.acks) {
         return Err(ErrorCode::InvalidRequiredAcks);
     }
     if request.transactional_id.is_some() {
@@ -220,17 +225,18 @@ fn gather(proposals: &mut Vec<Gathered>, mut append: PartitionAppend, batch: Byt
     gathered.slots.push(slot);
 }
 
-/// Makes one proposal. It is polled once, which puts it in the shard's queue, and not waited for. The poll must not be put
-/// off by tokio's cooperative budget, or a later request could overtake this one.
-async fn propose<E: Env>(
-    broker: &Broker<E>,
-    shard_id: ShardId,
-    gathered: Gathered,
-    now_ms: i64,
-) -> Result<Proposed, (Vec<Slot>, Failure)> {
+/// Puts one proposal into its shard's queue, without waiting for its outcome. The first poll does that; it must not be put off
+/// by tokio's cooperative budget, or a later request could overtake this one.
+async fn propose<E: Env>(broker: &Broker<E>, shard_id: ShardId, gathered: Gathered, deadline: Instant) -> Proposed {
     let Gathered { appends, mut batches, len, slots } = gathered;
+    let settled = |error: ProposeError| Box::pin(std::future::ready(Err(error)));
     let Some(shard) = broker.node().shard(shard_id) else {
-        return Err((slots, Failure { error: ErrorCode::NotLeaderOrFollower, moved: Some(shard_id) }));
+        let leader = broker.node().leader_of(shard_id).map(|(leader, _)| leader);
+        return Proposed {
+            shard: shard_id,
+            slots,
+            reply: settled(ProposeError::NotLeader { shard: shard_id, leader }),
+        };
     };
     let payload = if batches.len() == 1 {
         batches.swap_remove(0)
@@ -239,14 +245,22 @@ async fn propose<E: Env>(
         batches.iter().for_each(|batch| payload.extend_from_slice(batch));
         payload.freeze()
     };
-    let op = Op::AppendMessage(AppendMessage { now_ms, appends });
-    let mut reply: Pin<Box<dyn Future<Output = Result<Reply, ProposeError>> + Send>> =
-        Box::pin(tokio::task::coop::unconstrained(async move { shard.propose(op, payload).await }));
-    let first = std::future::poll_fn(|cx| Poll::Ready(reply.as_mut().poll(cx))).await;
-    if let Poll::Ready(ready) = first {
-        reply = Box::pin(std::future::ready(ready));
+    let op = Op::AppendMessage(AppendMessage { now_ms: broker.env().wall_clock_ms(), appends });
+    loop {
+        let (shard, op, payload) = (shard.clone(), op.clone(), payload.clone());
+        let mut reply: Pin<Box<dyn Future<Output = Result<Reply, ProposeError>> + Send>> =
+            Box::pin(unconstrained(async move { shard.propose(op, payload).await }));
+        let first = std::future::poll_fn(|cx| Poll::Ready(reply.as_mut().poll(cx))).await;
+        let reply = match first {
+            Poll::Pending => reply,
+            Poll::Ready(Err(ProposeError::Overloaded(_))) if E::now() < deadline => {
+                E::sleep(OVERLOAD_PAUSE).await;
+                continue;
+            }
+            Poll::Ready(outcome) => Box::pin(std::future::ready(outcome)),
+        };
+        return Proposed { shard: shard_id, slots, reply };
     }
-    Ok(Proposed { shard: shard_id, slots, reply })
 }
 
 fn outcomes(shard: ShardId, reply: Result<Reply, ProposeError>, count: usize) -> Vec<Produced> {
@@ -348,8 +362,8 @@ mod tests {
         let located = LocatedTopic { id: TopicId([7; 16]), max_message_bytes, shards: vec![Some(ShardId(3))] };
         let topic = TopicProduceData::default()
             .with_partition_data(vec![PartitionProduceData::default().with_index(0).with_records(records)]);
-        let request = ProduceRequest::default();
-        check(version, acks, &request, &Ok(located), &topic, 0).map(|(_, append, _)| append)
+        let request = ProduceRequest::default().with_acks(acks);
+        check(version, &request, &Ok(located), &topic, 0).map(|(_, append, _)| append)
     }
 
     #[test]
