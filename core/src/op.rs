@@ -262,6 +262,8 @@ pub struct ExpiredMember {
     /// Member.
     pub member_id: String,
     /// Log index of the last op that the timer knew to have come from the member. A later one voids the expiry.
+    /// For [`ExpiryReason::Rebalance`], which heartbeats do not put off: the index at which the generation or the
+    /// revocation began that the member holds up. Another one, or none, voids the expiry.
     pub last_seen: u64,
     /// What ran out.
     pub reason: ExpiryReason,

@@ -4,7 +4,9 @@ use alloc::string::String;
 
 use super::Groups;
 use super::classic::{ClassicState, JoinPhase};
-use super::group::{Group, Protocol};
+use super::group::Protocol;
+
+pub(crate) use super::group::Group;
 
 /// The part of a group's state that timers hang on. Members' own timers start anew when it changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +25,7 @@ pub(crate) enum Phase {
 
 /// What one member's timers hang on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MemberTimers {
+pub(crate) struct MemberTimed {
     /// Last log index at which it was heard from.
     pub(crate) last_seen: u64,
     pub(crate) session_timeout_ms: u32,
@@ -36,7 +38,7 @@ pub(crate) struct MemberTimers {
 }
 
 impl Groups {
-    /// A group as timers see it.
+    /// A group, for its timers.
     pub(crate) fn timed(&self, group_id: &str) -> Option<&Group> {
         self.groups.get(group_id).map(|group| &**group)
     }
@@ -104,12 +106,12 @@ impl Group {
     }
 
     /// One member, pending or not.
-    pub(crate) fn member_timers(&self, member_id: &str) -> Option<MemberTimers> {
+    pub(crate) fn timed_member(&self, member_id: &str) -> Option<MemberTimed> {
         let last_seen = self.activity().last_seen(member_id)?;
         match &self.protocol {
             Protocol::Classic(group) => {
                 if let Some(pending) = group.pending.get(member_id) {
-                    return Some(MemberTimers {
+                    return Some(MemberTimed {
                         last_seen,
                         session_timeout_ms: pending.session_timeout_ms,
                         pending: true,
@@ -120,7 +122,7 @@ impl Group {
                 let member = group.members.get(member_id)?;
                 let waits_to_join =
                     matches!(group.head.state, ClassicState::Preparing(phase) if member.joined == phase.since);
-                Some(MemberTimers {
+                Some(MemberTimed {
                     last_seen,
                     session_timeout_ms: member.session_timeout_ms,
                     pending: false,
@@ -130,7 +132,7 @@ impl Group {
             }
             Protocol::Consumer(group) => {
                 let member = group.members.get(member_id)?;
-                Some(MemberTimers {
+                Some(MemberTimed {
                     last_seen,
                     session_timeout_ms: member.session_timeout_ms,
                     pending: false,
