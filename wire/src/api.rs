@@ -75,7 +75,6 @@ macro_rules! apis {
 
         /// A request's body.
         #[derive(Clone, Debug, PartialEq)]
-        #[expect(clippy::large_enum_variant, reason = "short-lived, matched at once")]
         pub enum Request {
             $($(#[$doc])* $name($request),)*
         }
@@ -109,7 +108,6 @@ macro_rules! apis {
 
         /// A response's body.
         #[derive(Clone, Debug, PartialEq)]
-        #[expect(clippy::large_enum_variant, reason = "short-lived, matched at once")]
         pub enum Response {
             $($(#[$doc])* $name($response),)*
         }
