@@ -1,1 +1,28 @@
-//! skeleton
+//! A client of Lockstep, and of any cluster that speaks Kafka's protocol.
+//!
+//! [`Client`] knows the cluster; the others are made from one and share its connections. All are generic over
+//! [`lockstep_env::Env`], so that the simulator runs this very code.
+
+mod admin;
+mod client;
+mod config;
+mod connection;
+mod error;
+mod group;
+mod offsets;
+mod producer;
+mod retry;
+mod topology;
+
+pub use admin::{Admin, ConfigEntry, CreatedTopic, GroupListing, NewTopic};
+pub use client::Client;
+pub use config::ClientConfig;
+pub use error::{ClientError, ErrorCode, error_name};
+pub use group::{GroupDescription, GroupMember, GroupOffset};
+pub use offsets::{OffsetAt, TopicPartition};
+pub use producer::{
+    Acks, Delivery, Producer, ProducerConfig, ProducerRecord, RecordMetadata, murmur2, partition_for_key,
+};
+pub use topology::{PartitionInfo, TopicInfo};
+
+pub use lockstep_wire::Compression;

@@ -8,6 +8,7 @@ use std::ops::Range;
 use thiserror::Error;
 
 use crate::compression::Compression;
+use crate::records::ProducerStamp;
 
 /// Bytes of a batch before its records.
 pub const HEADER_LEN: usize = 61;
@@ -269,6 +270,21 @@ pub fn check_stored_batch(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
         });
     }
     Ok(header)
+}
+
+/// Writes another producer id, epoch and sequence number into a finished batch, and the CRC that goes with them.
+///
+/// # Errors
+/// [`BatchError::Truncated`]: `bytes` are shorter than a header.
+pub fn stamp_producer(bytes: &mut [u8], stamp: ProducerStamp) -> Result<(), BatchError> {
+    let mut header = BatchHeader::parse(bytes)?;
+    header.producer_id = stamp.producer_id;
+    header.producer_epoch = stamp.producer_epoch;
+    header.base_sequence = stamp.base_sequence;
+    bytes[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+    let crc = crc32c::crc32c(&bytes[CRC_START..]);
+    bytes[CRC_RANGE].copy_from_slice(&crc.to_be_bytes());
+    Ok(())
 }
 
 /// The batches of a record set, each with the range of its bytes. Checks lengths and format only; call [`check_batch`] on

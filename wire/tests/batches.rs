@@ -124,3 +124,13 @@ fn stamping_offset_and_epoch_keeps_the_crc_right() {
     assert_eq!(header.last_offset(), 1_236);
     assert_eq!(records[2].offset, 1_236);
 }
+
+#[test]
+fn another_producer_can_be_stamped_into_a_finished_batch() {
+    let mut bytes = three_records(Compression::None).to_vec();
+    let stamp = ProducerStamp { producer_id: 99, producer_epoch: 1, base_sequence: 0 };
+    lockstep_wire::batch::stamp_producer(&mut bytes, stamp).expect("long enough");
+    let header = check_batch(&bytes).expect("the CRC goes with it");
+    assert_eq!((header.producer_id, header.producer_epoch, header.base_sequence), (99, 1, 0));
+    assert!(lockstep_wire::batch::stamp_producer(&mut bytes[..60], stamp).is_err());
+}

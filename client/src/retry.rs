@@ -1,0 +1,97 @@
+//! Retries with exponential back-off and jitter, bounded by a total time-out.
+
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+use lockstep_env::Env;
+
+use crate::error::ClientError;
+
+const DELAY_MIN: Duration = Duration::from_millis(20);
+const DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// The delays between attempts: doubled each time, each varied by a fifth either way so that clients do not come in step.
+#[derive(Clone, Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        Self { next: DELAY_MIN }
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.next = DELAY_MIN;
+    }
+
+    /// `random` is any 64 bits.
+    pub(crate) fn next_delay(&mut self, random: u64) -> Duration {
+        let delay = self.next;
+        self.next = (delay * 2).min(DELAY_MAX);
+        let percent = 80 + (random % 41) as u32;
+        delay * percent / 100
+    }
+}
+
+/// The attempts of one operation.
+pub(crate) struct Retry<E> {
+    what: String,
+    timeout: Duration,
+    deadline: Instant,
+    backoff: Backoff,
+    env: PhantomData<fn() -> E>,
+}
+
+impl<E: Env> Retry<E> {
+    /// `what` says what is being done, for the error of a time-out.
+    pub(crate) fn new(what: impl Into<String>, timeout: Duration) -> Self {
+        Self { what: what.into(), timeout, deadline: E::now() + timeout, backoff: Backoff::new(), env: PhantomData }
+    }
+
+    /// Time that is left.
+    pub(crate) fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(E::now())
+    }
+
+    /// Waits before the next attempt. Gives `error` back if retrying cannot help, and a time-out if there is no time for another attempt.
+    pub(crate) async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
+        if !error.is_retriable() {
+            return Err(error);
+        }
+        self.pause_anyway(&error).await
+    }
+
+    /// [`Retry::pause`] for errors that are not retriable in general, but are where the caller is.
+    pub(crate) async fn pause_anyway(&mut self, error: &ClientError) -> Result<(), ClientError> {
+        let delay = self.backoff.next_delay(E::random_u64());
+        if delay >= self.left() {
+            return Err(ClientError::TimedOut {
+                what: self.what.clone(),
+                after: self.timeout,
+                last: error.to_string(),
+            });
+        }
+        tracing::debug!(what = %self.what, %error, delay_ms = delay.as_millis() as u64, "retrying");
+        E::sleep(delay).await;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_a_second_and_vary_by_a_fifth() {
+        for random in [0, 40, u64::MAX] {
+            let mut backoff = Backoff::new();
+            let delays: Vec<_> = (0..10).map(|_| backoff.next_delay(random)).collect();
+            let mut plain = DELAY_MIN;
+            for delay in delays {
+                assert!(delay >= plain * 80 / 100 && delay <= plain * 120 / 100, "{delay:?} for {plain:?}");
+                plain = (plain * 2).min(DELAY_MAX);
+            }
+        }
+    }
+}
