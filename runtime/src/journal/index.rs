@@ -106,6 +106,11 @@ impl ShardIndex {
         (number < self.slots.len()).then_some(number)
     }
 
+    /// The term of the entry at `index`.
+    pub(super) fn term_at(&self, index: u64) -> Option<u64> {
+        self.slot_number(index).map(|number| self.slots[number].term)
+    }
+
     fn push(&mut self, position: Position, slot: Slot) {
         assert!(follows(self.last(), position), "an entry must follow the one before it");
         if self.slots.is_empty() {

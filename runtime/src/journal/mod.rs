@@ -29,6 +29,7 @@ mod writer;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ use format::{BLOCK_BYTES, Identity};
 use keeper::Keeper;
 use recovery::{Recovered, recover};
 pub use shard_log::ShardLog;
-use state::{Inner, State};
+use state::{FileOf, Inner, State};
 use writer::Writer;
 
 /// Smallest and largest size of a file.
@@ -105,8 +106,11 @@ impl<E: Env> Journal<E> {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             env.disk().sync_dir(parent).await.map_err(io_error)?;
         }
-        let Recovered { files, spares, next_spare, shards, marks, last } =
+        let Recovered { files, spares, next_spare, shards, marks, last, last_batch } =
             recover(&env, dir, options.file_bytes).await?;
+        if let Some((_, file)) = files.last_key_value() {
+            Self::write_again(&file.file, last_batch).await.map_err(io_error)?;
+        }
         let next = Identity {
             generation: last.map_or(1, |last| last.generation + 1),
             sequence: last.map_or(1, |last| last.sequence + 1),
@@ -140,6 +144,22 @@ impl<E: Env> Journal<E> {
         drop(E::spawn(writer.run()));
         drop(E::spawn(Keeper::new(Arc::clone(&inner)).run()));
         Ok(Self { handle: Arc::new(Handle { inner }) })
+    }
+
+    /// Makes the last batch durable. If only the process stopped and not the machine, or if a sync failed, the batch may have been read from
+    /// the operating system's memory without being on the disk; a sync by itself would then do nothing.
+    async fn write_again(file: &FileOf<E>, batch: Range<u64>) -> io::Result<()> {
+        let mut offset = batch.start;
+        while offset < batch.end {
+            let bytes = file.read_at(offset, (batch.end - offset).min(1 << 20) as usize).await?;
+            if bytes.is_empty() {
+                break;
+            }
+            let next = offset + bytes.len() as u64;
+            file.write_at(offset, vec![bytes.into()]).await?;
+            offset = next;
+        }
+        file.sync_data().await
     }
 
     /// Gives the room behind the last batch of the file that was written before this start back, and with it the torn tail.

@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use super::format::{
     BLOCK_BYTES, HEADER_BYTES, Header, Identity, Kind, Name, RECORD_BYTES, Record, file_name, padded, spare_name,
 };
 use super::index::{Place, ShardIndex};
-use super::mark::Mark;
+use super::mark::{Mark, follows};
 use super::state::{FileOf, JournalFile, SpareFile};
 use crate::error::StartError;
 
@@ -41,6 +42,8 @@ pub(super) struct Recovered<F> {
     pub(super) marks: BTreeMap<ShardId, Mark>,
     /// The last valid batch.
     pub(super) last: Option<Identity>,
+    /// Where it begins and ends, in the last file.
+    pub(super) last_batch: Range<u64>,
 }
 
 /// Why a batch cannot be read.
@@ -256,8 +259,8 @@ impl Replay {
         }
     }
 
-    /// The log in memory; an error names the range of entries that no file holds.
-    fn finish(mut self) -> Result<(Mark, ShardIndex), (u64, u64)> {
+    /// The log in memory.
+    fn finish(mut self) -> Result<(Mark, ShardIndex), Contradiction> {
         if let Some(missing_upto) = self.missing_upto {
             let first = self.carried.first_key_value().map(|(index, _)| *index);
             let from = self.mark.purged.map_or(first.unwrap_or(0), |purged| purged.index.saturating_add(1));
@@ -268,8 +271,8 @@ impl Replay {
                 }
                 next = index.checked_add(1);
             }
-            if let Some(next) = next.filter(|next| *next <= missing_upto) {
-                return Err((next, missing_upto));
+            if let Some(from) = next.filter(|next| *next <= missing_upto) {
+                return Err(Contradiction::Missing { from, to: missing_upto });
             }
         }
         let mark = &mut self.mark;
@@ -285,10 +288,26 @@ impl Replay {
             index.purge(purged);
         }
         for entry in self.carried.values().chain(&self.entries) {
+            if !follows(index.last(), entry.position) {
+                return Err(Contradiction::Entry(entry.place));
+            }
             index.restore(entry.position, entry.len, entry.place);
+        }
+        if index.last() != mark.last {
+            return Err(Contradiction::Last);
         }
         Ok((self.mark, index))
     }
+}
+
+/// What is wrong with a shard after all records were read.
+enum Contradiction {
+    /// No file holds these entries.
+    Missing { from: u64, to: u64 },
+    /// This entry does not follow the one before it.
+    Entry(Place),
+    /// The log does not end where it should.
+    Last,
 }
 
 fn io_error(path: &Path) -> impl Fn(io::Error) -> StartError {
@@ -311,6 +330,7 @@ pub(super) async fn recover<E: Env>(env: &E, dir: &Path, file_bytes: u64) -> Res
         replays: BTreeMap::new(),
         first: None,
         last: None,
+        last_batch: 0..0,
         end: (dir.to_path_buf(), 0),
     };
     let mut generations: Vec<u64> =
@@ -335,22 +355,29 @@ pub(super) async fn recover<E: Env>(env: &E, dir: &Path, file_bytes: u64) -> Res
         }
     }
 
-    let Scan { files, replays, last, first, .. } = scan;
+    let Scan { files, replays, last, first, last_batch, end, .. } = scan;
     let mut shards = BTreeMap::new();
     let mut marks = BTreeMap::new();
     for (shard, replay) in replays {
-        let (mark, index) = replay.finish().map_err(|(from, to)| {
-            let gone = first.unwrap_or_default().saturating_sub(1);
-            damaged(
-                &dir.join(file_name(gone)),
-                0,
-                format!("the file is gone, and entries {from} to {to} of {shard:?} with it"),
-            )
+        let (mark, index) = replay.finish().map_err(|contradiction| match contradiction {
+            Contradiction::Missing { from, to } => {
+                let gone = dir.join(file_name(first.unwrap_or_default().saturating_sub(1)));
+                damaged(&gone, 0, format!("the file is gone, and entries {from} to {to} of {shard:?} with it"))
+            }
+            Contradiction::Entry(place) => {
+                let path = dir.join(file_name(place.generation));
+                damaged(
+                    &path,
+                    u64::from(place.offset),
+                    format!("an entry of {shard:?} does not follow the one before it"),
+                )
+            }
+            Contradiction::Last => damaged(&end.0, end.1, format!("{shard:?} does not end where it should")),
         })?;
         marks.insert(shard, mark);
         shards.insert(shard, index);
     }
-    Ok(Recovered { files, spares, next_spare, shards, marks, last })
+    Ok(Recovered { files, spares, next_spare, shards, marks, last, last_batch })
 }
 
 /// The state of reading all files.
@@ -363,6 +390,8 @@ struct Scan<'a, E: Env> {
     first: Option<u64>,
     /// The last valid batch.
     last: Option<Identity>,
+    /// Where it begins and ends.
+    last_batch: Range<u64>,
     /// Where the next batch would have been in the file read last.
     end: (PathBuf, u64),
 }
@@ -428,7 +457,9 @@ impl<E: Env> Scan<'_, E> {
             }
             self.last = Some(expected);
             self.first.get_or_insert(generation);
+            let begun_at = offset;
             offset += padded(header.batch_len().unwrap_or(BLOCK_BYTES));
+            self.last_batch = begun_at..offset.min(len);
             expected.sequence = expected
                 .sequence
                 .checked_add(1)

@@ -131,28 +131,36 @@ impl<E: Env> ShardLog<E> {
     }
 
     /// Changes the log and hands what `change` gives to the writer. Nothing happens once the journal has failed or is closed.
-    fn change(&self, change: impl FnOnce(&mut ShardIndex) -> Option<Op>) {
+    fn change(&self, change: impl FnOnce(&mut ShardIndex) -> [Option<Op>; 2]) {
         let mut state = self.handle.inner.lock();
         if state.check_open().is_err() {
             return;
         }
-        if let Some(op) = change(state.shards.entry(self.shard).or_default()) {
-            state.enqueue(op);
-            drop(state);
-            self.handle.inner.wake_writer.notify_one();
-        }
+        let ops = change(state.shards.entry(self.shard).or_default());
+        ops.into_iter().flatten().for_each(|op| state.enqueue(op));
+        drop(state);
+        self.handle.inner.wake_writer.notify_one();
     }
 
     /// Drops entries with a greater index; with `None` all of them. Ordered with appends, and durable when a later append is.
     pub fn truncate_after(&self, index: Option<u64>) {
-        self.change(|log| log.truncate_after(index).map(|last| Op::Truncate { shard: self.shard, last }));
+        self.change(|log| [self.truncated(log, index), None]);
+    }
+
+    fn truncated(&self, log: &mut ShardIndex, index: Option<u64>) -> Option<Op> {
+        log.truncate_after(index).map(|last| Op::Truncate { shard: self.shard, last })
     }
 
     /// Drops entries up to and including `upto.index`, which may lie beyond the last entry (after a snapshot was installed): the log is
-    /// then empty and continues after `upto`. Ordered with appends, and durable when a later append is. What was purged must be durable
+    /// then empty and continues after `upto`. If the entry at `upto.index` is of another term than `upto`, the entries after it continue
+    /// another history, and all are dropped. Ordered with appends, and durable when a later append is. What was purged must be durable
     /// elsewhere before the call.
     pub fn purge(&self, upto: Position) {
-        self.change(|log| log.purge(upto).then_some(Op::Purge { shard: self.shard, upto }));
+        self.change(|log| {
+            let is_other = log.term_at(upto.index).is_some_and(|term| term != upto.term);
+            let truncated = if is_other { self.truncated(log, Some(upto.index)) } else { None };
+            [truncated, log.purge(upto).then_some(Op::Purge { shard: self.shard, upto })]
+        });
     }
 
     /// Saves the vote, at most 4,096 bytes; durable in every mode when it returns.

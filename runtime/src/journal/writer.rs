@@ -173,7 +173,10 @@ impl<E: Env> Writer<E> {
             state.deferred -= dones.iter().filter(|(_, deferred)| *deferred).count();
         }
         for (done, _) in dones {
-            done(written.as_ref().map(|()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string())));
+            done(match &written {
+                Ok(()) => Ok(()),
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            });
         }
         written
     }
@@ -304,11 +307,9 @@ impl<E: Env> Writer<E> {
         let mut batch = Batch::default();
         for (shard, mark) in &self.marks {
             batch.records.push(Record::bare(Kind::Base, *shard, mark.last));
+            batch.records.push(Record::bare(Kind::Committed, *shard, mark.committed));
             if mark.purged.is_some() {
                 batch.records.push(Record::bare(Kind::Purge, *shard, mark.purged));
-            }
-            if mark.committed.is_some() {
-                batch.records.push(Record::bare(Kind::Committed, *shard, mark.committed));
             }
             if let Some(vote) = &mark.vote {
                 batch.add_vote(*shard, vote);
@@ -330,8 +331,11 @@ impl<E: Env> Writer<E> {
     /// A file of at least `len` bytes and at least the configured size.
     async fn spare(&self, len: u64) -> io::Result<SpareFile<FileOf<E>>> {
         let file_bytes = self.inner.options.file_bytes;
+        if len > file_bytes {
+            return create_spare(&self.inner, padded(len)).await;
+        }
         let mut asked = false;
-        while len <= file_bytes {
+        loop {
             {
                 let mut state = self.inner.lock();
                 if let Some(spare) = state.spares.pop() {
@@ -348,15 +352,14 @@ impl<E: Env> Writer<E> {
                     _ => state.spare_error = None,
                 }
             }
-            asked = true;
             if self.file.is_none() {
                 // The keeper does not run yet.
-                break;
+                return create_spare(&self.inner, file_bytes).await;
             }
+            asked = true;
             self.inner.wake_keeper.notify_one();
             self.inner.spare_changed.notified().await;
         }
-        create_spare(&self.inner, padded(len.max(file_bytes))).await
     }
 
     /// Hands the files that no shard's durable records need any more to the keeper, oldest first and without a gap, and notes who needs the

@@ -89,3 +89,26 @@ fn repeated_power_cuts_during_recovery_lose_nothing() {
         });
     }
 }
+
+#[test]
+fn what_a_restart_found_survives_a_later_power_cut() {
+    for seed in 200..230 {
+        for killed_at in (5..90).step_by(6) {
+            eprintln!("seed {seed}, killed at operation {killed_at}");
+            run(async {
+                let disk = MemoryDisk::default();
+                let driver = workload(disk.clone(), Model::new(), seed, 60, Some(killed_at)).await;
+                // The process comes back, but what the machine had not synced is still only in its memory.
+                disk.power_off_at(None);
+                let recovered = open(&MemoryEnv { disk: disk.clone() }, FILE_BYTES).await.unwrap();
+                let found = Model::read(&recovered).await;
+                if let Some(driver) = driver {
+                    driver.check_recovered(&recovered).await;
+                }
+                let disk = disk.after_power_cut(seed + killed_at);
+                let recovered = open(&MemoryEnv { disk }, FILE_BYTES).await.unwrap();
+                assert_eq!(Model::read(&recovered).await, found);
+            });
+        }
+    }
+}

@@ -139,7 +139,7 @@ impl MemoryDisk {
         self.lock().operations
     }
 
-    /// The power goes before this operation.
+    /// The power goes, or the process is killed, before this operation.
     pub(super) fn power_off_at(&self, operation: Option<u64>) {
         self.lock().power_off_at = operation;
     }

@@ -294,7 +294,7 @@ impl Driver {
             let committed = log.committed();
             assert!(
                 saved.contains(&committed) || committed == log.last(),
-                "shard {shard}: {committed:?} was never saved"
+                "shard {shard}: {committed:?} was never saved, only {saved:?}"
             );
             assert!(committed.is_none_or(|committed| log.last().is_some_and(|last| committed.index <= last.index)));
         }
