@@ -6,8 +6,5 @@ compile_error!(
      unset RUSTFLAGS, or add `--cfg madsim` to it"
 );
 
-<<<<<<< HEAD
 pub mod cluster;
-=======
->>>>>>> b5d9f72 (wip)
 pub mod env;

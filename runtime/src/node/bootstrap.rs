@@ -76,7 +76,12 @@ async fn ask_all<E: Env>(node: &Node<E>) -> BTreeMap<NodeId, Introduction> {
     for peer in node.inner.config.peers.keys().filter(|peer| **peer != node.id()) {
         let (node, peer) = (node.clone(), *peer);
         asked.push(E::spawn(async move {
-            let request = PeerRequest { kind: message::INTRODUCE, shard: 0, body: message::encode(&node.introduction()), payload: Vec::new() };
+            let request = PeerRequest {
+                kind: message::INTRODUCE,
+                shard: 0,
+                body: message::encode(&node.introduction()),
+                payload: Vec::new(),
+            };
             let (body, _) = node.peers().call(peer, None, Lane::Control, request, ASK_TIMEOUT).await.ok()?;
             let told: Introduction = message::decode(&body).ok()?;
             (told.node_id == peer).then_some((peer, told))
@@ -112,7 +117,8 @@ mod tests {
 
     #[test]
     fn founders_agree_whoever_computes() {
-        let introduction = |node_id, shards| Introduction { node_id, incarnation: [node_id as u8; 16], shards, cluster: None };
+        let introduction =
+            |node_id, shards| Introduction { node_id, incarnation: [node_id as u8; 16], shards, cluster: None };
         let told: BTreeMap<NodeId, Introduction> =
             [(1, introduction(1, 8)), (2, introduction(2, 4)), (3, introduction(3, 16))].into();
         let cluster = found(&told);

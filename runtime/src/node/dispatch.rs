@@ -38,7 +38,9 @@ impl<E: Env> Dispatch<E> {
 
 impl<E: Env> PeerHandler for Dispatch<E> {
     fn handle(&self, from: PeerIdentity, request: IncomingRequest) -> BoxFuture<'static, Result<PeerReply, PeerFault>> {
-        let Some(node) = self.node() else { return Box::pin(async { Err(fault(FAULT_STOPPING, "this node is stopping")) }) };
+        let Some(node) = self.node() else {
+            return Box::pin(async { Err(fault(FAULT_STOPPING, "this node is stopping")) });
+        };
         if request.kind < message::INTRODUCE {
             let Some(shard) = node.shard(ShardId(request.shard)) else {
                 return Box::pin(async { Err(fault(FAULT_NOT_HOSTED, "the shard is not served by this node")) });
@@ -50,9 +52,8 @@ impl<E: Env> PeerHandler for Dispatch<E> {
     }
 
     fn gossip(&self) -> Bytes {
-        self.node().map_or_else(Bytes::new, |node| {
-            message::encode(&Gossip { leads: node.leads(), stopping: node.stopping() })
-        })
+        self.node()
+            .map_or_else(Bytes::new, |node| message::encode(&Gossip { leads: node.leads(), stopping: node.stopping() }))
     }
 
     fn on_gossip(&self, from: PeerIdentity, gossip: Bytes) {
@@ -99,13 +100,12 @@ async fn answer<E: Env>(node: Node<E>, request: IncomingRequest) -> Result<PeerR
             body(&answer)
         }
         message::WAIT_METADATA => {
-            let wait: WaitMetadata = message::decode(&request.body).map_err(|error| fault(FAULT_MALFORMED, &error.to_string()))?;
+            let wait: WaitMetadata =
+                message::decode(&request.body).map_err(|error| fault(FAULT_MALFORMED, &error.to_string()))?;
             let timeout = Duration::from_millis(u64::from(wait.timeout_ms)).min(WAIT_METADATA_MAX);
             body(&node.wait_feed(wait.version, timeout).await)
         }
-        message::REPORT => {
-            Ok(PeerReply { body: Bytes::new(), payload: vec![message::encode(&node.report())] })
-        }
+        message::REPORT => Ok(PeerReply { body: Bytes::new(), payload: vec![message::encode(&node.report())] }),
         kind => Err(fault(FAULT_UNKNOWN_KIND, &format!("request kind {kind} is not known"))),
     }
 }

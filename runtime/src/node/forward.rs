@@ -35,19 +35,19 @@ impl<E: Env> Node<E> {
         loop {
             let refused = match self.leader_of(shard).map(|(leader, _)| leader) {
                 None => ProposeError::NotLeader { shard, leader: None },
-                Some(leader) if leader == self.id() => {
-                    match self.propose(shard, op.clone(), Bytes::new()).await {
-                        Ok(reply) => return Ok(reply),
-                        Err(error) => error,
-                    }
-                }
+                Some(leader) if leader == self.id() => match self.propose(shard, op.clone(), Bytes::new()).await {
+                    Ok(reply) => return Ok(reply),
+                    Err(error) => error,
+                },
                 Some(leader) => match self.ask_propose(leader, shard, encoded.clone(), deadline).await {
                     Ok(reply) => return Ok(reply),
                     Err(error) => error,
                 },
             };
-            let certainly_not_proposed =
-                matches!(refused, ProposeError::NotLeader { .. } | ProposeError::Loading(_) | ProposeError::Overloaded(_));
+            let certainly_not_proposed = matches!(
+                refused,
+                ProposeError::NotLeader { .. } | ProposeError::Loading(_) | ProposeError::Overloaded(_)
+            );
             if !certainly_not_proposed || E::now() + RETRY_AFTER >= deadline {
                 return Err(refused);
             }

@@ -103,7 +103,8 @@ impl<E: Env> Directories<E> {
         let path = directory.join(FILE);
         match env.disk().read_file(&path, FILE_LEN_MAX).await {
             Ok(bytes) => {
-                let foreign = |reason: String| StartError::ForeignDirectory { path: path.display().to_string(), reason };
+                let foreign =
+                    |reason: String| StartError::ForeignDirectory { path: path.display().to_string(), reason };
                 let identity: Identity =
                     serde_json::from_slice(&bytes).map_err(|error| foreign(format!("not a node's file: {error}")))?;
                 if identity.format != FORMAT {

@@ -97,7 +97,13 @@ mod tests {
         list.iter().map(|(node, incarnation)| (*node, member(*incarnation))).collect()
     }
 
-    fn check(voters: &[(NodeId, u8)], learners: &[(NodeId, u8)], matched: &[(NodeId, u64)], seen: &[(NodeId, u8)], step: Option<Step>) {
+    fn check(
+        voters: &[(NodeId, u8)],
+        learners: &[(NodeId, u8)],
+        matched: &[(NodeId, u64)],
+        seen: &[(NodeId, u8)],
+        step: Option<Step>,
+    ) {
         let status = RaftStatus {
             voters: members(voters),
             learners: members(learners),

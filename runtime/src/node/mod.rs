@@ -394,7 +394,10 @@ fn check(config: &NodeConfig) -> Result<(), StartError> {
         return refuse("cluster.replication", "must be at least 1".to_owned());
     }
     if config.heartbeat_interval * 2 > config.election_timeout_min {
-        return refuse("cluster.heartbeat_interval_ms", "must be at most half of cluster.election_timeout_min_ms".to_owned());
+        return refuse(
+            "cluster.heartbeat_interval_ms",
+            "must be at most half of cluster.election_timeout_min_ms".to_owned(),
+        );
     }
     if config.election_timeout_min >= config.election_timeout_max {
         return refuse("cluster.election_timeout_min_ms", "must be below cluster.election_timeout_max_ms".to_owned());

@@ -261,15 +261,11 @@ impl SimDisk {
     #[must_use]
     pub fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let state = self.lock();
-<<<<<<< HEAD
         state
             .entries
             .iter()
             .filter_map(|(path, inode)| Some((path.clone(), state.inodes.get(inode)?.content.clone())))
             .collect()
-=======
-        state.entries.iter().filter_map(|(path, inode)| Some((path.clone(), state.inodes.get(inode)?.content.clone()))).collect()
->>>>>>> b5d9f72 (wip)
     }
 
     /// How many syncs the disk has done.
@@ -285,12 +281,8 @@ impl SimDisk {
     async fn pause_for_sync(&self) {
         let options = self.lock().options;
         let spread = options.sync_max.saturating_sub(options.sync_min);
-<<<<<<< HEAD
         let mut pause =
             options.sync_min + Duration::from_nanos(random_below(u64::try_from(spread.as_nanos()).unwrap_or(1)));
-=======
-        let mut pause = options.sync_min + Duration::from_nanos(random_below(u64::try_from(spread.as_nanos()).unwrap_or(1)));
->>>>>>> b5d9f72 (wip)
         if chance(options.slow_sync_per_mille) {
             pause += options.slow_sync;
         }
@@ -398,12 +390,8 @@ impl Disk for SimDisk {
                 EntryChange::Rename(path.clone(), target.clone()).apply(&mut state.entries);
                 state.pending_entries.push(EntryChange::Rename(path, target));
             }
-<<<<<<< HEAD
             let directories: Vec<PathBuf> =
                 state.directories.iter().filter(|path| path.starts_with(from)).cloned().collect();
-=======
-            let directories: Vec<PathBuf> = state.directories.iter().filter(|path| path.starts_with(from)).cloned().collect();
->>>>>>> b5d9f72 (wip)
             for path in directories {
                 state.directories.remove(&path);
                 state.directories.insert(to.join(path.strip_prefix(from).unwrap_or(&path)));

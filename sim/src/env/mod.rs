@@ -141,11 +141,7 @@ impl<T> Future for SimTask<T> {
     type Output = Result<T, TaskFailed>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-<<<<<<< HEAD
         Pin::new(&mut self.0).poll(cx).map_err(|_| TaskFailed::Aborted)
-=======
-        Pin::new(&mut self.0).poll(cx).map_err(|error| TaskFailed(error.to_string()))
->>>>>>> b5d9f72 (wip)
     }
 }
 

@@ -360,7 +360,6 @@ pub struct SimReader {
     wait: Option<Mutex<SimSleep>>,
 }
 
-<<<<<<< HEAD
 impl std::fmt::Debug for SimReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let pipe = lock(&self.pipe);
@@ -375,8 +374,6 @@ impl std::fmt::Debug for SimWriter {
     }
 }
 
-=======
->>>>>>> b5d9f72 (wip)
 impl AsyncRead for SimReader {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let shared = self.pipe.clone();
@@ -386,10 +383,7 @@ impl AsyncRead for SimReader {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
             let now = SimEnv::now();
-<<<<<<< HEAD
             let ended = pipe.end == End::Closed && pipe.stalled.is_empty();
-=======
->>>>>>> b5d9f72 (wip)
             match pipe.in_flight.front_mut() {
                 Some((arrival, bytes)) if *arrival <= now => {
                     let taken = bytes.len().min(buf.remaining());
@@ -416,11 +410,7 @@ impl AsyncRead for SimReader {
                         return Poll::Pending;
                     }
                 }
-<<<<<<< HEAD
                 None if ended => return Poll::Ready(Ok(())),
-=======
-                None if pipe.end == End::Closed && pipe.stalled.is_empty() => return Poll::Ready(Ok(())),
->>>>>>> b5d9f72 (wip)
                 None => {
                     pipe.reader = Some(cx.waker().clone());
                     return Poll::Pending;
