@@ -21,12 +21,16 @@ use crate::raft::{
     self, Handler, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Proposals, Raft, RaftStatus,
     Replica, ShardContext, StateMachine,
 };
+use crate::status::ShardReport;
 use crate::storage::{Checkpoints, PartitionStore, StoreOptions};
 
 /// A payload longer than this does not fit a frame between nodes.
 const PAYLOAD_BYTES_MAX: usize = 7 << 20;
 /// Entries of one append request between nodes; its bytes are bounded too.
 const APPEND_ENTRIES_MAX: u64 = 2048;
+
+/// So many of the last digests are reported; enough for replicas that are a few entries apart.
+const DIGESTS_REPORTED: usize = 256;
 
 /// A shard hosted here. Cheap to clone.
 pub struct Shard<E: Env> {
@@ -269,9 +273,26 @@ impl<E: Env> Shard<E> {
         matches!(waited, Ok(Ok(())))
     }
 
-    /// A change of the state that any applied entry may have made.
-    pub(crate) fn watch_applied(&self) -> lockstep_env::watch::Receiver<Position> {
-        self.inner.replica.applied.subscribe()
+    /// Completes at the next change of the directory after this call.
+    pub(crate) fn directory_changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.inner.replica.directory.notified()
+    }
+
+    /// What this node says of the shard in the cluster's status.
+    pub(crate) fn report(&self) -> ShardReport {
+        let status = self.raft_status();
+        let mut digests = self.digests();
+        digests.drain(..digests.len().saturating_sub(DIGESTS_REPORTED));
+        ShardReport {
+            id: self.id(),
+            role: status.role.to_owned(),
+            term: status.term,
+            leader: status.leader,
+            voters: status.voters.into_keys().collect(),
+            learners: status.learners.into_keys().collect(),
+            applied: self.applied().index,
+            digests,
+        }
     }
 
     /// Sends heartbeats now, if this node leads.

@@ -60,7 +60,7 @@ async fn join<E: Env>(node: &Node<E>, cluster: ClusterIdentity) -> Result<(), cr
 fn found(introductions: &BTreeMap<NodeId, Introduction>) -> ClusterIdentity {
     let founders: BTreeMap<NodeId, [u8; 16]> =
         introductions.iter().map(|(node, told)| (*node, told.incarnation)).collect();
-    let mut id = [0; 16];
+    let mut id = [0_u8; 16];
     for (node, incarnation) in &founders {
         for (position, byte) in incarnation.iter().enumerate() {
             // Incarnations are random, so their sum is; the node id keeps two equal ones from cancelling out.

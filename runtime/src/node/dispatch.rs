@@ -11,7 +11,6 @@ use lockstep_env::Env;
 use super::message::{self, Gossip, Proposed, ReadIndex, WaitMetadata};
 use super::{Inner, Node};
 use crate::peer::{IncomingRequest, PeerFault, PeerHandler, PeerIdentity, PeerReply};
-use crate::raft;
 
 const FAULT_STOPPING: u16 = 1;
 const FAULT_NOT_HOSTED: u16 = 2;
@@ -46,7 +45,7 @@ impl<E: Env> PeerHandler for Dispatch<E> {
                 return Box::pin(async { Err(fault(FAULT_NOT_HOSTED, "the shard is not served by this node")) });
             };
             // Called on the reading task, so that appends of one shard are taken in the order in which they came.
-            return raft::handle(&shard, from, request);
+            return shard.handle_raft(from, request);
         }
         Box::pin(async move { answer(node, request).await })
     }

@@ -145,7 +145,7 @@ impl<E: Env> Node<E> {
         let Some(cluster) = inner.cluster.get() else {
             return Err(StartError::Raft("shards started before the cluster is known".to_owned()));
         };
-        let cache = Arc::new(Cache::new(inner.config.cache_bytes));
+        let cache = Cache::new(inner.config.cache_bytes);
         let checkpoints = Arc::new(Semaphore::new(1));
         let mut shards = BTreeMap::new();
         for id in (0..cluster.shards).map(ShardId) {
@@ -156,7 +156,6 @@ impl<E: Env> Node<E> {
                 env: inner.env.clone(),
                 id,
                 shard_count: cluster.shards,
-                incarnation: inner.incarnation,
                 config: inner.config.clone(),
                 journal: inner.journal.clone(),
                 peers: self.peers().clone(),

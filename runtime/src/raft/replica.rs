@@ -42,6 +42,8 @@ pub(crate) struct Replica<E: Env> {
     pub(crate) assignments: Mutex<BTreeSet<String>>,
     /// Wakes the leader's duties.
     pub(crate) duties: Notify,
+    /// Wakes whoever follows the directory of topics and brokers.
+    pub(crate) directory: Notify,
     core: RwLock<ClusterStateMachine>,
     /// Deadlines, while this node leads. Taken after `core` where both are.
     sessions: Mutex<Option<SessionTable>>,
@@ -96,6 +98,7 @@ impl<E: Env> Replica<E> {
             incoming: Mutex::default(),
             assignments: Mutex::default(),
             duties: Notify::new(),
+            directory: Notify::new(),
             core: RwLock::new(core),
             sessions: Mutex::default(),
             progress: Mutex::new(progress),

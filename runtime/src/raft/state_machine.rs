@@ -61,6 +61,7 @@ impl<E: Env> StateMachine<E> {
                     replica.lock_assignments().insert(group_id.clone());
                     replica.duties.notify_one();
                 }
+                Effect::DirectoryChanged { .. } => replica.directory.notify_waiters(),
                 _ => {}
             }
         }
