@@ -74,7 +74,9 @@ impl Nodes {
 
     async fn until_led(&self) {
         until("every shard has a leader", || async {
-            (0..4).map(ShardId).all(|id| self.running.values().any(|node| node.shard(id).is_some_and(|s| s.serving().is_ok())))
+            (0..4)
+                .map(ShardId)
+                .all(|id| self.running.values().any(|node| node.shard(id).is_some_and(|s| s.serving().is_ok())))
         })
         .await;
     }
@@ -154,7 +156,8 @@ async fn a_node_that_was_away_catches_up_and_leadership_moves_back() {
     })
     .await;
     until("each node leads a shard again", || async {
-        let leaders: std::collections::BTreeSet<_> = nodes.status().await.shards.iter().filter_map(|s| s.leader).collect();
+        let leaders: std::collections::BTreeSet<_> =
+            nodes.status().await.shards.iter().filter_map(|s| s.leader).collect();
         leaders.len() == 3
     })
     .await;
@@ -192,10 +195,8 @@ async fn two_of_three_empty_nodes_do_not_start_a_cluster() {
         nodes.boot(id).await;
     }
     // They have talked to each other (each has heard the other), and still there is no cluster.
-    until("the two empty nodes hear each other", || async {
-        nodes.running[&1].alive(2) && nodes.running[&2].alive(1)
-    })
-    .await;
+    until("the two empty nodes hear each other", || async { nodes.running[&1].alive(2) && nodes.running[&2].alive(1) })
+        .await;
     assert_eq!(nodes.running[&1].cluster_id(), None);
     assert_eq!(nodes.running[&2].cluster_id(), None);
 }
