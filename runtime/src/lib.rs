@@ -16,7 +16,7 @@ pub use config::{Durability, NodeConfig};
 pub use error::{ProposeError, ReadError, StartError};
 pub use histogram::{Histogram, HistogramSnapshot};
 pub use journal::{Journal, JournalOptions, ShardLog};
-pub use node::Node;
+pub use node::{Node, start_node};
 pub use partition::{PartitionLog, ReadError as LogReadError};
 pub use shard::Shard;
 pub use status::{ClusterStatus, NodeStatus, ShardStatus};

@@ -8,7 +8,7 @@ use lockstep_core::op::{CreateTopic, UnregisterBroker};
 use lockstep_core::{NodeId, Op, Reply, ShardId, TopicId};
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, Listener};
-use lockstep_runtime::{ClusterStatus, Node, NodeConfig, StartError};
+use lockstep_runtime::{ClusterStatus, Node, NodeConfig, StartError, start_node};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -56,7 +56,7 @@ impl Nodes {
     }
 
     async fn boot(&mut self, id: NodeId) {
-        let node = Node::start(TokioEnv::new(), self.config(id, &self.path(id))).await.unwrap();
+        let node = start_node(self.config(id, &self.path(id))).await.unwrap();
         self.running.insert(id, node);
     }
 
@@ -204,12 +204,12 @@ async fn two_of_three_empty_nodes_do_not_start_a_cluster() {
 #[tokio::test]
 async fn directories_of_others_are_refused() {
     let mut nodes = Nodes::start(1).await;
-    let second = Node::start(TokioEnv::new(), nodes.config(1, &nodes.path(1))).await;
+    let second = start_node(nodes.config(1, &nodes.path(1))).await;
     assert!(matches!(second, Err(StartError::DirectoryInUse { .. })), "{second:?}");
     nodes.stop(1).await;
     nodes.peers.insert(2, "127.0.0.1:1".to_owned());
-    let foreign = Node::start(TokioEnv::new(), nodes.config(2, &nodes.path(1))).await;
+    let foreign = start_node(nodes.config(2, &nodes.path(1))).await;
     assert!(matches!(foreign, Err(StartError::ForeignDirectory { .. })), "{foreign:?}");
-    let nobody = Node::start(TokioEnv::new(), nodes.config(9, &nodes.path(1))).await;
+    let nobody = start_node(nodes.config(9, &nodes.path(1))).await;
     assert!(matches!(nobody, Err(StartError::Config { field: "cluster.node_id", .. })), "{nobody:?}");
 }

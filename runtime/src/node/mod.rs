@@ -20,7 +20,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use lockstep_core::{Directory, NodeId, Op, Reply, ShardId};
+use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, Task};
 use tokio::sync::{Notify, Semaphore};
 
@@ -376,6 +378,13 @@ async fn watch_failures<E: Env>(node: Node<E>) {
             return node.fail(stopped.join("; "));
         }
     }
+}
+
+/// Starts a node in the production environment.
+///
+/// Compiled here once, so that the binaries and tests that use it need not compile the whole of a node for themselves.
+pub fn start_node(config: NodeConfig) -> BoxFuture<'static, Result<Node<TokioEnv>, StartError>> {
+    Box::pin(Node::start(TokioEnv::new(), config))
 }
 
 fn check(config: &NodeConfig) -> Result<(), StartError> {
