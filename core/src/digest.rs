@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use serde::Serialize;
 
-/// Tables of the state, as [`row_hash`] tells them apart. Groups use kinds from 32 on, in a sum of their own.
+/// Tables of the state, as [`row_hash`] tells them apart. Groups use kinds from 0x40 on.
 pub(crate) mod kind {
     /// Topic id → topic record.
     pub(crate) const TOPIC: u8 = 1;

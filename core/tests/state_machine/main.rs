@@ -3,6 +3,7 @@
 mod appends;
 mod encodings;
 mod feeds;
+mod group_properties;
 mod harness;
 mod properties;
 mod snapshots;

@@ -9,9 +9,9 @@ use proptest::test_runner::FileFailurePersistence;
 
 use crate::strategies::op;
 
-pub(crate) fn config(cases: u32) -> ProptestConfig {
+/// Proptest's default number of cases, or that of `PROPTEST_CASES`; a failing case is kept beside the test.
+pub(crate) fn config() -> ProptestConfig {
     ProptestConfig {
-        cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..ProptestConfig::default()
     }
@@ -29,7 +29,7 @@ fn step() -> impl Strategy<Value = (Op, u64, u64, usize, bool)> {
 }
 
 proptest! {
-    #![proptest_config(config(192))]
+    #![proptest_config(config())]
 
     #[test]
     fn replicas_stay_sound_and_equal(shard in 0_u16..3, steps in prop::collection::vec(step(), 1..40)) {
