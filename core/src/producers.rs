@@ -59,10 +59,13 @@ pub(crate) enum Sequenced {
     Duplicate(ProducerBatch),
 }
 
+/// The producers of one partition by id.
+type PartitionProducers = BTreeMap<i64, Arc<Producer>>;
+
 /// The producers of one shard. A clone shares what is not changed afterwards.
 #[derive(Clone, Debug)]
 pub(crate) struct Producers {
-    partitions: BTreeMap<(TopicId, u32), Arc<BTreeMap<i64, Arc<Producer>>>>,
+    partitions: BTreeMap<(TopicId, u32), Arc<PartitionProducers>>,
     /// Every producer; the longest unused first.
     by_use: Arc<BTreeMap<LastUse, ProducerKey>>,
     sum: RowSum,
@@ -207,7 +210,7 @@ impl Producers {
 
     /// The table from its rows, as a snapshot lists them.
     pub(crate) fn from_rows(rows: Vec<(ProducerKey, Producer)>) -> Result<Self, &'static str> {
-        let mut partitions: BTreeMap<_, BTreeMap<i64, Arc<Producer>>> = BTreeMap::new();
+        let mut partitions: BTreeMap<(TopicId, u32), PartitionProducers> = BTreeMap::new();
         let mut by_use = BTreeMap::new();
         let mut sum = RowSum::default();
         let mut last = None;
