@@ -7,7 +7,9 @@ mod admin;
 mod client;
 mod config;
 mod connection;
+mod consumer;
 mod error;
+mod fetcher;
 mod group;
 mod offsets;
 mod producer;
@@ -17,8 +19,12 @@ mod topology;
 pub use admin::{Admin, ConfigEntry, CreatedTopic, GroupListing, NewTopic};
 pub use client::Client;
 pub use config::ClientConfig;
+pub use consumer::Consumer;
 pub use error::{ClientError, ErrorCode, error_name};
-pub use group::{GroupDescription, GroupMember, GroupOffset};
+pub use fetcher::{FetchConfig, Message, OffsetReset, StartAt};
+pub use group::{
+    GroupConsumer, GroupConsumerConfig, GroupDescription, GroupEvent, GroupMember, GroupOffset, Messages, Polled,
+};
 pub use offsets::{OffsetAt, TopicPartition};
 pub use producer::{
     Acks, Delivery, Producer, ProducerConfig, ProducerRecord, RecordMetadata, murmur2, partition_for_key,

@@ -243,4 +243,14 @@ impl<E: Env> Producer<E> {
             progress.await;
         }
     }
+
+    /// The first error of any record since the last flush or the last call. For those who do not wait for each record.
+    pub fn take_error(&self) -> Option<ClientError> {
+        self.shared.lock().take_error()
+    }
+
+    /// Number of records that have been acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.shared.lock().acknowledged()
+    }
 }

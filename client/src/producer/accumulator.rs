@@ -98,6 +98,7 @@ pub(crate) struct Accumulator {
     stale_topics: BTreeSet<Arc<str>>,
     closed: bool,
     first_error: Option<ClientError>,
+    acknowledged: u64,
 }
 
 impl Accumulator {
@@ -114,6 +115,7 @@ impl Accumulator {
             stale_topics: BTreeSet::new(),
             closed: false,
             first_error: None,
+            acknowledged: 0,
         }
     }
 
@@ -187,11 +189,13 @@ impl Accumulator {
                 delivery: BatchDelivery::new(Arc::clone(&name), at as i32),
                 number,
                 opened_at: now,
+                record_count: 0,
                 memory_len: 0,
             }
         });
         let index = open.builder.count();
         open.builder.push(record.timestamp, record.key, record.value, record.headers);
+        open.record_count += 1;
         open.memory_len += record_len;
         self.memory_len += record_len;
         let delivery =
@@ -292,8 +296,11 @@ impl Accumulator {
         for finished in over {
             self.unfinished.remove(&finished.number);
             self.memory_len -= finished.memory_len;
-            if let Err(error) = &finished.outcome {
-                self.first_error.get_or_insert_with(|| error.clone());
+            match &finished.outcome {
+                Ok(_) => self.acknowledged += finished.record_count as u64,
+                Err(error) => {
+                    self.first_error.get_or_insert_with(|| error.clone());
+                }
             }
         }
         if !over.is_empty() {
@@ -329,6 +336,11 @@ impl Accumulator {
     /// The first error since it was asked last.
     pub(crate) fn take_error(&mut self) -> Option<ClientError> {
         self.first_error.take()
+    }
+
+    /// Records that brokers took.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.acknowledged
     }
 
     /// No more records are taken, and those that are held fail.

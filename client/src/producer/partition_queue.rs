@@ -39,6 +39,7 @@ pub(crate) struct GatheredBatch {
     /// Batches of a producer are numbered as they are opened.
     pub(crate) number: u64,
     pub(crate) opened_at: Instant,
+    pub(crate) record_count: i32,
     /// What it takes of the producer's memory.
     pub(crate) memory_len: usize,
 }
@@ -49,7 +50,6 @@ struct SentBatch {
     gathered: GatheredBatch,
     bytes: Bytes,
     base_sequence: i32,
-    record_count: i32,
     in_flight: bool,
     /// An attempt was sent and not refused: the broker may have it.
     maybe_stored: bool,
@@ -83,6 +83,7 @@ pub(crate) struct Finished {
     pub(crate) delivery: Arc<BatchDelivery>,
     pub(crate) number: u64,
     pub(crate) memory_len: usize,
+    pub(crate) record_count: i32,
     pub(crate) outcome: Result<BatchAck, ClientError>,
 }
 
@@ -175,7 +176,7 @@ impl PartitionQueue {
             return Ok(None);
         }
         let Some(mut gathered) = self.closed.pop_front() else { return Ok(None) };
-        let count = gathered.builder.count();
+        let count = gathered.record_count;
         let base_sequence = self.sequence_next;
         let stamp = self.identity.filter(|_| config.is_idempotent).map(|identity| ProducerStamp {
             producer_id: identity.producer_id,
@@ -195,7 +196,6 @@ impl PartitionQueue {
             gathered,
             bytes: bytes.clone(),
             base_sequence,
-            record_count: count,
             in_flight: true,
             maybe_stored: false,
             last_error: None,
@@ -221,7 +221,7 @@ impl PartitionQueue {
         assert!(batch.in_flight, "only a batch in flight is answered");
         batch.in_flight = false;
         let mut over = Vec::new();
-        let mut retry_after = |queue: &mut Self, error: ClientError| {
+        let retry_after = |queue: &mut Self, error: ClientError| {
             queue.sent[at].last_error = Some(error);
             queue.retry_at = Some(now + delay(queue.attempts_failed));
             queue.attempts_failed = queue.attempts_failed.saturating_add(1);
@@ -354,7 +354,7 @@ impl PartitionQueue {
     fn renumber(&mut self, batches: VecDeque<SentBatch>) {
         for mut batch in batches {
             batch.base_sequence = self.sequence_next;
-            self.sequence_next = sequence_after(self.sequence_next, batch.record_count);
+            self.sequence_next = sequence_after(self.sequence_next, batch.gathered.record_count);
             // Without an id this is done once there is one.
             if let Some(identity) = self.identity {
                 let mut bytes = batch.bytes.to_vec();
@@ -381,7 +381,13 @@ impl PartitionQueue {
 }
 
 fn finished(batch: GatheredBatch, outcome: Result<BatchAck, ClientError>) -> Finished {
-    Finished { delivery: batch.delivery, number: batch.number, memory_len: batch.memory_len, outcome }
+    Finished {
+        delivery: batch.delivery,
+        number: batch.number,
+        memory_len: batch.memory_len,
+        record_count: batch.record_count,
+        outcome,
+    }
 }
 
 #[cfg(test)]
@@ -403,7 +409,14 @@ mod tests {
                 builder.push(0, None, Some(b"v"), &[]);
             }
             let delivery = BatchDelivery::new(Arc::from("t"), 0);
-            queue.closed.push_back(GatheredBatch { builder, delivery, number, opened_at: now, memory_len: 1 });
+            queue.closed.push_back(GatheredBatch {
+                builder,
+                delivery,
+                number,
+                opened_at: now,
+                record_count: count,
+                memory_len: 1,
+            });
         }
         assert!(queue.needs_identity(&CONFIG));
         queue.set_identity(IDENTITY);
