@@ -74,7 +74,7 @@ fn field<const N: usize>(header: &[u8; HEADER_LEN], at: usize) -> Option<[u8; N]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::test_batch::batch;
+    use crate::storage::tests::batch::batch;
 
     #[test]
     fn a_stamped_batch_keeps_its_crc() {

@@ -195,9 +195,12 @@ impl<E: Env> Installation<E> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "segments are missing"));
         }
         let inner = Arc::clone(&self.store.inner);
-        let _writing = inner.writing.lock().await;
-        let done = self.exchange(&inner, checkpoints).await;
-        done.map_err(|error| inner.fail(&self.folder, error))?;
+        {
+            let _writing = inner.writing.lock().await;
+            let done = self.exchange(&inner, checkpoints).await;
+            done.map_err(|error| inner.fail(&self.folder, error))?;
+        }
+        inner.remove_dropped().await;
         Ok(std::mem::take(&mut self.manifest))
     }
 
@@ -369,20 +372,30 @@ async fn move_in<D: Disk>(
     staged: impl Iterator<Item = (SegmentName, u64)>,
     targets: &BTreeMap<SegmentName, u64>,
 ) -> io::Result<()> {
+    let mut moves = Vec::new();
     let mut directories = BTreeSet::new();
     for (segment, from) in staged {
         let Some(len) = targets.get(&segment).copied().filter(|len| *len >= from) else { continue };
+        moves.push((segment, from, len));
+        if from == 0 {
+            directories.insert(dir.join(segment.key().directory()));
+        }
+    }
+    for directory in &directories {
+        disk.create_dir_all(directory).await?;
+    }
+    // A file must not move durably into a directory that a crash may take away.
+    disk.sync_dir(dir).await?;
+    for (segment, from, len) in moves {
         let directory = dir.join(segment.key().directory());
         let from_path = folder.join(staged_name(&segment, from));
         let to_path = directory.join(segment.log_file());
         if from == 0 {
-            disk.create_dir_all(&directory).await?;
             match disk.remove_file(&directory.join(segment.index_file())).await {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
             disk.rename(&from_path, &to_path).await?;
-            directories.insert(directory);
         } else {
             // The staged file stays until the segment is durable, with the folder.
             let source = disk.open(&from_path, OpenMode::Read).await?;
@@ -405,5 +418,5 @@ async fn move_in<D: Disk>(
     for directory in directories {
         disk.sync_dir(&directory).await?;
     }
-    disk.sync_dir(dir).await
+    Ok(())
 }

@@ -24,7 +24,7 @@ pub mod segment;
 pub(crate) mod state;
 pub mod store;
 #[cfg(test)]
-mod test_batch;
+mod tests;
 
 pub use cache::Cache;
 pub use checkpoint::Checkpoints;

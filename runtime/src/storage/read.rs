@@ -82,20 +82,23 @@ impl<E: Env> Inner<E> {
             if len == 0 || window.len() != len {
                 return Err(damaged(position + window.len() as u64));
             }
-            // The wanted batches are window[start..at]; nothing is wanted yet when `start` is none.
+            // The wanted batches are window[start..at]; nothing is wanted yet when `start` is none. Good batches before a damaged one are given
+            // first: the next read tells of the damage.
             let (mut start, mut at, mut full) = (None, 0, false);
             while let Some(rest) = window.get(at..).filter(|rest| !rest.is_empty()) {
                 let here = position + at as u64;
-                if rest.len() < HEADER_LEN {
-                    if here + rest.len() as u64 == source.written {
-                        return Err(damaged(here));
-                    }
+                let left_in_file = source.written - here;
+                if rest.len() < HEADER_LEN && (rest.len() as u64) < left_in_file {
                     break;
                 }
-                let header = BatchHeader::parse(rest).ok_or_else(|| damaged(here))?;
-                if header.base_offset != expected || here + header.len as u64 > source.written {
+                let header = BatchHeader::parse(rest)
+                    .filter(|header| header.base_offset == expected && header.len as u64 <= left_in_file);
+                let Some(header) = header else {
+                    if start.is_some() {
+                        break;
+                    }
                     return Err(damaged(here));
-                }
+                };
                 if header.next_offset > offset {
                     let taken = at - start.unwrap_or(at);
                     if taken + header.len > bytes_max && !(at_least_one && start.is_none()) {
@@ -105,18 +108,15 @@ impl<E: Env> Inner<E> {
                     }
                     match rest.get(..header.len) {
                         Some(batch) if header.verifies(batch) => start = start.or(Some(at)),
+                        _ if start.is_some() => break,
                         Some(_) => return Err(damaged(here)),
-                        None if start.is_some() => break,
                         None => {
                             let batch = Bytes::from(file.read_at(here, header.len).await.map_err(failed)?);
                             if !header.verifies(&batch) {
                                 return Err(damaged(here));
                             }
-                            partition.lock().hint(
-                                header.next_offset,
-                                source.segment.base_offset,
-                                here + header.len as u64,
-                            );
+                            let after = here + header.len as u64;
+                            partition.lock().hint(header.next_offset, source.segment.base_offset, after);
                             return Ok(FileBatches { bytes: batch, next_offset: header.next_offset, full: false });
                         }
                     }

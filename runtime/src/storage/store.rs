@@ -130,6 +130,7 @@ impl<E: Env> Drop for Inner<E> {
     fn drop(&mut self) {
         // The flusher holds no reference while it waits: this lets it find that out.
         self.work.notify_one();
+        self.urgent.notify_one();
     }
 }
 
@@ -316,6 +317,7 @@ impl<E: Env> PartitionStore<E> {
         }
         self.inner.closed.store(true, Ordering::Release);
         self.inner.work.notify_one();
+        self.inner.urgent.notify_one();
         let flusher = lock(&self.inner.flusher).take();
         if let Some(flusher) = flusher {
             let _ = flusher.await;

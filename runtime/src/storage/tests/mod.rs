@@ -1,0 +1,9 @@
+//! Stores on a disk in memory that can lose power.
+
+pub(crate) mod batch;
+mod crash;
+mod install;
+mod lifecycle;
+mod memory_env;
+mod read;
+mod scenario;
