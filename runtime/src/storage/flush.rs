@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 use lockstep_env::{Disk, DiskFile, Env, OpenMode, select};
 use tokio::sync::Notify;
 
-use crate::storage::segment::SegmentEntry;
+use crate::storage::segment::{SegmentEntry, SegmentName};
 use crate::storage::state::Partition;
 use crate::storage::store::{Inner, lock};
 
@@ -22,6 +22,9 @@ const FILE_IDLE: Duration = Duration::from_secs(60);
 const STEP_BYTES_MAX: u64 = 4 << 20;
 /// Buffers of one write (`IOV_MAX` is 1,024).
 const STEP_BUFFERS_MAX: usize = 1_000;
+/// A segment is synced once so much of it was written: small steps in the background, so that a checkpoint finds little left to do and
+/// its syncs do not hold up those of the journal.
+const SYNC_STEP_BYTES: u64 = 8 << 20;
 /// Files synced at the same time.
 const SYNCS_AT_ONCE: usize = 8;
 
@@ -49,7 +52,7 @@ pub(crate) async fn run<E: Env>(store: Weak<Inner<E>>, work: Arc<Notify>, urgent
             drop(inner);
             select(urgent.notified(), E::sleep(FLUSH_INTERVAL)).await;
             let Some(inner) = store.upgrade() else { return };
-            if inner.flush().await.is_err() {
+            if inner.flush().await.is_err() || inner.sync_long_unsynced().await.is_err() {
                 return;
             }
         }
@@ -109,7 +112,14 @@ impl<E: Env> Inner<E> {
                 Err(error) => Err(error),
             };
             written.map_err(|error| self.fail(&self.log_path(step.segment), error))?;
-            partition.lock().wrote(&step);
+            {
+                let mut state = partition.lock();
+                state.wrote(&step);
+                let unsynced = state.segment(step.segment.base_offset).map_or(0, |it| it.written - it.synced);
+                if unsynced / SYNC_STEP_BYTES > unsynced.saturating_sub(step.bytes) / SYNC_STEP_BYTES {
+                    lock(&self.long_unsynced).push((Arc::clone(partition), step.segment));
+                }
+            }
             self.unwritten.fetch_sub(step.bytes, Ordering::AcqRel);
             self.wrote.notify_waiters();
             left = left.saturating_sub(step.bytes);
@@ -139,22 +149,7 @@ impl<E: Env> Inner<E> {
             }
         }
         for some in unsynced.chunks(SYNCS_AT_ONCE) {
-            try_join_all(some.iter().map(async |(partition, name)| {
-                let (written, generation) = {
-                    let state = partition.lock();
-                    (state.segment(name.base_offset).map_or(0, |segment| segment.written), state.generation)
-                };
-                let synced = match self.file(*name, generation, OpenMode::ReadWrite).await {
-                    Ok(file) => file.sync_data().await,
-                    Err(error) => Err(error),
-                };
-                synced.map_err(|error| self.fail(&self.log_path(*name), error))?;
-                if let Some(segment) = partition.lock().segment_mut(name.base_offset) {
-                    segment.synced = segment.synced.max(written);
-                }
-                io::Result::Ok(())
-            }))
-            .await?;
+            try_join_all(some.iter().map(|(partition, name)| self.sync_segment(partition, *name))).await?;
         }
         let directories: Vec<_> = directories.into_values().collect();
         for some in directories.chunks(SYNCS_AT_ONCE) {
@@ -169,6 +164,37 @@ impl<E: Env> Inner<E> {
             .await?;
         }
         self.sync_root().await
+    }
+
+    /// Makes durable what is written of a segment.
+    async fn sync_segment(&self, partition: &Partition, name: SegmentName) -> io::Result<()> {
+        let (written, generation) = {
+            let state = partition.lock();
+            (state.segment(name.base_offset).map_or(0, |segment| segment.written), state.generation)
+        };
+        let synced = match self.file(name, generation, OpenMode::ReadWrite).await {
+            Ok(file) => file.sync_data().await,
+            Err(error) => Err(error),
+        };
+        let mut state = partition.lock();
+        let gone = synced.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) && state.dropped;
+        if gone || state.generation != generation {
+            // The files were removed, or exchanged for others that are durable.
+            return Ok(());
+        }
+        synced.map_err(|error| self.fail(&self.log_path(name), error))?;
+        if let Some(segment) = state.segment_mut(name.base_offset) {
+            segment.synced = segment.synced.max(written);
+        }
+        Ok(())
+    }
+
+    async fn sync_long_unsynced(&self) -> io::Result<()> {
+        let segments = std::mem::take(&mut *lock(&self.long_unsynced));
+        for (partition, name) in segments {
+            self.sync_segment(&partition, name).await?;
+        }
+        Ok(())
     }
 
     /// Makes the partitions' directories durable.

@@ -27,7 +27,7 @@ use crate::storage::state::{Partition, PartitionState};
 /// The flusher does not wait any longer once so much is in memory only.
 const URGENT_BYTES: u64 = 256 << 10;
 /// [`PartitionStore::writable`] waits while more than this is in memory only.
-const UNWRITTEN_BYTES_MAX: u64 = 64 << 20;
+const UNWRITTEN_BYTES_MAX: u64 = 32 << 20;
 /// A replica that fetches gets at most so much at once.
 const CHUNK_BYTES_MAX: usize = 4 << 20;
 /// Index entries kept for readers, of 24 bytes each.
@@ -72,6 +72,8 @@ pub struct Pin {
     _held: Arc<()>,
 }
 
+type OpenFiles<E> = Lru<(SegmentName, u64), <<E as Env>::Disk as Disk>::File>;
+
 pub(crate) struct Inner<E: Env> {
     pub(crate) env: E,
     pub(crate) dir: PathBuf,
@@ -83,6 +85,8 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) queue: Mutex<VecDeque<Arc<Partition>>>,
     /// Bytes that are in memory only.
     pub(crate) unwritten: AtomicU64,
+    /// Segments of which much was written since they were synced.
+    pub(crate) long_unsynced: Mutex<Vec<(Arc<Partition>, SegmentName)>>,
     /// There is something to write.
     pub(crate) work: Arc<Notify>,
     /// There is much to write.
@@ -92,7 +96,7 @@ pub(crate) struct Inner<E: Env> {
     /// Held by whoever writes to, exchanges or removes segment files.
     pub(crate) writing: tokio::sync::Mutex<()>,
     /// Open segment files, by name and generation.
-    pub(crate) files: Mutex<Lru<(SegmentName, u64), <E::Disk as Disk>::File>>,
+    pub(crate) files: Mutex<OpenFiles<E>>,
     pub(crate) indexes: Mutex<Lru<(SegmentName, u64), Arc<LoadedIndex>>>,
     /// Held by whoever makes, reads or writes an index file.
     pub(crate) indexing: tokio::sync::Mutex<()>,
@@ -159,6 +163,7 @@ impl<E: Env> PartitionStore<E> {
             pins: Arc::new(()),
             queue: Mutex::default(),
             unwritten: AtomicU64::new(0),
+            long_unsynced: Mutex::default(),
             work: Arc::new(Notify::new()),
             urgent: Arc::new(Notify::new()),
             wrote: Notify::new(),
@@ -224,7 +229,7 @@ impl<E: Env> PartitionStore<E> {
         }
     }
 
-    /// Waits while too much (more than 64 MiB) is in memory only, because the disk is slower than the log. To be awaited before an entry is applied.
+    /// Waits while too much (more than 32 MiB) is in memory only, because the disk is slower than the log. To be awaited before an entry is applied.
     pub async fn writable(&self) {
         loop {
             let wrote = self.inner.wrote.notified();

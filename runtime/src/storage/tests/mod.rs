@@ -6,4 +6,5 @@ mod install;
 mod lifecycle;
 mod memory_env;
 mod read;
+mod real_disk;
 mod scenario;
