@@ -299,6 +299,11 @@ impl<E: Env> GroupConsumer<E> {
         self.member.assignment()
     }
 
+    /// The offset of the next message to come from a partition; `None` if the member does not read it (yet).
+    pub fn position(&self, at: &TopicPartition) -> Option<i64> {
+        self.member.fetcher.position(at)
+    }
+
     /// Leaves the group: its partitions go to others at once, or for a static member when its session runs out and it is not back. What is to be committed must be committed before.
     ///
     /// # Errors

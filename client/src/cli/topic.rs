@@ -1,0 +1,170 @@
+//! `lockstep topic`.
+
+use std::collections::BTreeMap;
+
+use anyhow::bail;
+use clap::Subcommand;
+use lockstep_client::{Admin, Client, NewTopic, OffsetAt, TopicPartition};
+use serde::Serialize;
+
+use super::output::{Table, or_dash, print_json, ranges};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TopicCommand {
+    /// Creates a topic
+    Create {
+        /// Name of the topic
+        topic: String,
+        /// Number of partitions; the cluster's default if not given
+        #[arg(long, short)]
+        partitions: Option<i32>,
+        /// Number of copies; the cluster's default if not given
+        #[arg(long, short)]
+        replication: Option<i16>,
+        /// A setting, such as retention.ms=3600000; may be given several times
+        #[arg(long = "config", short = 'c', value_name = "NAME=VALUE")]
+        configs: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists topics
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows a topic's partitions and settings
+    Describe {
+        /// Name of the topic
+        topic: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Deletes a topic with all its messages
+    Delete {
+        /// Name of the topic
+        topic: String,
+    },
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    id: String,
+    partitions: usize,
+    replication: usize,
+    is_internal: bool,
+}
+
+#[derive(Serialize)]
+struct Described {
+    name: String,
+    id: String,
+    partitions: Vec<DescribedPartition>,
+    configs: Vec<lockstep_client::ConfigEntry>,
+}
+
+#[derive(Serialize)]
+struct DescribedPartition {
+    partition: i32,
+    leader: Option<i32>,
+    leader_epoch: i32,
+    replicas: Vec<i32>,
+    in_sync_replicas: Vec<i32>,
+    start: Option<i64>,
+    end: Option<i64>,
+}
+
+pub(crate) async fn run(client: &Client, command: TopicCommand) -> anyhow::Result<()> {
+    let admin = Admin::new(client);
+    match command {
+        TopicCommand::Create { topic, partitions, replication, configs, json } => {
+            let mut parsed = BTreeMap::new();
+            for config in configs {
+                let Some((name, value)) = config.split_once('=') else { bail!("`{config}` is not NAME=VALUE") };
+                parsed.insert(name.to_owned(), value.to_owned());
+            }
+            let topic = NewTopic { name: topic, partitions, replication, configs: parsed };
+            let created = admin.create_topic(&topic).await?;
+            if json {
+                return print_json(&created);
+            }
+            println!("created topic {} with {} partitions", created.name, created.partitions);
+        }
+        TopicCommand::List { json } => {
+            let topics = admin.list_topics().await?;
+            let listed = topics.iter().map(|topic| Listed {
+                name: topic.name.to_string(),
+                id: topic.id.to_string(),
+                partitions: topic.partitions.len(),
+                replication: topic.partitions.first().map_or(0, |partition| partition.replicas.len()),
+                is_internal: topic.is_internal,
+            });
+            if json {
+                return print_json(&listed.collect::<Vec<_>>());
+            }
+            let mut table = Table::new(&["TOPIC", "PARTITIONS", "REPLICATION"]);
+            for topic in listed {
+                table.row(vec![topic.name, topic.partitions.to_string(), topic.replication.to_string()]);
+            }
+            table.print()?;
+        }
+        TopicCommand::Describe { topic, json } => describe(client, &admin, &topic, json).await?,
+        TopicCommand::Delete { topic } => {
+            admin.delete_topic(&topic).await?;
+            println!("deleted topic {topic}");
+        }
+    }
+    Ok(())
+}
+
+async fn describe(client: &Client, admin: &Admin, name: &str, json: bool) -> anyhow::Result<()> {
+    let topic = admin.describe_topic(name).await?;
+    let configs = admin.topic_configs(name).await?;
+    let with_leader = || topic.partitions.iter().filter(|partition| partition.leader.is_some());
+    let places = |place: OffsetAt| -> BTreeMap<TopicPartition, OffsetAt> {
+        with_leader().map(|partition| (TopicPartition::new(name, partition.index), place)).collect()
+    };
+    let starts = client.offsets(&places(OffsetAt::Earliest)).await?;
+    let ends = client.offsets(&places(OffsetAt::Latest)).await?;
+    let partitions: Vec<_> = topic
+        .partitions
+        .iter()
+        .map(|partition| {
+            let at = TopicPartition::new(name, partition.index);
+            DescribedPartition {
+                partition: partition.index,
+                leader: partition.leader,
+                leader_epoch: partition.leader_epoch,
+                replicas: partition.replicas.clone(),
+                in_sync_replicas: partition.in_sync_replicas.clone(),
+                start: starts.get(&at).copied(),
+                end: ends.get(&at).copied(),
+            }
+        })
+        .collect();
+    if json {
+        let described = Described { name: name.to_owned(), id: topic.id.to_string(), partitions, configs };
+        return print_json(&described);
+    }
+    println!("topic {name}, id {}", topic.id);
+    for config in configs.iter().filter(|config| !config.is_default) {
+        println!("{}={}", config.name, or_dash(config.value.as_ref()));
+    }
+    let mut table = Table::new(&["PARTITION", "LEADER", "EPOCH", "REPLICAS", "IN-SYNC", "START", "END"]);
+    for partition in partitions {
+        table.row(vec![
+            partition.partition.to_string(),
+            or_dash(partition.leader),
+            partition.leader_epoch.to_string(),
+            ranges(partition.replicas),
+            ranges(partition.in_sync_replicas),
+            or_dash(partition.start),
+            or_dash(partition.end),
+        ]);
+    }
+    table.print()?;
+    Ok(())
+}
