@@ -1,0 +1,116 @@
+//! What the server-side assignors promise, seen from a group.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockstep_core::op::ConsumerHeartbeat;
+
+use crate::harness::{Parts, Shard, heartbeat, joining, joining_static, topics};
+
+fn with_topics(member_id: &str, ids: &[u8]) -> ConsumerHeartbeat {
+    ConsumerHeartbeat { subscribed_topic_names: Some(topics(ids)), ..joining(member_id) }
+}
+
+fn targets(shard: &Shard) -> BTreeMap<String, Parts> {
+    shard.view().members.into_iter().map(|member| (member.member_id, crate::harness::parts(&member.target))).collect()
+}
+
+fn moved(before: &BTreeMap<String, Parts>, after: &BTreeMap<String, Parts>) -> usize {
+    after
+        .iter()
+        .map(|(member_id, target)| match before.get(member_id) {
+            Some(before) => target.difference(before).count(),
+            None => target.len(),
+        })
+        .sum()
+}
+
+fn spread(targets: &BTreeMap<String, Parts>) -> usize {
+    let sizes: Vec<usize> = targets.values().map(BTreeSet::len).collect();
+    sizes.iter().max().unwrap_or(&0) - sizes.iter().min().unwrap_or(&0)
+}
+
+#[test]
+fn uniform_is_balanced_and_moves_no_more_than_it_must() {
+    let mut shard = Shard::with_topics(&[7, 5]);
+    let mut before = BTreeMap::new();
+    for i in 0..5_usize {
+        let member_id = format!("m{i}");
+        shard.beat(&with_topics(&member_id, &[1, 2])).expect("joins");
+        let after = targets(&shard);
+        assert!(spread(&after) <= 1, "{after:?}");
+        assert_eq!(moved(&before, &after), after[&member_id].len(), "only what the newcomer gets moves");
+        before = after;
+    }
+    let freed = before["m2"].len();
+    shard.beat(&heartbeat("m2", -1)).expect("leaves");
+    shard.assign(None);
+    let after = targets(&shard);
+    assert!(spread(&after) <= 1);
+    assert_eq!(moved(&before, &after), freed, "only what was freed moves");
+}
+
+#[test]
+fn uniform_balances_across_different_subscriptions() {
+    let mut shard = Shard::with_topics(&[6, 6]);
+    shard.beat(&with_topics("both", &[1, 2])).expect("joins");
+    shard.beat(&with_topics("first", &[1])).expect("joins");
+    shard.beat(&with_topics("second", &[2])).expect("joins");
+    let after = targets(&shard);
+    let sizes: BTreeMap<&str, usize> =
+        after.iter().map(|(member_id, target)| (member_id.as_str(), target.len())).collect();
+    assert_eq!(sizes.values().sum::<usize>(), 12);
+    // No partition can go from one subscriber of its topic to another and leave them more alike.
+    assert!(sizes["both"].abs_diff(sizes["first"]) <= 1 && sizes["both"].abs_diff(sizes["second"]) <= 1, "{sizes:?}");
+    assert!(after["first"].iter().all(|(topic, _)| *topic == 1));
+    assert!(after["second"].iter().all(|(topic, _)| *topic == 2));
+}
+
+#[test]
+fn uniform_gives_nothing_to_members_beyond_the_partitions() {
+    let mut shard = Shard::with_topics(&[2]);
+    for member_id in ["a", "b", "c"] {
+        shard.enter(member_id);
+    }
+    shard.settle(&["a", "b", "c"]);
+    assert_eq!(["a", "b", "c"].map(|member_id| shard.owns(member_id).len()).iter().sum::<usize>(), 2);
+}
+
+#[test]
+fn range_gives_neighbouring_partitions_and_the_same_indexes_of_like_topics() {
+    let mut shard = Shard::with_topics(&[5, 5]);
+    for member_id in ["a", "b"] {
+        let op = ConsumerHeartbeat { server_assignor: Some("range".to_owned()), ..with_topics(member_id, &[1, 2]) };
+        shard.beat(&op).expect("joins");
+    }
+    assert_eq!(shard.view().protocol_name, "range");
+    let after = targets(&shard);
+    assert_eq!(after["a"], Parts::from([(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]));
+    assert_eq!(after["b"], Parts::from([(1, 3), (1, 4), (2, 3), (2, 4)]));
+}
+
+#[test]
+fn range_orders_static_members_by_instance_so_that_a_restart_moves_nothing() {
+    let mut shard = Shard::with_topics(&[4]);
+    for (member_id, instance_id) in [("z", "one"), ("y", "two")] {
+        let op =
+            ConsumerHeartbeat { server_assignor: Some("range".to_owned()), ..joining_static(member_id, instance_id) };
+        shard.beat(&op).expect("joins");
+    }
+    assert_eq!(targets(&shard)["z"], Parts::from([(1, 0), (1, 1)]));
+}
+
+#[test]
+fn the_assignor_with_most_votes_is_used() {
+    let mut shard = Shard::with_topics(&[4]);
+    let with = |member_id: &str, name: &str| ConsumerHeartbeat {
+        server_assignor: Some(name.to_owned()),
+        ..joining(member_id)
+    };
+    shard.enter("a");
+    assert_eq!(shard.view().protocol_name, "uniform", "the default");
+    shard.beat(&with("b", "range")).expect("joins");
+    assert_eq!(shard.view().protocol_name, "range");
+    shard.beat(&with("c", "uniform")).expect("joins");
+    shard.beat(&with("d", "uniform")).expect("joins");
+    assert_eq!(shard.view().protocol_name, "uniform");
+}

@@ -1,0 +1,202 @@
+//! The leader's timers and the expiries they propose.
+
+use lockstep_core::op::{
+    ClassicJoin, ExpiredMember, ExpiryReason, HeartbeatConsumer, LeaveConsumerGroup, RebalancePartitions,
+};
+use lockstep_core::view::GroupState;
+use lockstep_core::{Op, Position, Reply, SessionTable};
+
+use crate::harness::{GROUP, REBALANCE_MS, SESSION_MS, Shard, heartbeat, new_member, rejoin};
+
+fn expiry(term: u64, member_id: &str, last_seen: u64, reason: ExpiryReason) -> Op {
+    Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired {
+        group_id: GROUP.to_owned(),
+        term,
+        members: vec![ExpiredMember { member_id: member_id.to_owned(), last_seen, reason, silent_ms: SESSION_MS }],
+    })
+}
+
+#[test]
+fn a_silent_member_goes_at_its_session_timeout_and_a_heartbeat_puts_that_off() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.enter("a");
+    shard.enter("b");
+    shard.pass(SESSION_MS - 1);
+    let epoch = shard.member("b").member_epoch;
+    shard.beat(&heartbeat("b", epoch)).expect("in order");
+    assert_eq!(shard.member_ids().len(), 2);
+    let ops = shard.pass(1);
+    assert_eq!(shard.member_ids(), ["b"]);
+    let Some(Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { members, term: 1, .. })) = ops.first() else {
+        panic!("an expiry is proposed: {ops:?}");
+    };
+    assert_eq!((members.len(), members[0].silent_ms, members[0].reason), (1, SESSION_MS, ExpiryReason::Session));
+}
+
+#[test]
+fn an_expiry_does_nothing_when_the_member_was_heard_from_since() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.enter("a");
+    let known = shard.position.index;
+    let seen = Op::HeartbeatConsumer(HeartbeatConsumer::Seen {
+        groups: vec![(GROUP.to_owned(), vec!["a".to_owned(), "stranger".to_owned()]), ("none".to_owned(), vec![])],
+    });
+    assert_eq!(shard.apply(&seen), Reply::Done(true));
+    let digest = shard.digest();
+    assert_eq!(shard.apply(&expiry(1, "a", known, ExpiryReason::Session)), Reply::Done(false));
+    assert_eq!(shard.apply(&expiry(1, "a", known, ExpiryReason::Rebalance)), Reply::Done(false));
+    assert_eq!(shard.apply(&expiry(1, "a", known, ExpiryReason::Pending)), Reply::Done(false));
+    assert_eq!(shard.digest(), digest);
+    let now = shard.position.index - 3;
+    assert_eq!(shard.apply(&expiry(1, "a", now, ExpiryReason::Session)), Reply::Done(true));
+    assert!(shard.member_ids().is_empty());
+}
+
+#[test]
+fn an_expiry_of_an_earlier_term_does_nothing() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.enter("a");
+    let known = shard.position.index;
+    shard.position = Position { term: 2, ..shard.position };
+    let digest = shard.digest();
+    assert_eq!(shard.apply(&expiry(1, "a", known, ExpiryReason::Session)), Reply::Done(false));
+    assert_eq!(shard.digest(), digest);
+}
+
+#[test]
+fn a_new_leader_gives_everybody_a_fresh_session() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.enter("a");
+    shard.pass(SESSION_MS - 1);
+    shard.fail_over();
+    shard.pass(SESSION_MS - 1);
+    assert_eq!(shard.member_ids(), ["a"]);
+    shard.pass(1);
+    assert!(shard.member_ids().is_empty());
+}
+
+#[test]
+fn an_op_that_came_to_nothing_is_offered_again() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.enter("a");
+    let now_ms = shard.now_ms + SESSION_MS;
+    let first = shard.table.expired(now_ms);
+    assert_eq!(first.len(), 1);
+    assert!(shard.table.expired(now_ms).is_empty(), "once");
+    let next_ms = shard.table.next_deadline().expect("again");
+    assert!(next_ms > now_ms && next_ms <= now_ms + 1_000);
+    assert_eq!(shard.table.expired(next_ms).len(), 1);
+    // It takes effect at last: nothing is left to time.
+    shard.apply(&first[0]);
+    assert_eq!(shard.table.next_deadline(), None);
+}
+
+#[test]
+fn members_that_wait_in_a_join_do_not_time_out() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.stable_classic_group(&["a", "b"]);
+    let short = ClassicJoin { session_timeout_ms: 6_000, ..new_member("c") };
+    shard.join(&short).expect("joins");
+    for _ in 0..3 {
+        shard.pass(15_000);
+        let _ = shard.classic_beat("a", 1);
+        let _ = shard.classic_beat("b", 1);
+    }
+    assert_eq!(shard.member_ids(), ["a", "b", "c"]);
+    for member_id in ["a", "b"] {
+        shard.join(&rejoin(member_id)).expect("rejoins");
+    }
+    shard.pass(5_999);
+    assert_eq!(shard.member_ids(), ["a", "b", "c"], "its session begins with the generation");
+    shard.pass(1);
+    assert_eq!(shard.member_ids(), ["a", "b"]);
+}
+
+#[test]
+fn a_new_leader_ends_a_join_phase_that_it_did_not_begin() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.stable_classic_group(&["a", "b"]);
+    shard.join(&rejoin(&shard.view().leader.expect("a leader"))).expect("rejoins");
+    shard.fail_over();
+    shard.pass(REBALANCE_MS);
+    assert_eq!((shard.group_state(), shard.member_ids().len()), (GroupState::CompletingRebalance, 1));
+}
+
+#[test]
+fn a_new_leader_computes_an_assignment_that_the_old_one_owed() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.propose(&crate::harness::joining("a")).expect("joins");
+    shard.fail_over();
+    assert_eq!(shard.group_state(), GroupState::Assigning);
+    let ops = shard.pass(1_000);
+    let assign = RebalancePartitions::Assign { group_id: GROUP.to_owned(), member_id: None };
+    assert_eq!(ops, [Op::RebalancePartitions(assign)]);
+    assert_eq!(shard.group_state(), GroupState::Reconciling);
+    let reply = shard.enter("a");
+    assert_eq!((reply.member_epoch, shard.group_state()), (1, GroupState::Stable));
+}
+
+#[test]
+fn heartbeats_of_a_second_become_one_op() {
+    let mut shard = Shard::with_topics(&[4]);
+    assert_eq!(shard.table.take_seen(), None);
+    for i in 0..100 {
+        shard
+            .join(&ClassicJoin { initial_rebalance_delay_ms: 1_000, ..new_member(&format!("m{i:03}")) })
+            .expect("joins");
+    }
+    shard.pass(2_000);
+    shard.sync_all();
+    while shard.table.take_seen().is_some() {}
+    for i in 0..100 {
+        shard.classic_beat(&format!("m{i:03}"), 1).expect("alive");
+        shard.classic_beat(&format!("m{i:03}"), 1).expect("alive");
+    }
+    let Some(Op::HeartbeatConsumer(HeartbeatConsumer::Seen { groups })) = shard.table.take_seen() else {
+        panic!("the heartbeats are told");
+    };
+    assert_eq!(groups.len(), 1);
+    assert!(groups[0].1.is_sorted() && groups[0].1.len() == 100);
+    assert_eq!(shard.table.take_seen(), None);
+}
+
+#[test]
+fn time_that_jumps_ahead_or_back_does_no_more_than_expire_sessions() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.enter("a");
+    shard.table.heartbeat(GROUP, "a", u64::MAX);
+    shard.table.heartbeat(GROUP, "a", 0);
+    for now_ms in [0, u64::MAX, 0, u64::MAX] {
+        for op in shard.table.expired(now_ms) {
+            shard.apply(&op);
+        }
+    }
+    let mut table = SessionTable::start(&shard.state, 1, u64::MAX);
+    assert!(table.expired(u64::MAX).len() <= 2);
+}
+
+#[test]
+fn ten_thousand_members_are_timed_without_reading_them_all_each_time() {
+    let mut shard = Shard::with_topics(&[4]);
+    // Direct to the state: the self-checks of the harness are linear in the group.
+    for i in 0..10_000 {
+        shard.position.index += 1;
+        let join =
+            ClassicJoin { initial_rebalance_delay_ms: 1_000, members_max: 20_000, ..new_member(&format!("m{i:05}")) };
+        let op = Op::JoinConsumerGroup(lockstep_core::op::JoinConsumerGroup::Classic(join));
+        shard.state.apply(shard.position, &op, 0).expect("no invariant breaks");
+        shard.table.observe(&shard.state, GROUP, shard.now_ms);
+    }
+    let ops = shard.pass(2_000);
+    assert_eq!(ops.len(), 1, "{ops:?}");
+    for i in 0..10_000 {
+        shard.table.heartbeat(GROUP, &format!("m{i:05}"), shard.now_ms);
+    }
+    shard.pass(SESSION_MS - 1);
+    assert_eq!(shard.member_ids().len(), 10_000);
+    let first = shard.table.expired(shard.now_ms + 1);
+    let [Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { members, .. })] = first.as_slice() else {
+        panic!("one op for the group");
+    };
+    assert_eq!(members.len(), 10_000);
+}

@@ -1,0 +1,645 @@
+//! Random ops on groups of both protocols, with every invariant checked after each: what no order of requests, losses,
+//! repetitions, clock jumps and failovers may break.
+
+#[path = "groups/harness.rs"]
+#[allow(dead_code, reason = "the named tests use more of it")]
+mod harness;
+
+use std::collections::BTreeMap;
+
+use lockstep_core::op::{
+    ClassicJoin, CommitOffset, ConsumerHeartbeat, CreateTopic, DeleteTopic, ExpiredMember, ExpiryReason,
+    HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, RebalancePartitions, UpdateMetadata,
+};
+use lockstep_core::view::{GroupType, GroupView, HeartbeatCheck};
+use lockstep_core::{ClusterStateMachine, Effect, GroupError, Op, Position, Reply, SessionTable, ShardId};
+use proptest::prelude::*;
+
+use harness::{Parts, commit_of, heartbeat, new_member, parts, topic, topic_id, topic_partitions, topics};
+
+const MEMBERS: u8 = 5;
+
+/// What a generated step does; indexes are small so that steps meet each other.
+#[derive(Clone, Debug)]
+enum Step {
+    ClassicJoin {
+        group: u8,
+        member: u8,
+        known: bool,
+        instance: Option<u8>,
+        protocols: u8,
+        delay: bool,
+        require_id: bool,
+        max: u8,
+    },
+    ClassicLeave {
+        group: u8,
+        members: Vec<(Option<u8>, Option<u8>)>,
+    },
+    Sync {
+        group: u8,
+        member: u8,
+        stale: i32,
+    },
+    ConsumerJoin {
+        group: u8,
+        member: u8,
+        instance: Option<u8>,
+        topics: u8,
+        range: bool,
+    },
+    ConsumerBeat {
+        group: u8,
+        member: u8,
+        epoch_off: i32,
+        owned: Owned,
+        topics: Option<u8>,
+        follow: bool,
+    },
+    ConsumerLeave {
+        group: u8,
+        member: u8,
+        instance: Option<u8>,
+        for_a_while: bool,
+    },
+    Assign {
+        group: u8,
+        member: Option<u8>,
+    },
+    Commit {
+        group: u8,
+        member: Option<u8>,
+        epoch_off: i32,
+        partition: u32,
+    },
+    Seen {
+        group: u8,
+        members: Vec<u8>,
+    },
+    StaleExpiry {
+        group: u8,
+        member: u8,
+        back: u64,
+        old_term: bool,
+        reason: u8,
+    },
+    StaleCompleteJoin {
+        group: u8,
+        back: u64,
+    },
+    Repeat {
+        back: usize,
+    },
+    Topic {
+        id: u8,
+        change: u8,
+    },
+    Time {
+        ms: u64,
+    },
+    Failover {
+        restore: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Owned {
+    Unsaid,
+    Nothing,
+    Assigned,
+    Everything,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let group = 0..3_u8;
+    let member = 0..MEMBERS;
+    let instance = || proptest::option::weighted(0.3, 0..2_u8);
+    let off = || prop_oneof![6 => Just(0), 1 => Just(-1), 1 => Just(1), 1 => Just(-2)];
+    let owned = prop_oneof![
+        4 => Just(Owned::Assigned),
+        2 => Just(Owned::Unsaid),
+        1 => Just(Owned::Nothing),
+        1 => Just(Owned::Everything),
+    ];
+    prop_oneof![
+        10 => (group.clone(), member.clone(), any::<bool>(), instance(), 1..4_u8, any::<bool>(), any::<bool>(), 2..7_u8)
+            .prop_map(|(group, member, known, instance, protocols, delay, require_id, max)| Step::ClassicJoin {
+                group, member, known, instance, protocols, delay, require_id, max
+            }),
+        3 => (group.clone(), proptest::collection::vec((proptest::option::of(member.clone()), instance()), 1..3))
+            .prop_map(|(group, members)| Step::ClassicLeave { group, members }),
+        8 => (group.clone(), member.clone(), off()).prop_map(|(group, member, stale)| Step::Sync { group, member, stale }),
+        10 => (group.clone(), member.clone(), instance(), 0..4_u8, any::<bool>()).prop_map(
+            |(group, member, instance, topics, range)| Step::ConsumerJoin { group, member, instance, topics, range }
+        ),
+        24 => (group.clone(), member.clone(), off(), owned, proptest::option::weighted(0.2, 0..4_u8), any::<bool>()).prop_map(
+            |(group, member, epoch_off, owned, topics, follow)| Step::ConsumerBeat { group, member, epoch_off, owned, topics, follow }
+        ),
+        4 => (group.clone(), member.clone(), instance(), any::<bool>()).prop_map(
+            |(group, member, instance, for_a_while)| Step::ConsumerLeave { group, member, instance, for_a_while }
+        ),
+        6 => (group.clone(), proptest::option::of(member.clone())).prop_map(|(group, member)| Step::Assign { group, member }),
+        6 => (group.clone(), proptest::option::weighted(0.8, member.clone()), off(), 0..4_u32).prop_map(
+            |(group, member, epoch_off, partition)| Step::Commit { group, member, epoch_off, partition }
+        ),
+        2 => (group.clone(), proptest::collection::vec(member.clone(), 1..4))
+            .prop_map(|(group, members)| Step::Seen { group, members }),
+        3 => (group.clone(), member, 0..20_u64, any::<bool>(), 0..3_u8).prop_map(
+            |(group, member, back, old_term, reason)| Step::StaleExpiry { group, member, back, old_term, reason }
+        ),
+        1 => (group, 0..20_u64).prop_map(|(group, back)| Step::StaleCompleteJoin { group, back }),
+        5 => (1..12_usize).prop_map(|back| Step::Repeat { back }),
+        2 => (1..4_u8, 0..3_u8).prop_map(|(id, change)| Step::Topic { id, change }),
+        6 => prop_oneof![0..4_000_u64, 4_000..70_000_u64, Just(10_000_000_u64)].prop_map(|ms| Step::Time { ms }),
+        2 => any::<bool>().prop_map(|restore| Step::Failover { restore }),
+    ]
+}
+
+/// Two replicas and the leader's timers.
+struct World {
+    state: ClusterStateMachine,
+    twin: ClusterStateMachine,
+    table: SessionTable,
+    position: Position,
+    now_ms: u64,
+    history: Vec<Op>,
+    /// Offsets by the model: the last commit that was accepted.
+    committed: BTreeMap<(String, u8, u32), i64>,
+    fresh: u32,
+    topics: u8,
+}
+
+fn group_name(group: u8) -> String {
+    format!("group-{group}")
+}
+
+fn member_name(member: u8) -> String {
+    format!("member-{member}")
+}
+
+fn instance_name(instance: Option<u8>) -> Option<String> {
+    instance.map(|instance| format!("instance-{instance}"))
+}
+
+impl World {
+    fn new() -> Self {
+        let state = ClusterStateMachine::new(ShardId(0), 1);
+        let mut world = Self {
+            twin: state.clone(),
+            table: SessionTable::start(&state, 1, 0),
+            state,
+            position: Position { term: 1, index: 0 },
+            now_ms: 0,
+            history: Vec::new(),
+            committed: BTreeMap::new(),
+            fresh: 0,
+            topics: 0,
+        };
+        for id in 1..4 {
+            world.create_topic(id);
+        }
+        world
+    }
+
+    fn create_topic(&mut self, id: u8) {
+        self.topics += 1;
+        self.apply(&Op::CreateTopic(CreateTopic {
+            topic_id: topic_id(self.topics),
+            name: topic(id),
+            partitions: u32::from(id),
+            configs: BTreeMap::new(),
+        }));
+    }
+
+    /// Applies to both replicas and checks what must hold between the states before and after.
+    fn apply(&mut self, op: &Op) -> Reply {
+        self.position.index += 1;
+        let before = self.views();
+        let digest = self.state.digest();
+        let applied = self.state.apply(self.position, op, 0).expect("no invariant breaks");
+        let twin = self.twin.apply(self.position, op, 0).expect("no invariant breaks");
+        assert_eq!(applied, twin);
+        self.state.check_invariants().expect("invariants hold");
+        assert_eq!(self.state.digest(), self.twin.digest(), "replicas agree");
+        self.epochs_go_on(&before);
+        if refused(&applied.reply) {
+            self.refused_changes_nothing(op, &applied.reply, digest, &before);
+        }
+        for effect in &applied.effects {
+            if let Effect::GroupChanged { group_id } = effect {
+                self.table.observe(&self.state, group_id, self.now_ms);
+            }
+        }
+        if digest != self.state.digest() && !matches!(op, Op::CommitOffset(_)) && !touches_topics(op) {
+            assert!(
+                applied.effects.iter().any(|effect| matches!(effect, Effect::GroupChanged { .. })),
+                "a change that nobody is told of: {op:?}"
+            );
+        }
+        self.history.push(op.clone());
+        applied.reply
+    }
+
+    fn views(&self) -> BTreeMap<String, GroupView> {
+        self.state
+            .groups()
+            .into_iter()
+            .map(|group| (group.group_id.clone(), self.state.group(&group.group_id).expect("a group that is listed")))
+            .collect()
+    }
+
+    fn epochs_go_on(&self, before: &BTreeMap<String, GroupView>) {
+        for (group_id, before) in before {
+            let Some(after) = self.state.group(group_id) else {
+                assert_eq!(before.epoch, 0, "{group_id} is forgotten with its epoch");
+                continue;
+            };
+            assert!(after.epoch >= before.epoch, "the epoch of {group_id} went back");
+            if after.group_type == GroupType::Consumer && before.group_type == GroupType::Consumer {
+                assert!(after.assignment_epoch >= before.assignment_epoch);
+                if after.epoch == before.epoch && after.assignment_epoch == before.assignment_epoch {
+                    for member in &after.members {
+                        let known = before.members.iter().find(|known| known.member_id == member.member_id);
+                        assert!(known.is_none_or(|known| known.target == member.target), "an epoch has one assignment");
+                    }
+                }
+                for member in &after.members {
+                    let known = before.members.iter().find(|known| known.member_id == member.member_id);
+                    assert!(
+                        known
+                            .is_none_or(|known| member.member_epoch >= known.member_epoch || member.member_epoch == -2),
+                        "the epoch of {} went back",
+                        member.member_id
+                    );
+                }
+            }
+        }
+    }
+
+    /// A refused request leaves everything as it was. Two refusals are more than that: a pending member is remembered, and
+    /// one that does not fit into a group any more is dropped.
+    fn refused_changes_nothing(
+        &self,
+        op: &Op,
+        reply: &Reply,
+        digest: lockstep_core::Digest,
+        before: &BTreeMap<String, GroupView>,
+    ) {
+        if matches!(reply, Reply::ClassicJoin(Err(GroupError::MemberIdRequired(_) | GroupError::GroupMaxSizeReached))) {
+            return;
+        }
+        if self.state.digest() != digest {
+            // An empty group may have been converted for a join that was refused then; nothing else.
+            for (group_id, before) in before {
+                let after = self.state.group(group_id).expect("still there");
+                assert!(before.members.is_empty() || *before == after, "{op:?} was refused with {reply:?}");
+            }
+            assert!(matches!(op, Op::JoinConsumerGroup(_)), "{op:?} was refused with {reply:?}");
+        }
+    }
+
+    fn fresh_name(&mut self) -> String {
+        self.fresh += 1;
+        format!("fresh-{}", self.fresh)
+    }
+
+    fn member_of(&self, group: u8, member: u8) -> String {
+        let ids: Vec<String> = self
+            .state
+            .group(&group_name(group))
+            .map(|view| view.members.into_iter().map(|member| member.member_id).collect())
+            .unwrap_or_default();
+        // Mostly somebody who is there.
+        ids.get(usize::from(member)).cloned().unwrap_or_else(|| member_name(member))
+    }
+
+    fn epoch_of(&self, group: u8, member_id: &str) -> i32 {
+        self.state.group(&group_name(group)).map_or(0, |view| {
+            view.members
+                .iter()
+                .find(|member| member.member_id == member_id)
+                .map_or(view.epoch, |member| member.member_epoch)
+        })
+    }
+
+    fn assigned_to(&self, group: u8, member_id: &str) -> Parts {
+        self.state
+            .group(&group_name(group))
+            .and_then(|view| view.members.into_iter().find(|member| member.member_id == member_id))
+            .map(|member| parts(&member.assigned))
+            .unwrap_or_default()
+    }
+
+    fn run(&mut self, step: &Step) {
+        match step {
+            Step::ClassicJoin { group, member, known, instance, protocols, delay, require_id, max } => {
+                let names = ["range", "roundrobin"];
+                let protocols = names
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, _)| protocols & (1 << i) != 0)
+                    .map(|(_, name)| ((*name).to_owned(), vec![*protocols]))
+                    .collect();
+                let fresh = self.fresh_name();
+                self.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Classic(ClassicJoin {
+                    group_id: group_name(*group),
+                    member_id: if *known { self.member_of(*group, *member) } else { String::new() },
+                    instance_id: instance_name(*instance),
+                    protocols,
+                    require_known_member_id: *require_id,
+                    initial_rebalance_delay_ms: if *delay { 3_000 } else { 0 },
+                    members_max: u32::from(*max),
+                    ..new_member(&fresh)
+                })));
+            }
+            Step::ClassicLeave { group, members } => {
+                let members = members
+                    .iter()
+                    .map(|(member, instance)| {
+                        (
+                            member.map_or_else(String::new, |member| self.member_of(*group, member)),
+                            instance_name(*instance),
+                        )
+                    })
+                    .collect();
+                self.apply(&Op::LeaveConsumerGroup(LeaveConsumerGroup::Classic {
+                    group_id: group_name(*group),
+                    members,
+                }));
+            }
+            Step::Sync { group, member, stale } => {
+                let member_id = self.member_of(*group, *member);
+                let generation = self.state.group(&group_name(*group)).map_or(0, |view| view.epoch) + stale;
+                let reply = self.apply(&Op::RebalancePartitions(RebalancePartitions::Sync {
+                    group_id: group_name(*group),
+                    generation,
+                    member_id: member_id.clone(),
+                    instance_id: None,
+                    protocol_type: None,
+                    protocol_name: None,
+                    assignments: (0..MEMBERS).map(|other| (self.member_of(*group, other), vec![other])).collect(),
+                }));
+                if reply == Reply::Sync(Ok(())) {
+                    self.table.synced(&group_name(*group), &member_id, generation, self.now_ms);
+                }
+            }
+            Step::ConsumerJoin { group, member, instance, topics: ids, range } => {
+                let ids: Vec<u8> = (1..4).filter(|id| ids & (1 << (id - 1)) != 0).collect();
+                let member_id = self.member_of(*group, *member);
+                self.beat(
+                    &ConsumerHeartbeat {
+                        group_id: group_name(*group),
+                        instance_id: instance_name(*instance),
+                        rebalance_timeout_ms: 60_000,
+                        subscribed_topic_names: Some(topics(&ids)),
+                        owned: Some(Vec::new()),
+                        server_assignor: range.then(|| "range".to_owned()),
+                        ..heartbeat(&member_id, 0)
+                    },
+                    true,
+                );
+            }
+            Step::ConsumerBeat { group, member, epoch_off, owned, topics: ids, follow } => {
+                let member_id = self.member_of(*group, *member);
+                let assigned = self.assigned_to(*group, &member_id);
+                let everything = (1..4).flat_map(|topic| (0..4).map(move |partition| (topic, partition))).collect();
+                let owned = match owned {
+                    Owned::Unsaid => None,
+                    Owned::Nothing => Some(Parts::new()),
+                    Owned::Assigned => Some(assigned),
+                    Owned::Everything => Some(everything),
+                };
+                let ids = ids.map(|ids| (1..4).filter(|id| ids & (1 << (id - 1)) != 0).collect::<Vec<u8>>());
+                let epoch = (self.epoch_of(*group, &member_id) + epoch_off).max(1);
+                self.beat(
+                    &ConsumerHeartbeat {
+                        group_id: group_name(*group),
+                        subscribed_topic_names: ids.map(|ids| topics(&ids)),
+                        owned: owned.as_ref().map(topic_partitions),
+                        ..heartbeat(&member_id, epoch)
+                    },
+                    *follow,
+                );
+            }
+            Step::ConsumerLeave { group, member, instance, for_a_while } => {
+                let member_id = self.member_of(*group, *member);
+                self.apply(&Op::LeaveConsumerGroup(LeaveConsumerGroup::Consumer(ConsumerHeartbeat {
+                    group_id: group_name(*group),
+                    instance_id: instance_name(*instance),
+                    ..heartbeat(&member_id, if *for_a_while { -2 } else { -1 })
+                })));
+            }
+            Step::Assign { group, member } => {
+                let member_id = member.map(|member| self.member_of(*group, member));
+                self.assign(&group_name(*group), member_id);
+            }
+            Step::Commit { group, member, epoch_off, partition } => {
+                let member_id = member.map_or_else(String::new, |member| self.member_of(*group, member));
+                let epoch = if member.is_some() { self.epoch_of(*group, &member_id) + epoch_off } else { -1 };
+                let offset = self.position.index as i64;
+                let commit = CommitOffset {
+                    group_id: group_name(*group),
+                    ..commit_of(&member_id, epoch, &[(3, *partition)], offset)
+                };
+                let reply = self.apply(&Op::CommitOffset(commit));
+                if reply == Reply::Commit(Ok(vec![Ok(())])) {
+                    self.committed.insert((group_name(*group), 3, *partition), offset);
+                }
+            }
+            Step::Seen { group, members } => {
+                let mut members: Vec<String> = members.iter().map(|member| self.member_of(*group, *member)).collect();
+                members.sort();
+                members.dedup();
+                let before = self.views();
+                self.apply(&Op::HeartbeatConsumer(HeartbeatConsumer::Seen {
+                    groups: vec![(group_name(*group), members)],
+                }));
+                assert_eq!(self.views(), before, "a sign of life changes nothing that anybody sees");
+            }
+            Step::StaleExpiry { group, member, back, old_term, reason } => {
+                let member_id = self.member_of(*group, *member);
+                self.apply(&Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired {
+                    group_id: group_name(*group),
+                    term: self.position.term - u64::from(*old_term),
+                    members: vec![ExpiredMember {
+                        member_id,
+                        last_seen: self.position.index.saturating_sub(*back),
+                        reason: [ExpiryReason::Session, ExpiryReason::Rebalance, ExpiryReason::Pending]
+                            [usize::from(*reason)],
+                        silent_ms: 1,
+                    }],
+                }));
+            }
+            Step::StaleCompleteJoin { group, back } => {
+                self.apply(&Op::RebalancePartitions(RebalancePartitions::CompleteJoin {
+                    group_id: group_name(*group),
+                    since: self.position.index.saturating_sub(*back),
+                }));
+            }
+            Step::Repeat { back } => {
+                let Some(op) = self.history.len().checked_sub(*back).and_then(|at| self.history.get(at)).cloned()
+                else {
+                    return;
+                };
+                if touches_topics(&op) {
+                    return;
+                }
+                let reply = self.apply(&op);
+                if let (Op::CommitOffset(commit), Reply::Commit(Ok(outcomes))) = (&op, reply)
+                    && outcomes == [Ok(())]
+                {
+                    let offset = &commit.offsets[0];
+                    self.committed.insert((commit.group_id.clone(), 3, offset.partition), offset.offset);
+                }
+            }
+            Step::Topic { id, change } => {
+                let known = self.state.directory().topic(&topic(*id)).cloned();
+                match (known, change) {
+                    (None, _) => self.create_topic(*id),
+                    (Some(record), 0) if *id != 3 => {
+                        self.apply(&Op::DeleteTopic(DeleteTopic { topic_id: record.id }));
+                    }
+                    (Some(record), 1) => {
+                        let partitions = record.partitions.len() as u32 + 1;
+                        self.apply(&Op::UpdateMetadata(UpdateMetadata::AddPartitions {
+                            topic_id: record.id,
+                            partitions,
+                        }));
+                    }
+                    _ => {}
+                }
+            }
+            Step::Time { ms } => self.pass(*ms),
+            Step::Failover { restore } => {
+                let restored = ClusterStateMachine::restore(&self.state.snapshot()).expect("a snapshot is read back");
+                assert_eq!(restored.digest(), self.state.digest());
+                assert_eq!(restored.snapshot(), self.state.snapshot());
+                if *restore {
+                    self.state = restored;
+                }
+                self.position.term += 1;
+                self.table = SessionTable::start(&self.state, self.position.term, self.now_ms);
+            }
+        }
+        for ((group_id, topic, partition), offset) in &self.committed {
+            let fetched = self.state.committed_offset(group_id, topic_id(*topic), *partition);
+            assert_eq!(fetched.map(|fetched| fetched.offset), Some(*offset), "the last accepted commit is fetched");
+        }
+    }
+
+    /// A heartbeat on its way; with `follow` to its end.
+    fn beat(&mut self, op: &ConsumerHeartbeat, follow: bool) {
+        let checked = self.state.check_consumer_heartbeat(op);
+        let before = self.views();
+        let reply = match op.member_epoch {
+            0 => self.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(op.clone()))),
+            _ => self.apply(&Op::HeartbeatConsumer(HeartbeatConsumer::Consumer(op.clone()))),
+        };
+        let Reply::Heartbeat(outcome) = reply else { panic!("not a heartbeat's reply: {reply:?}") };
+        if let HeartbeatCheck::Answer(answer) = checked {
+            assert_eq!(answer, outcome, "what is answered from the state is what the op would have answered");
+            assert_eq!(self.views(), before, "and the op would have changed nothing");
+        }
+        let due = outcome.is_ok_and(|reply| reply.assignment_due);
+        if follow && due {
+            self.assign(&op.group_id, Some(op.member_id.clone()));
+        }
+    }
+
+    fn assign(&mut self, group_id: &str, member_id: Option<String>) {
+        self.apply(&Op::RebalancePartitions(RebalancePartitions::Assign { group_id: group_id.to_owned(), member_id }));
+    }
+
+    fn pass(&mut self, ms: u64) {
+        let end_ms = self.now_ms + ms;
+        let mut rounds = 0;
+        while let Some(due_ms) = self.table.next_deadline().filter(|due_ms| *due_ms <= end_ms) {
+            self.now_ms = self.now_ms.max(due_ms);
+            for op in self.table.expired(self.now_ms) {
+                self.apply(&op);
+            }
+            rounds += 1;
+            assert!(rounds < 1_000, "timers come to rest: {:?}", self.views());
+        }
+        self.now_ms = end_ms;
+        if let Some(op) = self.table.take_seen() {
+            self.apply(&op);
+        }
+    }
+
+    /// Everybody falls silent: all groups end up empty, and no timer is left.
+    fn all_fall_silent(&mut self) {
+        self.pass(1_000_000);
+        for (group_id, view) in self.views() {
+            assert!(view.members.is_empty(), "{group_id} has silent members: {view:?}");
+        }
+        assert_eq!(self.table.next_deadline(), None);
+    }
+
+    /// All consumer groups come to rest when their members do as they are told.
+    fn all_come_to_rest(&mut self) {
+        for group in 0..3 {
+            let Some(view) = self.state.group(&group_name(group)) else { continue };
+            if view.group_type != GroupType::Consumer {
+                continue;
+            }
+            let mut done = view.members.is_empty();
+            for _ in 0..20 {
+                if done {
+                    break;
+                }
+                let view = self.state.group(&group_name(group)).expect("a group with members");
+                for member in view.members {
+                    // Whoever is away comes back.
+                    let joins = member.member_epoch <= 0;
+                    self.beat(
+                        &ConsumerHeartbeat {
+                            group_id: group_name(group),
+                            rebalance_timeout_ms: 60_000,
+                            subscribed_topic_names: Some(member.subscribed_topic_names.clone()),
+                            owned: Some(if joins { Vec::new() } else { member.assigned.clone() }),
+                            ..heartbeat(&member.member_id, member.member_epoch.max(0))
+                        },
+                        true,
+                    );
+                }
+                done = self.state.group(&group_name(group)).expect("a group").state
+                    == lockstep_core::view::GroupState::Stable;
+            }
+            assert!(done, "the group does not come to rest: {:?}", self.state.group(&group_name(group)));
+        }
+    }
+}
+
+fn touches_topics(op: &Op) -> bool {
+    matches!(op, Op::CreateTopic(_) | Op::DeleteTopic(_) | Op::UpdateMetadata(_))
+}
+
+fn refused(reply: &Reply) -> bool {
+    match reply {
+        Reply::ClassicJoin(outcome) => outcome.is_err(),
+        Reply::ClassicLeave(outcome) => outcome.as_ref().map_or(true, |outcomes| outcomes.iter().all(Result::is_err)),
+        Reply::Sync(outcome) => outcome.is_err(),
+        Reply::Heartbeat(outcome) => outcome.is_err(),
+        Reply::Commit(outcome) => outcome.is_err(),
+        Reply::Done(done) => !done,
+        _ => false,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_sequence_of_ops_breaks_an_invariant(steps in proptest::collection::vec(step(), 1..120), silence in any::<bool>()) {
+        let mut world = World::new();
+        for step in &steps {
+            world.run(step);
+        }
+        if silence {
+            world.all_fall_silent();
+        } else {
+            world.all_come_to_rest();
+        }
+    }
+}
