@@ -73,15 +73,6 @@ pub(crate) fn encode(payload: &Payload) -> Vec<Bytes> {
     }
 }
 
-/// The length of [`encode`]'s output, roughly for a membership.
-pub(crate) fn encoded_len(payload: &Payload) -> usize {
-    match payload {
-        Payload::Blank => 2,
-        Payload::Normal(command) => 6 + command.op.len() + command.payload.len(),
-        Payload::Membership(membership) => 2 + 64 * membership.nodes().count(),
-    }
-}
-
 /// Reads what [`encode`] wrote, its parts joined.
 pub(crate) fn decode(mut bytes: Bytes) -> Result<Payload, EntryError> {
     if bytes.len() < 2 {

@@ -17,6 +17,8 @@ mod proposals;
 mod replica;
 mod snapshot;
 mod state_machine;
+#[cfg(test)]
+mod tests;
 mod type_config;
 
 use std::collections::BTreeMap;

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use lockstep_core::{Effect, Op, Reply};
 use lockstep_env::Env;
+use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftStateMachine};
-use openraft::{OptionalSend, StorageError};
 
 use super::replica::Replica;
 use super::snapshot::{Builder, Snapshot, SnapshotData, read_current};
@@ -23,9 +23,6 @@ const ENTRIES_IN_A_ROW: usize = 64;
 pub(crate) struct StateMachine<E: Env> {
     replica: Arc<Replica<E>>,
 }
-
-/// openraft's error for what a state machine could not do.
-pub(crate) type StorageFailure<E> = StorageError<TypeConfig<E>>;
 
 impl<E: Env> StateMachine<E> {
     pub(crate) fn new(replica: Arc<Replica<E>>) -> Self {

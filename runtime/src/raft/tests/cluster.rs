@@ -1,0 +1,335 @@
+//! Nodes in one process, with as many shards as a test wants.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use lockstep_core::op::{AppendMessage, CreateTopic, PartitionAppend};
+use lockstep_core::{NodeId, Op, Reply, ShardId, TopicId};
+use lockstep_env::tokio_env::TokioEnv;
+use lockstep_env::{Env, Task};
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+
+use crate::config::{Durability, NodeConfig};
+use crate::error::ProposeError;
+use crate::journal::{Journal, JournalOptions};
+use crate::peer::{IncomingRequest, PeerFault, PeerHandler, PeerIdentity, PeerNetwork, PeerOptions, PeerReply};
+use crate::raft::{Member, ShardContext, stopped_fault};
+use crate::shard::Shard;
+use crate::storage::Cache;
+
+/// Longest wait for anything; what is waited for takes a fraction of it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) const TOPIC: TopicId = TopicId([7; 16]);
+
+/// Waits until `condition` holds.
+pub(super) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = TokioEnv::now() + PATIENCE;
+    while !condition() {
+        assert!(TokioEnv::now() < deadline, "waited in vain for: {what}");
+        TokioEnv::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+type Shards = Arc<Mutex<BTreeMap<ShardId, Shard<TokioEnv>>>>;
+
+struct Dispatch(Shards);
+
+impl PeerHandler for Dispatch {
+    fn handle(&self, from: PeerIdentity, request: IncomingRequest) -> BoxFuture<'static, Result<PeerReply, PeerFault>> {
+        match self.0.lock().unwrap().get(&ShardId(request.shard)) {
+            Some(shard) => shard.handle_raft(from, request),
+            None => Box::pin(std::future::ready(Err(stopped_fault(ShardId(request.shard))))),
+        }
+    }
+
+    fn gossip(&self) -> Bytes {
+        Bytes::new()
+    }
+
+    fn on_gossip(&self, _: PeerIdentity, _: Bytes) {}
+}
+
+pub(super) struct TestNode {
+    pub(super) id: NodeId,
+    shards: Shards,
+    peers: PeerNetwork<TokioEnv>,
+    pub(super) journal: Journal<TokioEnv>,
+    beat: <TokioEnv as Env>::Task<()>,
+}
+
+impl TestNode {
+    pub(super) fn shard(&self, id: u16) -> Shard<TokioEnv> {
+        self.shards.lock().unwrap()[&ShardId(id)].clone()
+    }
+
+    async fn stop(self) {
+        self.beat.abort();
+        let shards = std::mem::take(&mut *self.shards.lock().unwrap());
+        for shard in shards.values() {
+            shard.stop().await;
+        }
+        drop(shards);
+        self.journal.close().await;
+        self.peers.shutdown().await;
+    }
+}
+
+/// Some nodes, and their disks.
+pub(super) struct Cluster {
+    dir: TempDir,
+    shard_count: u16,
+    size: u64,
+    checkpoint_journal_bytes: u64,
+    nodes: BTreeMap<NodeId, TestNode>,
+    addresses: BTreeMap<NodeId, String>,
+}
+
+impl Cluster {
+    /// Starts `size` nodes, all of them voters of every shard.
+    pub(super) async fn start(size: u64, shard_count: u16) -> Self {
+        Self::start_with(size, shard_count, 64 << 20).await
+    }
+
+    /// The same, with a checkpoint after so many bytes of a shard's journal.
+    pub(super) async fn start_with(size: u64, shard_count: u16, checkpoint_journal_bytes: u64) -> Self {
+        let dir = TempDir::new().unwrap();
+        let mut cluster = Self {
+            dir,
+            shard_count,
+            size,
+            checkpoint_journal_bytes,
+            nodes: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+        };
+        for id in 1..=size {
+            cluster.start_node(id).await;
+        }
+        let members: BTreeMap<NodeId, Member> = (1..=size)
+            .map(|id| (id, Member { address: cluster.addresses[&id].clone(), incarnation: incarnation(id) }))
+            .collect();
+        for node in cluster.nodes.values() {
+            for shard in 0..shard_count {
+                node.shard(shard).initialize(members.clone()).await.unwrap();
+            }
+        }
+        cluster
+    }
+
+    fn config(&self, id: NodeId) -> NodeConfig {
+        let base: PathBuf = self.dir.path().join(id.to_string());
+        let peers = (1..=self.size).map(|peer| (peer, String::new())).collect();
+        NodeConfig {
+            shards: self.shard_count,
+            checkpoint_journal_bytes: self.checkpoint_journal_bytes,
+            journal_file_bytes: 1 << 20,
+            election_timeout_min: Duration::from_millis(300),
+            election_timeout_max: Duration::from_millis(600),
+            ..NodeConfig::new(id, peers, base.join("raft"), base.join("data"))
+        }
+    }
+
+    pub(super) async fn start_node(&mut self, id: NodeId) {
+        let config = Arc::new(self.config(id));
+        let env = TokioEnv::new();
+        let options = JournalOptions {
+            file_bytes: config.journal_file_bytes,
+            cache_bytes_per_shard: 1 << 20,
+            durability: Durability::Fsync,
+        };
+        let journal = Journal::open(env.clone(), &config.raft_dir.join("journal"), options).await.unwrap();
+        let shards = Shards::default();
+        let nowhere = (1..=self.size).map(|peer| (peer, "127.0.0.1:1".to_owned())).collect();
+        let options = PeerOptions::new(id, incarnation(id), [1; 16], "127.0.0.1:0".to_owned(), nowhere);
+        let peers = PeerNetwork::start(env.clone(), options, Arc::new(Dispatch(shards.clone()))).await.unwrap();
+        self.addresses.insert(id, peers.local_address().to_owned());
+        for node in self.nodes.values() {
+            node.peers.redirect(id, self.addresses[&id].clone());
+        }
+        for (other, address) in &self.addresses {
+            peers.redirect(*other, address.clone());
+        }
+        let cache = Cache::new(8 << 20);
+        let checkpoints = Arc::new(Semaphore::new(1));
+        for shard in (0..self.shard_count).map(ShardId) {
+            let context = ShardContext {
+                env: env.clone(),
+                id: shard,
+                shard_count: self.shard_count,
+                config: config.clone(),
+                journal: journal.clone(),
+                peers: peers.clone(),
+                cache: cache.clone(),
+                checkpoints: checkpoints.clone(),
+            };
+            let started = Shard::start(context).await.unwrap();
+            shards.lock().unwrap().insert(shard, started);
+        }
+        let (beating, interval) = (shards.clone(), config.heartbeat_interval);
+        let beat = TokioEnv::spawn(async move {
+            loop {
+                let shards: Vec<_> = beating.lock().unwrap().values().cloned().collect();
+                for shard in shards {
+                    shard.beat();
+                }
+                TokioEnv::sleep(interval).await;
+            }
+        });
+        self.nodes.insert(id, TestNode { id, shards, peers, journal, beat });
+    }
+
+    pub(super) async fn stop_node(&mut self, id: NodeId) {
+        self.nodes.remove(&id).unwrap().stop().await;
+    }
+
+    pub(super) async fn stop(mut self) {
+        for (_, node) in std::mem::take(&mut self.nodes) {
+            node.stop().await;
+        }
+    }
+
+    pub(super) fn node(&self, id: NodeId) -> &TestNode {
+        &self.nodes[&id]
+    }
+
+    /// The node that serves a shard, once there is one.
+    pub(super) async fn leader(&self, shard: u16) -> NodeId {
+        let serving = || self.nodes.values().find(|node| node.shard(shard).serving().is_ok()).map(|node| node.id);
+        eventually("a leader", || serving().is_some()).await;
+        serving().unwrap_or_default()
+    }
+
+    /// Proposes on whoever leads, again when it certainly was not proposed.
+    pub(super) async fn propose(&self, shard: u16, op: Op, payload: Bytes) -> Reply {
+        let deadline: Instant = TokioEnv::now() + PATIENCE;
+        loop {
+            assert!(TokioEnv::now() < deadline, "no leader took the proposal");
+            let leader = self.leader(shard).await;
+            match self.node(leader).shard(shard).propose(op.clone(), payload.clone()).await {
+                Ok(reply) => return reply,
+                Err(ProposeError::NotLeader { .. } | ProposeError::Loading(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Makes [`TOPIC`] with one partition for each shard; only for clusters of one shard, where no metadata must be fed.
+    pub(super) async fn create_topic(&self) {
+        assert_eq!(self.shard_count, 1);
+        let topic = CreateTopic { topic_id: TOPIC, name: "orders".to_owned(), partitions: 1, configs: BTreeMap::new() };
+        let reply = self.propose(0, Op::CreateTopic(topic), Bytes::new()).await;
+        assert!(matches!(reply, Reply::Topic(Ok(_))), "{reply:?}");
+    }
+
+    /// Appends one batch and gives its offset.
+    pub(super) async fn append(&self, fill: u8, len: usize) -> i64 {
+        let (op, payload) = append_op(fill, len);
+        match self.propose(0, op, payload).await {
+            Reply::Append(outcomes) => outcomes[0].as_ref().unwrap().base_offset,
+            reply => panic!("{reply:?}"),
+        }
+    }
+
+    /// All nodes that run have applied what the leader has.
+    pub(super) async fn level(&self, shard: u16) -> u64 {
+        let target = self.node(self.leader(shard).await).shard(shard).applied().index;
+        eventually("all replicas level", || {
+            self.nodes.values().all(|node| node.shard(shard).applied().index >= target)
+        })
+        .await;
+        target
+    }
+
+    /// Equal digests at the last index that all nodes remember.
+    pub(super) async fn assert_equal(&self, shard: u16) {
+        self.level(shard).await;
+        let digests: Vec<BTreeMap<u64, u128>> =
+            self.nodes.values().map(|node| node.shard(shard).digests().into_iter().collect()).collect();
+        let common = digests[0].keys().rev().find(|at| digests.iter().all(|digests| digests.contains_key(at)));
+        let common = *common.expect("replicas remember no common index");
+        assert!(digests.iter().all(|of_node| of_node[&common] == digests[0][&common]), "digests differ at {common}");
+    }
+
+    /// These nodes have the same batches, so many, byte by byte.
+    pub(super) async fn assert_same_records(&self, nodes: &[NodeId], count: usize) {
+        let expected = self.records(nodes[0]).await;
+        for node in nodes {
+            let records = self.records(*node).await;
+            assert_eq!(records.len(), count, "batches on node {node}");
+            let differs = records.iter().zip(&expected).position(|(here, there)| here != there);
+            assert_eq!(differs, None, "a batch of node {node} differs from that of node {}", nodes[0]);
+        }
+    }
+
+    /// The records of [`TOPIC`] on one node.
+    pub(super) async fn records(&self, node: NodeId) -> Vec<Bytes> {
+        let log = self.node(node).shard(0).log(TOPIC, 0).expect("the partition is hosted");
+        let mut batches = Vec::new();
+        let mut offset = log.start_offset();
+        while offset < log.end_offset() {
+            let read = log.read(offset, 1 << 20, true).await.unwrap();
+            assert!(!read.is_empty(), "nothing at {offset}");
+            for mut bytes in read {
+                while !bytes.is_empty() {
+                    let len = i32::from_be_bytes(bytes[8..12].try_into().unwrap()) as usize;
+                    batches.push(bytes.split_to(len + 12));
+                    offset += 1;
+                }
+            }
+        }
+        batches
+    }
+}
+
+pub(super) fn incarnation(id: NodeId) -> [u8; 16] {
+    [id as u8; 16]
+}
+
+/// An op that appends one batch of one record of `len` bytes of `fill` to partition 0 of [`TOPIC`].
+pub(super) fn append_op(fill: u8, len: usize) -> (Op, Bytes) {
+    let payload = batch(fill, len);
+    let append = PartitionAppend {
+        topic_id: TOPIC,
+        partition: 0,
+        payload_start: 0,
+        payload_len: payload.len() as u32,
+        offset_count: 1,
+        producer_id: -1,
+        producer_epoch: -1,
+        base_sequence: -1,
+        max_timestamp_ms: 1_000,
+    };
+    (Op::AppendMessage(AppendMessage { now_ms: 1_000, appends: vec![append] }), payload)
+}
+
+/// A record batch in Kafka's format, version 2, whose records nobody decodes.
+fn batch(fill: u8, len: usize) -> Bytes {
+    let mut after_crc = Vec::new();
+    after_crc.extend_from_slice(&0_i16.to_be_bytes());
+    after_crc.extend_from_slice(&0_i32.to_be_bytes());
+    after_crc.extend_from_slice(&1_000_i64.to_be_bytes());
+    after_crc.extend_from_slice(&1_000_i64.to_be_bytes());
+    after_crc.extend_from_slice(&(-1_i64).to_be_bytes());
+    after_crc.extend_from_slice(&(-1_i16).to_be_bytes());
+    after_crc.extend_from_slice(&(-1_i32).to_be_bytes());
+    after_crc.extend_from_slice(&1_i32.to_be_bytes());
+    after_crc.resize(after_crc.len() + len, fill);
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&0_i64.to_be_bytes());
+    bytes.extend_from_slice(&(after_crc.len() as i32 + 9).to_be_bytes());
+    bytes.extend_from_slice(&(-1_i32).to_be_bytes());
+    bytes.push(2);
+    bytes.extend_from_slice(&crc32c::crc32c(&after_crc).to_be_bytes());
+    bytes.extend_from_slice(&after_crc);
+    Bytes::from(bytes)
+}
+
+/// What a stored batch holds of `fill`.
+pub(super) fn fill_of(batch: &Bytes) -> u8 {
+    batch[batch.len() - 1]
+}

@@ -1,0 +1,6 @@
+//! Shards on real disks and loopback connections, without a node around them.
+
+mod cluster;
+mod recovery;
+mod replication;
+mod single;

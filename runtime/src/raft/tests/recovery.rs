@@ -1,0 +1,58 @@
+//! Checkpoints, restarts after them, and replicas that need one.
+
+use super::cluster::{Cluster, eventually};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_starts_from_its_checkpoint_and_the_journal_after_it() {
+    let mut cluster = Cluster::start_with(1, 1, 64 << 10).await;
+    cluster.create_topic().await;
+    for n in 0..100 {
+        cluster.append(n, 4_000).await;
+    }
+    let shard = cluster.node(1).shard(0);
+    eventually("a checkpoint covers most", || shard.raft_status().purged.is_some_and(|purged| purged > 50)).await;
+    cluster.append(100, 4_000).await;
+    let digest = shard.read(|state| state.digest());
+    drop(shard);
+    cluster.stop_node(1).await;
+    cluster.start_node(1).await;
+    cluster.leader(0).await;
+    assert_eq!(cluster.node(1).shard(0).read(|state| state.digest()), digest);
+    assert_eq!(cluster.records(1).await.len(), 101);
+    assert_eq!(cluster.append(101, 10).await, 101);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_lags_beyond_the_log_takes_the_snapshot_and_what_it_lacks() {
+    let mut cluster = Cluster::start_with(3, 1, 64 << 10).await;
+    cluster.create_topic().await;
+    for n in 0..10 {
+        cluster.append(n, 4_000).await;
+    }
+    cluster.level(0).await;
+    let leader = cluster.leader(0).await;
+    let late = leader % 3 + 1;
+    cluster.stop_node(late).await;
+    for n in 10..150 {
+        cluster.append(n, 4_000).await;
+    }
+    let shard = cluster.node(cluster.leader(0).await).shard(0);
+    eventually("the log before is purged", || shard.raft_status().purged.is_some_and(|purged| purged > 100)).await;
+    cluster.start_node(late).await;
+    cluster.level(0).await;
+    let leader = cluster.leader(0).await;
+    assert!(cluster.node(late).shard(0).raft_status().snapshot.is_some_and(|at| at > 100));
+    cluster.assert_same_records(&[leader, late], 150).await;
+    for n in 150..160 {
+        cluster.append(n, 100).await;
+    }
+    cluster.assert_equal(0).await;
+    // What was installed is durable: the replica starts from it.
+    cluster.stop_node(late).await;
+    cluster.start_node(late).await;
+    cluster.level(0).await;
+    cluster.assert_equal(0).await;
+    cluster.assert_same_records(&[1, 2, 3], 160).await;
+    cluster.stop().await;
+}

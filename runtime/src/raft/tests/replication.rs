@@ -1,0 +1,95 @@
+//! Three replicas.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use lockstep_core::op::AllocateProducerIds;
+use lockstep_core::{Op, Reply};
+
+use super::cluster::{Cluster, eventually};
+use crate::error::ProposeError;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_hold_what_was_acknowledged() {
+    let cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    for n in 0..20 {
+        assert_eq!(cluster.append(n, 5_000).await, i64::from(n));
+    }
+    let leader = cluster.leader(0).await;
+    let index = cluster.node(leader).shard(0).read_index().await.unwrap();
+    for node in [1, 2, 3] {
+        let shard = cluster.node(node).shard(0);
+        assert!(shard.wait_applied(index, Duration::from_secs(30)).await);
+        if node != leader {
+            assert_eq!(shard.serving(), Err(ProposeError::NotLeader { shard: shard.id(), leader: Some(leader) }));
+            assert!(shard.read_index().await.is_err());
+        }
+    }
+    cluster.assert_same_records(&[1, 2, 3], 20).await;
+    cluster.assert_equal(0).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_node_takes_over_and_a_returned_one_catches_up() {
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    for n in 0..5 {
+        cluster.append(n, 100).await;
+    }
+    let first = cluster.leader(0).await;
+    let term = cluster.node(first).shard(0).serving().unwrap();
+    cluster.stop_node(first).await;
+    let second = cluster.leader(0).await;
+    assert_ne!(second, first);
+    assert!(cluster.node(second).shard(0).serving().unwrap() > term);
+    for n in 5..10 {
+        assert_eq!(cluster.append(n, 100).await, i64::from(n));
+    }
+    cluster.start_node(first).await;
+    cluster.level(0).await;
+    cluster.assert_same_records(&[1, 2, 3], 10).await;
+    cluster.assert_equal(0).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_moves_to_the_node_it_is_handed_to() {
+    let cluster = Cluster::start(3, 2).await;
+    let leader = cluster.leader(1).await;
+    cluster.level(1).await;
+    let heir = leader % 3 + 1;
+    let shard = cluster.node(leader).shard(1);
+    shard.transfer_leader(heir).await;
+    assert!(shard.serving().is_err());
+    eventually("the heir leads", || cluster.node(heir).shard(1).serving().is_ok()).await;
+    eventually("the former leader follows", || shard.leader().is_some_and(|(node, _)| node == heir)).await;
+    let reply = cluster.propose(0, Op::AllocateProducerIds(AllocateProducerIds { count: 1 }), Bytes::new()).await;
+    assert!(matches!(reply, Reply::ProducerIds { .. }));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_come_and_go() {
+    let cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    let leader = cluster.leader(0).await;
+    let shard = cluster.node(leader).shard(0);
+    let other = leader % 3 + 1;
+    let member = shard.raft_status().voters[&other].clone();
+    shard.remove_member(other).await.unwrap();
+    assert!(!shard.raft_status().voters.contains_key(&other));
+    assert!(!shard.raft_status().learners.contains_key(&other));
+    cluster.append(1, 10).await;
+    shard.add_learner(other, member.clone()).await.unwrap();
+    eventually("the learner holds the log", || {
+        let status = shard.raft_status();
+        status.learners.contains_key(&other) && status.matched.get(&other).copied().flatten() == Some(status.last_log)
+    })
+    .await;
+    shard.promote(other).await.unwrap();
+    assert_eq!(shard.raft_status().voters[&other], member);
+    cluster.assert_equal(0).await;
+    cluster.stop().await;
+}
