@@ -52,7 +52,7 @@ async fn check_some(replica: &Replica, batches: &[ModelBatch], reads: &[(u16, u3
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
     #[test]
     fn reads_are_the_same_from_memory_and_from_files(
         seed in any::<u64>(),
