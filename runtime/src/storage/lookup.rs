@@ -104,7 +104,7 @@ impl<E: Env> Inner<E> {
         {
             let state = partition.lock();
             for segment in state.segments.iter().rev().skip(1) {
-                if segment.recent.is_empty() {
+                if segment.recent.is_empty() || state.dropped {
                     break;
                 }
                 if segment.written == segment.entry.len {
