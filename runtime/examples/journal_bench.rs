@@ -24,8 +24,10 @@ async fn main() {
     let duration = Duration::from_secs(arguments.next().and_then(|seconds| seconds.parse().ok()).unwrap_or(5));
     let directory = tempfile::tempdir_in(parent).expect("a directory to write to");
 
-    let floor = bare_disk(directory.path(), duration).await;
-    show("4 KiB write + fdatasync, overwriting", &floor, duration);
+    let floor = bare_disk(&directory.path().join("written"), true, duration).await;
+    show("4 KiB write + fdatasync, over what was written before", &floor, duration);
+    let floor = bare_disk(&directory.path().join("allocated"), false, duration).await;
+    show("4 KiB write + fdatasync, into what was only allocated", &floor, duration);
     let single = one_at_a_time(directory.path(), duration).await;
     show("1 KiB entry, one at a time", &single, duration);
     let many = many_at_a_time(directory.path(), duration).await;
@@ -44,13 +46,16 @@ fn show(what: &str, histogram: &Histogram, duration: Duration) {
     );
 }
 
-async fn bare_disk(directory: &Path, duration: Duration) -> Histogram {
+async fn bare_disk(path: &Path, is_written: bool, duration: Duration) -> Histogram {
     let env = TokioEnv::new();
-    let file = env.disk().open(&directory.join("floor"), OpenMode::CreateNew).await.expect("a file");
+    let file = env.disk().open(path, OpenMode::CreateNew).await.expect("a file");
     let block = Bytes::from(vec![7; 4096]);
-    let blocks = 1_024;
-    for i in 0..blocks {
-        file.write_at(i * 4096, vec![block.clone()]).await.expect("a write");
+    let blocks = 16_384;
+    file.allocate(blocks * 4096).await.expect("an allocation");
+    if is_written {
+        for i in 0..blocks / 256 {
+            file.write_at(i * 256 * 4096, vec![block.clone(); 256]).await.expect("a write");
+        }
     }
     file.sync_data().await.expect("a sync");
     let histogram = Histogram::new();
