@@ -273,7 +273,7 @@ fn record() -> impl Strategy<Value = (Record, Vec<u8>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
 
     /// Records in right batches that make any sense or none.
     #[test]

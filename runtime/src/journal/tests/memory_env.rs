@@ -119,13 +119,13 @@ impl Machine {
 
     fn sync(&mut self, inode: usize) -> io::Result<()> {
         self.operation()?;
-        if self.syncs_fail {
-            return Err(io::Error::other("the disk is broken"));
-        }
+        let fails = self.syncs_fail;
         let inode = &mut self.inodes[inode];
-        inode.durable.clone_from(&inode.content);
-        inode.unsynced.clear();
-        Ok(())
+        // Like Linux, a disk that failed shows what it could not keep, and does not try again.
+        for change in std::mem::take(&mut inode.unsynced).iter().filter(|_| !fails) {
+            apply_change(&mut inode.durable, change);
+        }
+        if fails { Err(io::Error::other("the disk is broken")) } else { Ok(()) }
     }
 }
 
@@ -203,7 +203,11 @@ impl MemoryDisk {
         let inodes: Vec<Inode> = machine
             .inodes
             .iter()
-            .map(|inode| {
+            .enumerate()
+            .map(|(number, inode)| {
+                if !names.values().any(|named| *named == number) {
+                    return Inode::default();
+                }
                 let mut content = inode.durable.clone();
                 for change in &inode.unsynced {
                     match change {

@@ -158,7 +158,9 @@ fn random_payload(random: &mut StdRng) -> Vec<Bytes> {
             1 => random.random_range(0..9_000),
             _ => random.random_range(0..400),
         };
-        Bytes::from((0..len).map(|_| random.random()).collect::<Vec<u8>>())
+        let mut bytes = vec![0; len];
+        random.fill(&mut bytes[..]);
+        Bytes::from(bytes)
     };
     (0..slices).map(|_| slice()).collect()
 }
