@@ -364,6 +364,11 @@ impl ClusterStateMachine {
     ) -> Result<(), GroupError> {
         self.groups.check_sync(group_id, member_id, instance_id, generation, protocol_type, protocol_name)
     }
+    /// Is this the member whose SyncGroup carries the assignment of a classic group?
+    #[must_use]
+    pub fn leads_classic_group(&self, group_id: &str, member_id: &str) -> bool {
+        self.groups.leads_classic_group(group_id, member_id)
+    }
     /// Classic Heartbeat, answered from the applied state.
     pub fn check_heartbeat(
         &self,

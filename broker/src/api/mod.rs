@@ -12,6 +12,7 @@ pub(crate) mod fetch_session;
 pub(crate) mod group_admin;
 pub(crate) mod group_classic;
 pub(crate) mod group_consumer;
+pub(crate) mod group_coordinator;
 pub(crate) mod group_offsets;
 pub(crate) mod leader_epoch;
 pub(crate) mod list_offsets;

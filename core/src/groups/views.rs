@@ -115,6 +115,11 @@ impl Groups {
         group.check_sync(member_id, instance_id, generation, protocol_type, protocol_name)
     }
 
+    /// See [`crate::ClusterStateMachine::leads_classic_group`].
+    pub(crate) fn leads_classic_group(&self, group_id: &str, member_id: &str) -> bool {
+        self.classic(group_id).is_some_and(|group| group.is_leader(member_id))
+    }
+
     /// See [`crate::ClusterStateMachine::check_heartbeat`].
     pub(crate) fn check_heartbeat(
         &self,

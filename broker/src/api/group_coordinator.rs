@@ -1,0 +1,153 @@
+//! What every group request begins with: is this broker the group's coordinator? And what it says when it is not.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lockstep_core::{ClusterStateMachine, GroupError, Op, Reply, ShardId, shard_of_group};
+use lockstep_env::{Env, timeout};
+use lockstep_runtime::{ProposeError, Shard};
+
+use crate::broker::Broker;
+use crate::error_code::{ErrorCode, NOT_COORDINATOR_MESSAGE};
+
+/// An op of a group carries at most so many bytes of what clients wrote, so that it fits a frame between nodes.
+pub(crate) const OP_BYTES_MAX: usize = 4 << 20;
+/// Whoever waits for a group looks again after this time at the latest: that a lease ran out is no change of the group.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// Everyone may read, describe and delete groups and read and change their configuration: there are no access rules. Bits
+/// are Kafka's `AclOperation` codes.
+pub(crate) const GROUP_OPERATIONS: i32 = 1 << 3 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 11;
+
+/// A group request that was refused, with a sentence for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) error: ErrorCode,
+    pub(crate) message: Cow<'static, str>,
+}
+
+impl From<ErrorCode> for Refused {
+    fn from(error: ErrorCode) -> Self {
+        Self { error, message: error.message().into() }
+    }
+}
+
+impl From<GroupError> for Refused {
+    fn from(error: GroupError) -> Self {
+        let code = ErrorCode::of_group(&error);
+        match error {
+            GroupError::InvalidRequest(text) => Self { error: code, message: text.into() },
+            GroupError::UnsupportedRegularExpression => Self {
+                error: code,
+                message: "subscription by regular expression is not supported; subscribe to topics by name".into(),
+            },
+            _ => code.into(),
+        }
+    }
+}
+
+impl From<ProposeError> for Refused {
+    fn from(error: ProposeError) -> Self {
+        let code = ErrorCode::of_coordinator(&error);
+        let message = match error {
+            ProposeError::NotLeader { .. } => NOT_COORDINATOR_MESSAGE.into(),
+            other => other.to_string().into(),
+        };
+        Self { error: code, message }
+    }
+}
+
+/// The shard of a group, if this broker coordinates it now. `request` is the request's name, for the log.
+pub(crate) fn coordinated<E: Env>(
+    broker: &Broker<E>,
+    request: &'static str,
+    group_id: &str,
+) -> Result<Shard<E>, Refused> {
+    let id = shard_of_group(group_id, broker.node().shard_count());
+    let serving = match broker.node().shard(id) {
+        Some(shard) => shard.serving().map(|_| shard),
+        None => Err(not_led_here(broker, id)),
+    };
+    serving.map_err(|error| refusal(request, group_id, error))
+}
+
+fn not_led_here<E: Env>(broker: &Broker<E>, shard: ShardId) -> ProposeError {
+    ProposeError::NotLeader { shard, leader: broker.node().leader_of(shard).map(|(leader, _)| leader) }
+}
+
+/// Logs why a request is refused on account of leadership.
+fn refusal(request: &'static str, group_id: &str, error: ProposeError) -> Refused {
+    if let ProposeError::NotLeader { shard, leader } = &error {
+        tracing::info!(request, group = group_id, %shard, leader, "{NOT_COORDINATOR_MESSAGE}");
+    } else {
+        tracing::info!(request, group = group_id, %error, "group request refused for now");
+    }
+    error.into()
+}
+
+/// Proposes an op of a group and waits for its reply.
+pub(crate) async fn propose<E: Env>(
+    shard: &Shard<E>,
+    request: &'static str,
+    group_id: &str,
+    op: Op,
+) -> Result<Reply, Refused> {
+    shard.propose(op, Bytes::new()).await.map_err(|error| refusal(request, group_id, error))
+}
+
+/// A reply that does not belong to its op: a mistake of ours.
+pub(crate) fn wrong_reply(request: &'static str, group_id: &str, reply: &Reply) -> Refused {
+    tracing::error!(request, group = group_id, ?reply, "a reply of another kind");
+    ErrorCode::UnknownServerError.into()
+}
+
+/// Waits until `look` finds an answer in the state of the group, for as long as this broker coordinates it.
+pub(crate) async fn wait_for_group<E: Env, T>(
+    shard: &Shard<E>,
+    request: &'static str,
+    group_id: &str,
+    look: impl Fn(&ClusterStateMachine) -> Option<T>,
+) -> Result<T, Refused> {
+    let mut waiter = shard.watch_group(group_id);
+    loop {
+        shard.serving().map_err(|error| refusal(request, group_id, error))?;
+        if let Some(answer) = shard.read(&look) {
+            return Ok(answer);
+        }
+        // Elapsed or changed: either way it looks again.
+        let _ = timeout::<E, _>(LOOK_AGAIN_AFTER, waiter.changed()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_does_not_coordinate_says_who_can() {
+        let refused = Refused::from(ProposeError::NotLeader { shard: ShardId(1), leader: None });
+        assert_eq!(refused.error, ErrorCode::NotCoordinator);
+        assert_eq!(refused.message, "only leader can handle consumer group operations");
+    }
+
+    #[test]
+    fn an_unknown_outcome_is_retriable() {
+        for (error, code) in [
+            (ProposeError::Unknown("leadership lost".to_owned()), ErrorCode::CoordinatorNotAvailable),
+            (ProposeError::Loading(ShardId(1)), ErrorCode::CoordinatorLoadInProgress),
+            (ProposeError::Stopped(ShardId(1)), ErrorCode::CoordinatorNotAvailable),
+        ] {
+            assert_eq!(Refused::from(error).error, code);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_request_is_said() {
+        let refused = Refused::from(GroupError::InvalidRequest("the member id must not be empty".to_owned()));
+        assert_eq!((refused.error, &*refused.message), (ErrorCode::InvalidRequest, "the member id must not be empty"));
+        let refused = Refused::from(GroupError::UnsupportedRegularExpression);
+        assert_eq!(refused.error, ErrorCode::UnsupportedVersion);
+        assert!(refused.message.contains("regular expression"));
+    }
+}
