@@ -32,6 +32,9 @@ const APPEND_ENTRIES_MAX: u64 = 2048;
 /// So many of the last digests are reported; enough for replicas that are a few entries apart.
 const DIGESTS_REPORTED: usize = 256;
 
+/// Longest wait for a change of membership; it may still happen.
+const MEMBERSHIP_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A shard hosted here. Cheap to clone.
 pub struct Shard<E: Env> {
     inner: Arc<Inner<E>>,
@@ -252,10 +255,14 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    /// An index such that everything committed before the call is applied at it; only on the leader, which asks a quorum whether it still is.
+    /// An index such that everything committed before the call is applied at it; only on the leader (Raft dissertation, 6.4).
     pub(crate) async fn read_index(&self) -> Result<u64, ProposeError> {
         let group = self.group()?;
         let term = group.leadership.serving()?;
+        // While the lease holds no other leader can have committed anything; else a quorum is asked.
+        if let Ok(linearizer) = group.raft.get_read_linearizer(ReadPolicy::LeaseRead).await {
+            return Ok(linearizer.read_log_id().index());
+        }
         match group.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => Ok(linearizer.read_log_id().index()),
             Err(_) => Err(match group.leadership.serving() {
@@ -357,7 +364,11 @@ impl<E: Env> Shard<E> {
     async fn change(&self, change: ChangeMembers<NodeId, Member>, retain: bool) -> Result<(), ProposeError> {
         let group = self.group()?;
         group.leadership.serving()?;
-        match group.raft.change_membership(change, retain).await {
+        let changed = timeout::<E, _>(MEMBERSHIP_PATIENCE, group.raft.change_membership(change, retain)).await;
+        let Ok(changed) = changed else {
+            return Err(ProposeError::Unknown("the change of membership takes too long".to_owned()));
+        };
+        match changed {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(ProposeError::NotLeader { shard: self.id(), leader: forward.leader_id })

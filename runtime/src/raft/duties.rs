@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lockstep_core::op::{LeaveConsumerGroup, RebalancePartitions};
+use lockstep_core::view::GroupState;
 use lockstep_core::{NodeId, Op, SessionTable};
 use lockstep_env::{Env, select, timeout};
 use openraft::ServerState;
@@ -22,12 +23,16 @@ use crate::error::ProposeError;
 const TICK_MAX: Duration = Duration::from_millis(100);
 /// Shortest, so that a deadline that cannot be met does not spin.
 const TICK_MIN: Duration = Duration::from_millis(5);
+/// A leader that could not answer for so long starts its members' sessions anew: their heartbeats were refused, not missing.
+const SILENCE_FORGIVEN_MAX: Duration = Duration::from_millis(500);
 /// How often members that were heard from are put into the log.
 const SEEN_EVERY: Duration = Duration::from_secs(1);
 /// How often the journal's length is looked at.
 const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Longest wait for one checkpoint before the turn is passed on; it may still finish.
-const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(60);
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for the log to be purged before it is looked at again: Raft puts it off while a follower is sent these entries.
+const PURGE_PATIENCE: Duration = Duration::from_secs(1);
 /// The journal may have so many files before a shard that holds the oldest one is checkpointed for it.
 const JOURNAL_FILES_SPARE: usize = 3;
 /// Entries kept in the log for members that lag a little, at most; bounded by bytes too.
@@ -47,18 +52,21 @@ impl<E: Env> LeaderDuties<E> {
         let assigning: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let mut led: Option<u64> = None;
         let mut seen_at = E::now();
+        // Since when members could not be answered, and since when somebody waits in vain.
+        let mut silent: Option<Instant> = None;
         let mut lapsed: Option<Instant> = None;
         while !self.replica.is_stopped() {
             let serving = self.leadership.serving();
             match serving {
                 Ok(term) => {
                     lapsed = None;
-                    if led != Some(term) {
+                    let long = silent
+                        .take()
+                        .is_some_and(|since| E::now().saturating_duration_since(since) >= SILENCE_FORGIVEN_MAX);
+                    if led != Some(term) || long {
                         led = Some(term);
                         seen_at = E::now();
-                        let core = self.replica.core();
-                        let table = SessionTable::start(&core, term, self.replica.now_ms());
-                        *self.replica.sessions() = Some(table);
+                        self.start_sessions(term);
                     }
                     self.expire();
                     if E::now().saturating_duration_since(seen_at) >= SEEN_EVERY {
@@ -68,6 +76,7 @@ impl<E: Env> LeaderDuties<E> {
                     self.assign(&assigning);
                 }
                 Err(reason) => {
+                    silent.get_or_insert_with(E::now);
                     // A leader whose lease lapsed for a moment keeps its table: it may still be the leader of this term.
                     if led.is_some() && self.leadership.term_led() != led {
                         led = None;
@@ -84,6 +93,15 @@ impl<E: Env> LeaderDuties<E> {
         *self.replica.sessions() = None;
         self.proposals.close();
         self.proposals.give_up("the shard stopped", None);
+    }
+
+    /// Every member gets a fresh session, and assignments that a former leader did not get to are due.
+    fn start_sessions(&self, term: u64) {
+        let core = self.replica.core();
+        let table = SessionTable::start(&core, term, self.replica.now_ms());
+        *self.replica.sessions() = Some(table);
+        let due = core.groups().into_iter().filter(|group| group.state == GroupState::Assigning);
+        self.replica.lock_assignments().extend(due.map(|group| group.group_id));
     }
 
     fn pause(&self) -> Duration {
@@ -144,8 +162,8 @@ impl<E: Env> LeaderDuties<E> {
                     Err(_) => true,
                 };
                 assigning.lock().unwrap_or_else(PoisonError::into_inner).remove(&group_id);
-                if retry {
-                    // Only a leader of this shard takes it up again; a new one sees what is due in its own table of sessions.
+                // A new leader finds out by itself what is due.
+                if retry && replica.sessions().is_some() {
                     E::sleep(TICK_MAX).await;
                     replica.lock_assignments().insert(group_id);
                 }
@@ -239,8 +257,11 @@ pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, 
         if !large && !in_the_way {
             continue;
         }
-        let Ok(_turn) = context.checkpoints.acquire().await else { return };
-        let Some(covered) = cover(&raft, &replica).await else { continue };
+        let covered = {
+            let Ok(_turn) = context.checkpoints.acquire().await else { return };
+            cover(&raft, &replica).await
+        };
+        let Some(covered) = covered else { continue };
         // Whoever lags only a little is spared a snapshot; but a shard in the way gives up all it can.
         let keep = if in_the_way {
             0
@@ -254,7 +275,7 @@ pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, 
             if raft.trigger().purge_log(upto).await.is_err() {
                 return;
             }
-            wait_for::<E>(&raft, CHECKPOINT_PATIENCE, |metrics| metrics.purged.is_some_and(|at| at.index >= upto))
+            wait_for::<E>(&raft, PURGE_PATIENCE, |metrics| metrics.purged.is_some_and(|at| at.index >= upto))
                 .await;
         }
     }

@@ -66,8 +66,8 @@ impl<E: Env> Leadership<E> {
             && metrics.vote.leader_id.voted_for == me
             && self.handed_over.load(Ordering::SeqCst) != term;
         let holds = || {
-            let mut voters = metrics.membership_config.membership().voter_ids();
-            let alone = voters.next() == Some(me) && voters.next().is_none();
+            let voters = metrics.membership_config.membership().get_joint_config();
+            let alone = !voters.is_empty() && voters.iter().all(|set| set.len() == 1 && set.contains(&me));
             alone
                 || metrics
                     .last_quorum_acked

@@ -18,6 +18,8 @@ use crate::error::ProposeError;
 const GATHERED_BYTES_MAX: usize = 1 << 20;
 /// Batches of one op 3 that was gathered from several.
 const GATHERED_APPENDS_MAX: usize = 10_000;
+/// Entries under way at a time. Beyond it proposals wait in the queue, where appends are gathered into fewer entries.
+const UNDER_WAY_MAX: usize = 256;
 /// Queued and under way, together.
 const OUTSTANDING_BYTES_MAX: usize = 48 << 20;
 /// Queued and under way, together.
@@ -112,7 +114,7 @@ impl Proposals {
                 if state.closed {
                     return;
                 }
-                std::mem::take(&mut state.queue)
+                if state.under_way.len() < UNDER_WAY_MAX { std::mem::take(&mut state.queue) } else { VecDeque::new() }
             };
             if batch.is_empty() {
                 self.queued.notified().await;
@@ -144,6 +146,9 @@ impl Proposals {
             let mut state = self.lock();
             let Some(waiters) = state.under_way.remove(&number) else { return };
             state.settle(waiters.iter().map(|waiter| waiter.cost));
+            if !state.queue.is_empty() && state.under_way.len() == UNDER_WAY_MAX - 1 {
+                self.queued.notify_one();
+            }
             waiters
         };
         answer(waiters, outcome);

@@ -19,6 +19,9 @@ use super::type_config::{Command, LogId, Outcome, Payload, SnapshotMeta, StoredM
 /// After so many entries in a row other tasks get a turn.
 const ENTRIES_IN_A_ROW: usize = 64;
 
+/// Debug builds check every invariant of the whole state after so many entries.
+const ENTRIES_BETWEEN_CHECKS: u64 = 512;
+
 /// The state machine of one shard on this node.
 pub(crate) struct StateMachine<E: Env> {
     replica: Arc<Replica<E>>,
@@ -33,10 +36,13 @@ impl<E: Env> StateMachine<E> {
     fn apply_command(&self, at: &LogId, command: &Command) -> Result<(Reply, u128), String> {
         let replica = &*self.replica;
         let op = Op::decode(&command.op).map_err(|error| format!("the op cannot be decoded: {error}"))?;
-        let (applied, digest) = {
+        let (applied, digest, leading) = {
             let mut core = replica.core_mut();
             let applied =
                 core.apply(position(at), &op, command.payload.len()).map_err(|violation| violation.message)?;
+            if cfg!(debug_assertions) && at.index % ENTRIES_BETWEEN_CHECKS == 0 {
+                core.check_invariants().map_err(|violation| violation.message)?;
+            }
             let mut sessions = replica.sessions();
             if let Some(sessions) = sessions.as_mut() {
                 let now_ms = replica.now_ms();
@@ -46,7 +52,7 @@ impl<E: Env> StateMachine<E> {
                     }
                 }
             }
-            (applied, core.digest().0)
+            (applied, core.digest().0, sessions.is_some())
         };
         for effect in &applied.effects {
             replica.store.apply(effect, &command.payload)?;
@@ -54,7 +60,7 @@ impl<E: Env> StateMachine<E> {
         for effect in &applied.effects {
             match effect {
                 Effect::GroupChanged { group_id } => replica.groups.change(group_id),
-                Effect::AssignmentNeeded { group_id } => {
+                Effect::AssignmentNeeded { group_id } if leading => {
                     replica.lock_assignments().insert(group_id.clone());
                     replica.duties.notify_one();
                 }
