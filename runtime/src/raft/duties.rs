@@ -275,8 +275,7 @@ pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, 
             if raft.trigger().purge_log(upto).await.is_err() {
                 return;
             }
-            wait_for::<E>(&raft, PURGE_PATIENCE, |metrics| metrics.purged.is_some_and(|at| at.index >= upto))
-                .await;
+            wait_for::<E>(&raft, PURGE_PATIENCE, |metrics| metrics.purged.is_some_and(|at| at.index >= upto)).await;
         }
     }
 }

@@ -55,6 +55,23 @@ async fn another_node_takes_over_and_a_returned_one_catches_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_a_quorum_stops_serving_and_says_so() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let leader = cluster.leader(0).await;
+    let others: Vec<u64> = [1, 2, 3].into_iter().filter(|node| *node != leader).collect();
+    let shard = cluster.node(leader).shard(0);
+    for node in others {
+        cluster.stop_node(node).await;
+    }
+    let lost = shard.propose(Op::AllocateProducerIds(AllocateProducerIds { count: 1 }), Bytes::new());
+    eventually("the lease lapses", || shard.serving().is_err()).await;
+    assert_eq!(shard.serving(), Err(ProposeError::NotLeader { shard: shard.id(), leader: None }));
+    assert_eq!(shard.leader(), None);
+    assert!(matches!(lost.await, Err(ProposeError::Unknown(_) | ProposeError::NotLeader { .. })));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_moves_to_the_node_it_is_handed_to() {
     let cluster = Cluster::start(3, 2).await;
     let leader = cluster.leader(1).await;
