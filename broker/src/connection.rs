@@ -28,9 +28,14 @@ const QUEUE_LEN_MAX: usize = 64;
 const FIRST_FRAME_BYTES_MAX: usize = 64 << 10;
 /// Smaller frames are read through this buffer, larger ones directly.
 const READ_BUFFER_BYTES: usize = 16 << 10;
-/// Memory is set aside for a frame at most so far ahead of what has arrived.
-const RESERVE_BYTES_MAX: usize = 1 << 20;
-/// A frame that has begun must go on within this time, and so must a response that is being written.
+/// Memory and budget are set aside for a frame in steps of so many bytes.
+const READ_STEP_BYTES: usize = 1 << 20;
+/// The part of the budget of all connections that one of them may hold, or the longest frame if that is more.
+const CONNECTION_SHARE: usize = 4;
+/// A frame that has begun must be complete in this time, plus what it takes at this rate.
+const SLOWEST_BYTES_PER_SECOND: usize = 1 << 20;
+const STALLED: &str = "a frame was begun and not finished in time";
+/// A response that is being written must go on within this time.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// After the client has said that it sends nothing more, what it asked for may take so long.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,7 +52,8 @@ pub(crate) struct ConnectionLimits {
     idle_timeout: Duration,
     open: Arc<OpenConnections>,
     budget: Arc<Semaphore>,
-    budget_units: u32,
+    /// Of the budget, what one connection may hold.
+    share_units: u32,
 }
 
 #[derive(Debug, Default)]
@@ -69,14 +75,17 @@ impl Drop for OpenGuard {
 impl ConnectionLimits {
     pub(crate) fn new(config: &BrokerConfig) -> Self {
         let frame_bytes_max = config.frame_bytes_max.min(frame::REQUEST_LEN_MAX);
-        let units = budget_units(config.in_flight_bytes_max.max(frame_bytes_max));
+        // Steps are rounded up, so the longest frame needs a little more than its length.
+        let longest = frame_bytes_max + 2 * READ_STEP_BYTES;
+        let all = config.in_flight_bytes_max.max(longest);
+        let share = (all / CONNECTION_SHARE).max(longest);
         Self {
             connections_max: config.connections_max,
             frame_bytes_max,
             idle_timeout: config.idle_timeout,
             open: Arc::default(),
-            budget: Arc::new(Semaphore::new(units as usize)),
-            budget_units: units,
+            budget: Arc::new(Semaphore::new(budget_units(all) as usize)),
+            share_units: budget_units(share),
         }
     }
 
@@ -102,11 +111,28 @@ impl ConnectionLimits {
         }
         Some(OpenGuard(Arc::clone(&self.open)))
     }
+}
 
-    /// Sets a frame's bytes aside, waiting until enough requests of others are done.
-    async fn reserve(&self, frame_bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let units = budget_units(frame_bytes).min(self.budget_units);
-        Arc::clone(&self.budget).acquire_many_owned(units).await.ok()
+/// What a frame holds of its connection's share and of the budget of all, until it is answered.
+#[derive(Default)]
+struct Reserved(Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>);
+
+impl Reserved {
+    /// Sets more bytes aside, waiting until enough requests are done.
+    async fn add(&mut self, limits: &ConnectionLimits, share: &Arc<Semaphore>, bytes: usize) -> Result<(), String> {
+        let units = budget_units(bytes);
+        let take = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).acquire_many_owned(units);
+        let (Ok(own), Ok(all)) = (take(share).await, take(&limits.budget).await) else {
+            return Err("the broker stops".to_owned());
+        };
+        match &mut self.0 {
+            Some((held_own, held_all)) => {
+                held_own.merge(own);
+                held_all.merge(all);
+            }
+            None => self.0 = Some((own, all)),
+        }
+        Ok(())
     }
 }
 
@@ -143,7 +169,7 @@ enum Queued {
 }
 
 /// A queued request with the part of the budget that it holds until it is answered.
-type QueuedRequest = (Queued, OwnedSemaphorePermit);
+type QueuedRequest = (Queued, Reserved);
 
 /// The identity of a connection, for handlers and logs.
 #[derive(Clone, Debug)]
@@ -202,12 +228,13 @@ async fn read<E: Env>(
     peer: &Peer,
 ) {
     let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
+    let share = Arc::new(Semaphore::new(broker.limits().share_units as usize));
     let mut trusted = false;
     loop {
         if !wait_for_bytes(broker, &mut reader, in_queue).await {
             return;
         }
-        let (frame, permit) = match timeout_frame(broker, &mut reader, trusted).await {
+        let (frame, reserved) = match read_frame::<E>(broker.limits(), &mut reader, &share, trusted).await {
             Ok(read) => read,
             Err(reason) => {
                 tracing::warn!(peer = peer.address, reason, "connection closed");
@@ -224,7 +251,7 @@ async fn read<E: Env>(
             Queued::Frame(frame)
         };
         in_queue.fetch_add(1, Ordering::AcqRel);
-        if queue.send((queued, permit)).await.is_err() {
+        if queue.send((queued, reserved)).await.is_err() {
             return;
         }
     }
@@ -265,21 +292,22 @@ async fn wait_for_bytes<E: Env>(broker: &Broker<E>, reader: &mut BufReader<E::Re
     }
 }
 
-async fn timeout_frame<E: Env>(
-    broker: &Broker<E>,
+/// Reads a frame that has begun.
+async fn read_frame<E: Env>(
+    limits: &ConnectionLimits,
     reader: &mut BufReader<E::Reader>,
+    share: &Arc<Semaphore>,
     trusted: bool,
-) -> Result<(Bytes, OwnedSemaphorePermit), String> {
-    let stalled = |_| "a frame was begun and not finished in time".to_owned();
+) -> Result<(Bytes, Reserved), String> {
     let mut prefix = [0; 4 + frame::REQUEST_PREFIX_LEN];
     timeout::<E, _>(STALL_TIMEOUT, reader.read_exact(&mut prefix))
         .await
-        .map_err(stalled)?
+        .map_err(|_| STALLED.to_owned())?
         .map_err(|error| error.to_string())?;
     let mut fields = &prefix[..];
     let announced = fields.get_i32();
     let api_key = fields.get_i16();
-    let mut len_max = frame::request_len_max(api_key).min(broker.limits().frame_bytes_max);
+    let mut len_max = frame::request_len_max(api_key).min(limits.frame_bytes_max);
     if !trusted {
         len_max = len_max.min(FIRST_FRAME_BYTES_MAX);
     }
@@ -287,22 +315,40 @@ async fn timeout_frame<E: Env>(
         .ok()
         .filter(|len| (frame::REQUEST_PREFIX_LEN..=len_max).contains(len))
         .ok_or_else(|| format!("a frame of {announced} bytes with API key {api_key} is not accepted here"))?;
-    let permit = broker.limits().reserve(len).await.ok_or_else(|| "the broker stops".to_owned())?;
+    let patience =
+        STALL_TIMEOUT + Duration::from_secs(1) * u32::try_from(len / SLOWEST_BYTES_PER_SECOND).unwrap_or(u32::MAX);
+    let body = read_body::<E>(limits, reader, share, &prefix[4..], len);
+    timeout::<E, _>(patience, body).await.map_err(|_| STALLED.to_owned())?
+}
 
-    let mut frame = BytesMut::with_capacity(len.min(RESERVE_BYTES_MAX));
-    frame.put_slice(&prefix[4..]);
+/// Reads the rest of a frame. Memory and budget are taken in steps as the bytes arrive, so that announcing much costs others
+/// nothing; whoever waits for budget too long is closed, so that half-read frames never wait for each other for ever.
+async fn read_body<E: Env>(
+    limits: &ConnectionLimits,
+    reader: &mut BufReader<E::Reader>,
+    share: &Arc<Semaphore>,
+    begin: &[u8],
+    len: usize,
+) -> Result<(Bytes, Reserved), String> {
+    let mut frame = BytesMut::new();
+    let mut reserved = Reserved::default();
+    let mut room = 0;
+    frame.reserve(len.min(READ_STEP_BYTES));
+    frame.put_slice(begin);
     while frame.len() < len {
-        let missing = len - frame.len();
-        frame.reserve(missing.min(RESERVE_BYTES_MAX));
-        let read = timeout::<E, _>(STALL_TIMEOUT, reader.read_buf(&mut (&mut frame).limit(missing)))
-            .await
-            .map_err(stalled)?
-            .map_err(|error| error.to_string())?;
+        if frame.len() >= room {
+            let step = (len - room).min(READ_STEP_BYTES);
+            reserved.add(limits, share, step).await?;
+            room += step;
+            frame.reserve(room - frame.len());
+        }
+        let missing = room - frame.len();
+        let read = reader.read_buf(&mut (&mut frame).limit(missing)).await.map_err(|error| error.to_string())?;
         if read == 0 {
             return Err("the client closed in the middle of a frame".to_owned());
         }
     }
-    Ok((frame.freeze(), permit))
+    Ok((frame.freeze(), reserved))
 }
 
 /// Handles queued requests one after another and writes what they answer.
@@ -313,7 +359,7 @@ async fn write<E: Env>(
     in_queue: Arc<AtomicUsize>,
     peer: Peer,
 ) {
-    while let Some((request, permit)) = queued.recv().await {
+    while let Some((request, reserved)) = queued.recv().await {
         let (api_version, correlation_id, outcome) = match request {
             Queued::Begun { api_version, correlation_id, outcome } => (api_version, correlation_id, outcome.await),
             Queued::Frame(frame) => match frame::decode_request(frame) {
@@ -341,7 +387,7 @@ async fn write<E: Env>(
             Outcome::Silence => {}
             Outcome::Close => return,
         }
-        drop(permit);
+        drop(reserved);
         in_queue.fetch_sub(1, Ordering::AcqRel);
     }
     // Errors do not matter any more: the client may be gone.

@@ -68,6 +68,11 @@ impl Read {
         Self { error: Some(error), ..Self::default() }
     }
 
+    /// It found the end of the log, which is still where it was.
+    fn is_empty_at(&self, now: Told) -> bool {
+        self.told == Some(now) && self.records.is_empty() && self.late_error.is_none() && !self.must_be_answered()
+    }
+
     fn must_be_answered(&self) -> bool {
         self.error.is_some() || self.diverging.is_some()
     }
@@ -95,19 +100,20 @@ pub(crate) async fn handle<E: Env>(
     let deadline = E::now() + wait;
     let bytes_max = usize::try_from(request.max_bytes).unwrap_or(0).min(RESPONSE_BYTES_MAX);
     let bytes_min = usize::try_from(request.min_bytes).unwrap_or(0).min(bytes_max.max(1));
-    let mut reads = loop {
+    let mut reads = vec![Read::default(); sources.len()];
+    loop {
         let mut woken = pin!(waiter.notified());
         woken.as_mut().enable();
-        let reads = read_all(broker, version, &sources, bytes_max).await;
+        read_all(broker, version, &sources, bytes_max, &mut reads).await;
         let bytes: usize = reads.iter().map(|read| read.records.len()).sum();
         if bytes >= bytes_min || reads.iter().any(Read::must_be_answered) || E::now() >= deadline {
-            break reads;
+            break;
         }
         match select(woken, select(E::sleep_until(deadline), broker.stop().given())).await {
             Either::First(()) => {}
-            Either::Second(_) => break reads,
+            Either::Second(_) => break,
         }
-    };
+    }
     for read in &mut reads {
         read.error = read.error.or(read.late_error.filter(|_| read.records.is_empty()));
     }
@@ -161,13 +167,20 @@ fn locate<E: Env>(broker: &Broker<E>, wanted: &[(PartitionKey, Wanted)]) -> Vec<
         .collect()
 }
 
-async fn read_all<E: Env>(broker: &Broker<E>, version: i16, sources: &[Source<E>], bytes_max: usize) -> Vec<Read> {
-    let mut reads = Vec::with_capacity(sources.len());
+/// Reads every partition; of those that an earlier round found empty, only the ones to which something was appended since.
+async fn read_all<E: Env>(
+    broker: &Broker<E>,
+    version: i16,
+    sources: &[Source<E>],
+    bytes_max: usize,
+    reads: &mut [Read],
+) {
     let mut left = bytes_max;
     // The first batch of a response is sent however large it is, or its consumer could never pass it.
     let mut at_least_one = true;
-    for source in sources {
-        let read = match &source.place {
+    for (source, read) in sources.iter().zip(reads) {
+        *read = match &source.place {
+            Ok(place) if read.is_empty_at(told(&place.log)) => continue,
             Ok(place) => read_one(broker, version, place, source.wanted, left, at_least_one).await,
             Err(error) => Read::error(*error),
         };
@@ -175,9 +188,7 @@ async fn read_all<E: Env>(broker: &Broker<E>, version: i16, sources: &[Source<E>
             at_least_one = false;
             left = left.saturating_sub(read.records.len());
         }
-        reads.push(read);
     }
-    reads
 }
 
 async fn read_one<E: Env>(

@@ -31,8 +31,10 @@ const DEV_DIRECTORY: &str = "data/dev";
 const DEV_PEER_PORT_DISTANCE: u16 = 1_001;
 /// How long the three nodes may take to elect their leaders before `broker dev` says that something is wrong.
 const DEV_READY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Raft itself is quiet unless something is wrong; what matters of it is logged by the runtime.
-const QUIET_LIBRARIES: &str = "openraft=warn,hyper=warn";
+/// Where `broker dev` logs, beneath its data; the terminal shows errors only.
+const DEV_LOG_FILE: &str = "dev.log";
+/// Libraries are quiet unless something is wrong; what matters of Raft is logged by the runtime.
+const QUIET_LIBRARIES: &str = "openraft=error,hyper=warn";
 
 /// A message queue with consistent consumer groups, for every Kafka client.
 #[derive(Debug, Parser)]
@@ -116,7 +118,7 @@ fn run_one(path: Option<&Path>) -> Result<(), Failure> {
         }
     };
     let config = file.check().map_err(|error| Failure::configuration(format!("{origin}{error}")))?;
-    start_log(file.log_level(), file.log_file())
+    start_log(file.log_level(), file.log_level(), file.log_file())
         .map_err(|message| Failure::configuration(format!("{origin}{message}")))?;
     run(async {
         let mut signals = Signals::new()?;
@@ -141,7 +143,8 @@ fn run_dev(port: u16, directory: &Path) -> Result<(), Failure> {
     if highest.is_none() {
         return Err(Failure::configuration(format!("--port: {port} leaves no room for {DEV_NODES} brokers")));
     }
-    start_log("warn", None).map_err(Failure::configuration)?;
+    let log_file = directory.join(DEV_LOG_FILE);
+    start_log("error", "info", Some(&log_file)).map_err(Failure::configuration)?;
     run(async {
         let mut signals = Signals::new()?;
         println!("Three brokers start, with their data in {} …", directory.display());
@@ -166,7 +169,7 @@ fn run_dev(port: u16, directory: &Path) -> Result<(), Failure> {
                 return Ok(());
             }
             Either::Second(Err(_)) => {
-                eprintln!("broker: the brokers have not found their leaders yet; see what is logged above");
+                eprintln!("broker: the brokers have not found their leaders yet; see {}", log_file.display());
             }
             Either::Second(Ok(())) => introduce(port, directory),
         }
@@ -186,21 +189,23 @@ fn run_dev(port: u16, directory: &Path) -> Result<(), Failure> {
 /// What to try with the three brokers.
 fn introduce(port: u16, directory: &Path) {
     let servers: Vec<String> = (0..DEV_NODES).map(|index| format!("localhost:{}", port + index)).collect();
+    let (first, all) = (&servers[0], servers.join(","));
+    println!("Ready: {all}");
     println!(
-        "Ready: {servers}
-Data is kept in {directory} (remove it to begin anew). Ctrl-C stops all three.
-
-Try, in another terminal:
-  kcat -b {first} -L                                   brokers, topics, leaders
-  echo hello | kcat -b {first} -P -t greetings         produce (the topic is made by itself)
-  kcat -b {first} -C -t greetings -e                   consume
-  kcat -b {first} -G my-group greetings                consume in a group; start it twice and watch
-  lockstep --help                                      our own command line
-Any Kafka client does: bootstrap.servers={servers}",
-        servers = servers.join(","),
-        directory = directory.display(),
-        first = servers[0],
+        "Data and {DEV_LOG_FILE} are in {} (remove it to begin anew). Ctrl-C stops all three.",
+        directory.display()
     );
+    println!("\nTry, in another terminal:");
+    for (command, what) in [
+        (format!("kcat -b {first} -L"), "brokers, topics, leaders"),
+        (format!("echo hello | kcat -b {first} -P -t greetings"), "produce (the topic is made by itself)"),
+        (format!("kcat -b {first} -C -t greetings -e"), "consume"),
+        (format!("kcat -b {first} -G my-group greetings"), "consume in a group; start it twice and watch"),
+        ("lockstep --help".to_owned(), "our own command line"),
+    ] {
+        println!("  {command:<54} {what}");
+    }
+    println!("Any Kafka client does: bootstrap.servers={all}");
 }
 
 /// Node `index + 1` of the three.
@@ -278,19 +283,21 @@ impl Signals {
 }
 
 /// Logs to the terminal, and to a file when one is named. `RUST_LOG` overrides the level.
-fn start_log(level: &str, file: Option<&PathBuf>) -> Result<(), String> {
-    let filter = || {
+fn start_log(terminal_level: &str, file_level: &str, file: Option<&PathBuf>) -> Result<(), String> {
+    let filter = |level: &str| {
         EnvFilter::try_from_default_env()
             .or_else(|_| EnvFilter::try_new(format!("{QUIET_LIBRARIES},{level}")))
             .map_err(|error| format!("server.log_level: {error}"))
     };
-    let terminal =
-        fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).with_filter(filter()?);
+    let terminal = fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_filter(filter(terminal_level)?);
     let log_file = match file {
         None => None,
         Some(path) => {
             let file = open_log(path).map_err(|error| format!("server.log_file: {}: {error}", path.display()))?;
-            Some(fmt::layer().with_writer(Mutex::new(file)).with_ansi(false).with_filter(filter()?))
+            Some(fmt::layer().with_writer(Mutex::new(file)).with_ansi(false).with_filter(filter(file_level)?))
         }
     };
     tracing_subscriber::registry().with(terminal).with(log_file).init();
