@@ -6,24 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_env::{Disk, DiskFile, Env, Listener, OpenMode, timeout};
-use madsim::runtime::Runtime;
 use sim::env::SimEnv;
 use sim::env::disk::{DiskOptions, SimDisk};
 use sim::env::net::{LinkOptions, Network};
 use sim::env::trace::Trace;
+use sim::simulate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-fn check<F: Future<Output = T>, T: Send + 'static>(
-    seed: u64,
-    test: impl Fn(Network) -> F + Send + Copy + 'static,
-) -> T {
-    // A thread of its own gives HashMap's keys and madsim's context a fresh start.
-    std::thread::spawn(move || {
-        let runtime = Runtime::with_seed_and_config(seed, madsim::Config::default());
-        runtime.block_on(async move { test(Network::new(LinkOptions::default(), Trace::default())).await })
-    })
-    .join()
-    .unwrap()
+fn check<F: Future<Output = T>, T: Send + 'static>(seed: u64, test: impl Fn(Network) -> F + Send + Copy + 'static) -> T {
+    simulate(seed, move || test(Network::new(LinkOptions::default(), Trace::default())))
 }
 
 fn disk(network: &Network, host: &str) -> SimDisk {
