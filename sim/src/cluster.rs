@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lockstep_broker::{Broker, BrokerConfig};
-use lockstep_core::NodeId;
+use lockstep_core::{NodeId, ShardId};
 use lockstep_env::Env;
 use lockstep_runtime::{Node, NodeConfig};
 use madsim::runtime::{Handle, NodeHandle};
@@ -298,7 +298,25 @@ impl Cluster {
         (0..self.options.shards).all(|shard| {
             nodes
                 .iter()
-                .any(|node| node.shard(lockstep_core::ShardId(shard)).is_some_and(|shard| shard.serving().is_ok()))
+                .any(|node| node.shard(ShardId(shard)).is_some_and(|shard| shard.serving().is_ok()))
+        })
+    }
+
+    /// The node that leads a shard and may serve, if there is one.
+    #[must_use]
+    pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
+        self.ids().into_iter().find(|id| {
+            self.node(*id).and_then(|node| node.shard(shard)).is_some_and(|shard| shard.serving().is_ok())
+        })
+    }
+
+    /// Does this node vote in every shard, as the shards' leaders see it, with the disk that it has now?
+    #[must_use]
+    pub fn votes_everywhere(&self, id: NodeId) -> bool {
+        (0..self.options.shards).map(ShardId).all(|shard| {
+            let voters = self.leader(shard).and_then(|leader| self.node(leader)?.voters(shard));
+            let incarnation = self.node(id).map(|node| node.incarnation());
+            voters.is_some_and(|voters| voters.get(&id).copied() == incarnation && incarnation.is_some())
         })
     }
 }

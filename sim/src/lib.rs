@@ -6,8 +6,13 @@ compile_error!(
      unset RUSTFLAGS, or add `--cfg madsim` to it"
 );
 
+pub mod check;
 pub mod cluster;
 pub mod env;
+pub mod faults;
+pub mod history;
+pub mod scenario;
+mod workload;
 
 use std::future::Future;
 

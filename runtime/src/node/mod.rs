@@ -201,6 +201,19 @@ impl<E: Env> Node<E> {
         self.inner.config.node_id
     }
 
+    /// The identity of this node's disk: another one after the disk was emptied.
+    #[must_use]
+    pub fn incarnation(&self) -> [u8; 16] {
+        self.inner.incarnation
+    }
+
+    /// The voters of a shard hosted here with the disks that vote, as this node knows them.
+    #[must_use]
+    pub fn voters(&self, shard: ShardId) -> Option<BTreeMap<NodeId, [u8; 16]>> {
+        let status = self.shard(shard)?.raft_status();
+        Some(status.voters.into_iter().map(|(node, member)| (node, member.incarnation)).collect())
+    }
+
     /// The cluster's id, once known: made at bootstrap.
     #[must_use]
     pub fn cluster_id(&self) -> Option<[u8; 16]> {
