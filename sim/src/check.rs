@@ -62,7 +62,10 @@ fn nothing_is_stored_twice_or_from_nowhere(history: &[Event], stored: &Stored) -
                 return broken("a record was stored that nobody sent", format!("{value} at {partition}/{offset}"));
             }
             if !seen.insert(value.as_str()) {
-                return broken("an idempotent producer's record is stored twice", format!("{value} at {partition}/{offset}"));
+                return broken(
+                    "an idempotent producer's record is stored twice",
+                    format!("{value} at {partition}/{offset}"),
+                );
             }
         }
     }
@@ -170,7 +173,10 @@ fn acknowledged_commits_are_kept(history: &[Event], committed: &BTreeMap<i32, i6
         // Owners follow one another and each begins where the one before committed, so commits only grow.
         let now = committed.get(&partition).copied();
         if now.is_none_or(|now| now < offset) {
-            return broken("an acknowledged commit is lost", format!("{partition}: {offset} was committed, {now:?} is there"));
+            return broken(
+                "an acknowledged commit is lost",
+                format!("{partition}: {offset} was committed, {now:?} is there"),
+            );
         }
     }
     Ok(())

@@ -296,18 +296,16 @@ impl Cluster {
     pub fn all_led(&self) -> bool {
         let nodes: Vec<Node<SimEnv>> = self.ids().into_iter().filter_map(|id| self.node(id)).collect();
         (0..self.options.shards).all(|shard| {
-            nodes
-                .iter()
-                .any(|node| node.shard(ShardId(shard)).is_some_and(|shard| shard.serving().is_ok()))
+            nodes.iter().any(|node| node.shard(ShardId(shard)).is_some_and(|shard| shard.serving().is_ok()))
         })
     }
 
     /// The node that leads a shard and may serve, if there is one.
     #[must_use]
     pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
-        self.ids().into_iter().find(|id| {
-            self.node(*id).and_then(|node| node.shard(shard)).is_some_and(|shard| shard.serving().is_ok())
-        })
+        self.ids()
+            .into_iter()
+            .find(|id| self.node(*id).and_then(|node| node.shard(shard)).is_some_and(|shard| shard.serving().is_ok()))
     }
 
     /// Does this node vote in every shard, as the shards' leaders see it, with the disk that it has now?

@@ -27,7 +27,8 @@ where
     F: Future<Output = T>,
     T: Send + 'static,
 {
-    let run = move || Runtime::with_seed_and_config(seed, madsim::Config::default()).block_on(async { simulation().await });
+    let run =
+        move || Runtime::with_seed_and_config(seed, madsim::Config::default()).block_on(async { simulation().await });
     match std::thread::Builder::new().name(format!("seed {seed}")).spawn(run) {
         Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
         Err(error) => panic!("no thread for the simulation: {error}"),

@@ -90,14 +90,26 @@ async fn play(
     for number in 0..PRODUCERS {
         let name = format!("p{number}");
         let (env, machine) = cluster.client(&name);
-        producers.push(machine.spawn(workload::produce(env, brokers.clone(), name, history.clone(), no_more_records.clone())));
+        producers.push(machine.spawn(workload::produce(
+            env,
+            brokers.clone(),
+            name,
+            history.clone(),
+            no_more_records.clone(),
+        )));
     }
     let mut members = Vec::new();
     let mut machines: Vec<NodeHandle> = Vec::new();
     for number in 0..MEMBERS {
         let name = format!("m{number}");
         let (env, machine) = cluster.client(&name);
-        members.push(machine.spawn(workload::consume(env, brokers.clone(), name, history.clone(), no_more_reading.clone())));
+        members.push(machine.spawn(workload::consume(
+            env,
+            brokers.clone(),
+            name,
+            history.clone(),
+            no_more_reading.clone(),
+        )));
         machines.push(machine);
     }
     let machines = Arc::new(machines);
@@ -174,9 +186,10 @@ async fn read_all(client: &Client<SimEnv>) -> Result<Stored, String> {
 }
 
 async fn committed(client: &Client<SimEnv>) -> Result<BTreeMap<i32, i64>, String> {
-    let partitions: Vec<TopicPartition> = (0..PARTITIONS).map(|partition| TopicPartition::new(TOPIC, partition)).collect();
+    let partitions: Vec<TopicPartition> =
+        (0..PARTITIONS).map(|partition| TopicPartition::new(TOPIC, partition)).collect();
     loop {
-        match Admin::new(client).committed_offsets(GROUP, Some(&partitions)).await {
+        match client.committed_offsets(GROUP, Some(&partitions)).await {
             Ok(offsets) => return Ok(offsets.into_iter().map(|(at, offset)| (at.partition, offset)).collect()),
             Err(error) if error.is_retriable() => SimEnv::sleep(Duration::from_millis(100)).await,
             Err(error) => return Err(format!("committed offsets: {error}")),
@@ -192,9 +205,9 @@ async fn group_done(cluster: &Cluster, client: &Client<SimEnv>, stored: &Stored)
             let shard = lockstep_core::shard_of_group(GROUP, node.shard_count());
             node.shard(shard).is_some_and(|shard| {
                 shard.serving().is_ok()
-                    && shard.read(|state| state.group(GROUP)).is_some_and(|group| {
-                        group.state == GroupState::Stable && group.members.len() == MEMBERS
-                    })
+                    && shard
+                        .read(|state| state.group(GROUP))
+                        .is_some_and(|group| group.state == GroupState::Stable && group.members.len() == MEMBERS)
             })
         });
         if !at_rest {
@@ -236,7 +249,8 @@ async fn replicas_agree(cluster: &Cluster, options: &ClusterOptions) -> Result<(
         if digests.values().any(|digest| Some(digest) != digests.values().next()) {
             return Err(format!("{shard:?}: replicas differ at the same position: {digests:?}"));
         }
-        let hosted = replicas(shard).next().map(|(_, replica)| replica.read(|state| state.partitions())).unwrap_or_default();
+        let hosted =
+            replicas(shard).next().map(|(_, replica)| replica.read(|state| state.partitions())).unwrap_or_default();
         for (topic, partition, _) in hosted {
             let mut copies = BTreeMap::new();
             for (node, replica) in replicas(shard) {
@@ -249,7 +263,8 @@ async fn replicas_agree(cluster: &Cluster, options: &ClusterOptions) -> Result<(
                     let read = log.read(offset, 1 << 20, true).await;
                     let batches = read.map_err(|error| format!("node {node}, partition {partition}: {error}"))?;
                     for batch in batches.iter().flat_map(|bytes| lockstep_wire::batch::Batches::new(bytes)) {
-                        let (_, header) = batch.map_err(|error| format!("node {node}, partition {partition}: {error}"))?;
+                        let (_, header) =
+                            batch.map_err(|error| format!("node {node}, partition {partition}: {error}"))?;
                         offset = header.last_offset() + 1;
                     }
                     bytes.extend(batches.iter().flat_map(|batch| batch.to_vec()));

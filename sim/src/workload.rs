@@ -58,10 +58,11 @@ pub(crate) async fn produce(env: SimEnv, brokers: Vec<String>, name: String, his
     while !finish.is_due() {
         // A record whose outcome is unknown ends a producer's life: what comes after it may not be in order with it.
         life += 1;
-        let producer = match Producer::new(&client, ProducerConfig { linger: Duration::ZERO, ..ProducerConfig::default() }) {
-            Ok(producer) => producer,
-            Err(error) => panic!("{name}: {error}"),
-        };
+        let producer =
+            match Producer::new(&client, ProducerConfig { linger: Duration::ZERO, ..ProducerConfig::default() }) {
+                Ok(producer) => producer,
+                Err(error) => panic!("{name}: {error}"),
+            };
         let mut all_known = true;
         while all_known && !finish.is_due() {
             let mut window = Vec::new();

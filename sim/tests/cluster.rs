@@ -61,7 +61,9 @@ fn a_power_cut_of_all_loses_nothing_acknowledged() {
             assert!(cluster.wait_until(PATIENCE, Cluster::all_led).await, "no leaders again");
             let known = |cluster: &Cluster| {
                 cluster.ids().iter().all(|id| {
-                    cluster.node(*id).is_some_and(|node| node.directory(|directory| directory.topic("orders").is_some()))
+                    cluster
+                        .node(*id)
+                        .is_some_and(|node| node.directory(|directory| directory.topic("orders").is_some()))
                 })
             };
             assert!(cluster.wait_until(PATIENCE, known).await, "the topic is lost");

@@ -13,7 +13,10 @@ use sim::env::trace::Trace;
 use sim::simulate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-fn check<F: Future<Output = T>, T: Send + 'static>(seed: u64, test: impl Fn(Network) -> F + Send + Copy + 'static) -> T {
+fn check<F: Future<Output = T>, T: Send + 'static>(
+    seed: u64,
+    test: impl Fn(Network) -> F + Send + Copy + 'static,
+) -> T {
     simulate(seed, move || test(Network::new(LinkOptions::default(), Trace::default())))
 }
 

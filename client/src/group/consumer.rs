@@ -164,32 +164,36 @@ impl<E: Env> GroupConsumer<E> {
             }
         }
         loop {
-            {
-                let mut changed = std::pin::pin!(member.changed.notified());
-                changed.as_mut().enable();
-                let mut state = member.lock();
-                if let Some(error) = &state.fatal {
-                    return Err(error.clone());
-                }
-                if !state.is_running {
-                    return Err(ClientError::Closed("group consumer"));
-                }
-                // Taken under the lock that revocations need: none comes between taking and noting it.
-                let messages = match member.is_session_over(&state) {
-                    true => Vec::new(),
-                    false => member.fetcher.take(count_max)?,
-                };
-                if let Some(message) = messages.first() {
-                    state.handed_out.insert(TopicPartition::new(Arc::clone(&message.topic), message.partition));
-                }
-                let events: Vec<_> = state.events.drain(..).collect();
-                if !messages.is_empty() || !events.is_empty() || E::now() >= deadline {
-                    return Ok(Polled { messages, events });
-                }
-                drop(state);
-                select(select(changed, member.fetcher.ready()), E::sleep_until(deadline)).await;
+            let mut changed = std::pin::pin!(member.changed.notified());
+            changed.as_mut().enable();
+            if let Some(polled) = self.take(count_max, E::now() >= deadline)? {
+                return Ok(polled);
             }
+            select(select(changed, member.fetcher.ready()), E::sleep_until(deadline)).await;
         }
+    }
+
+    /// What is there now; `None` if there is nothing and the caller can wait.
+    fn take(&self, count_max: usize, is_last: bool) -> Result<Option<Polled>, ClientError> {
+        let member = &self.member;
+        let mut state = member.lock();
+        if let Some(error) = &state.fatal {
+            return Err(error.clone());
+        }
+        if !state.is_running {
+            return Err(ClientError::Closed("group consumer"));
+        }
+        // Taken under the lock that revocations need: none comes between taking and noting it.
+        let messages = match member.is_session_over(&state) {
+            true => Vec::new(),
+            false => member.fetcher.take(count_max)?,
+        };
+        if let Some(message) = messages.first() {
+            state.handed_out.insert(TopicPartition::new(Arc::clone(&message.topic), message.partition));
+        }
+        let events: Vec<_> = state.events.drain(..).collect();
+        let is_something = !messages.is_empty() || !events.is_empty();
+        Ok((is_something || is_last).then_some(Polled { messages, events }))
     }
 
     /// Commits that all messages of a partition below `offset` are done.
