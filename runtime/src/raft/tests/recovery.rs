@@ -42,7 +42,9 @@ async fn a_replica_that_lags_beyond_the_log_takes_the_snapshot_and_what_it_lacks
     cluster.start_node(late).await;
     cluster.level(0).await;
     let leader = cluster.leader(0).await;
-    assert!(cluster.node(late).shard(0).raft_status().snapshot.is_some_and(|at| at > 100));
+    let arrived = cluster.node(late).shard(0);
+    eventually("the snapshot is installed", || arrived.raft_status().snapshot.is_some_and(|at| at > 100)).await;
+    drop(arrived);
     cluster.assert_same_records(&[leader, late], 150).await;
     for n in 150..160 {
         cluster.append(n, 100).await;

@@ -1,12 +1,13 @@
 //! Three replicas.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_core::op::AllocateProducerIds;
 use lockstep_core::{Op, Reply};
 
-use super::cluster::{Cluster, eventually};
+use super::cluster::{Cluster, append_op, eventually, fill_of};
 use crate::error::ProposeError;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -68,6 +69,47 @@ async fn a_leader_without_a_quorum_stops_serving_and_says_so() {
     assert_eq!(shard.serving(), Err(ProposeError::NotLeader { shard: shard.id(), leader: None }));
     assert_eq!(shard.leader(), None);
     assert!(matches!(lost.await, Err(ProposeError::Unknown(_) | ProposeError::NotLeader { .. })));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_when_leaders_go_while_many_write() {
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    let mut acknowledged: BTreeMap<i64, u8> = BTreeMap::new();
+    for round in 0..3_u8 {
+        let leader = cluster.leader(0).await;
+        let shard = cluster.node(leader).shard(0);
+        let proposals: Vec<_> = (0..60)
+            .map(|n| {
+                let fill = round * 60 + n;
+                let (op, payload) = append_op(fill, 2_000);
+                (fill, shard.propose(op, payload))
+            })
+            .collect();
+        drop(shard);
+        // Some of them are under way when their leader goes.
+        cluster.stop_node(leader).await;
+        for (fill, proposal) in proposals {
+            match proposal.await {
+                Ok(Reply::Append(outcomes)) => {
+                    let offset = outcomes[0].as_ref().unwrap().base_offset;
+                    assert_eq!(acknowledged.insert(offset, fill), None, "offset {offset} was given twice");
+                }
+                Ok(reply) => panic!("{reply:?}"),
+                Err(_) => {}
+            }
+        }
+        cluster.append(255, 10).await;
+        cluster.start_node(leader).await;
+        cluster.level(0).await;
+    }
+    cluster.assert_equal(0).await;
+    let records = cluster.records(1).await;
+    cluster.assert_same_records(&[1, 2, 3], records.len()).await;
+    for (offset, fill) in acknowledged {
+        assert_eq!(fill_of(&records[offset as usize]), fill, "what was acknowledged at {offset} is there");
+    }
     cluster.stop().await;
 }
 

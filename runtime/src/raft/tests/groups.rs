@@ -1,0 +1,62 @@
+//! What the leader of a shard does for its consumer groups by itself.
+
+use bytes::Bytes;
+use lockstep_core::op::{ConsumerHeartbeat, JoinConsumerGroup};
+use lockstep_core::view::GroupState;
+use lockstep_core::{Op, Reply};
+
+use super::cluster::{Cluster, eventually};
+
+fn join(member_id: &str, session_timeout_ms: u32) -> Op {
+    Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(ConsumerHeartbeat {
+        group_id: "readers".to_owned(),
+        member_id: member_id.to_owned(),
+        member_epoch: 0,
+        instance_id: None,
+        rack_id: None,
+        rebalance_timeout_ms: 30_000,
+        subscribed_topic_names: Some(vec!["orders".to_owned()]),
+        subscribed_topic_regex: None,
+        server_assignor: None,
+        owned: Some(Vec::new()),
+        client_id: "test".to_owned(),
+        client_host: "/127.0.0.1".to_owned(),
+        session_timeout_ms,
+        heartbeat_interval_ms: 100,
+        members_max: 100,
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_assigns_partitions_and_expires_silent_members() {
+    let cluster = Cluster::start(1, 1).await;
+    cluster.create_topic().await;
+    let shard = cluster.node(1).shard(0);
+    let mut ticket = shard.watch_group("readers");
+    let reply = cluster.propose(0, join("m-1", 400), Bytes::new()).await;
+    assert!(matches!(reply, Reply::Heartbeat(Ok(_))), "{reply:?}");
+    ticket.changed().await;
+    let target = || {
+        shard.read(|state| {
+            let group = state.group("readers")?;
+            group.members.first().map(|member| member.target.iter().map(|topic| topic.partitions.len()).sum::<usize>())
+        })
+    };
+    eventually("the member is assigned the partition", || target() == Some(1)).await;
+    // A member that is heard from stays for longer than its session lasts, another one goes.
+    let reply = cluster.propose(0, join("m-2", 400), Bytes::new()).await;
+    assert!(matches!(reply, Reply::Heartbeat(Ok(_))), "{reply:?}");
+    let members = || {
+        shard.heartbeat("readers", "m-2");
+        shard.read(|state| {
+            let members = state.group("readers").map(|group| group.members).unwrap_or_default();
+            members.into_iter().map(|member| member.member_id).collect::<Vec<_>>()
+        })
+    };
+    eventually("the silent member is gone", || members() == ["m-2"]).await;
+    eventually("nobody is left once all are silent", || {
+        shard.read(|state| state.group("readers").is_none_or(|group| group.state == GroupState::Empty))
+    })
+    .await;
+    cluster.stop().await;
+}
