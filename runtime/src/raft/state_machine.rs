@@ -40,7 +40,7 @@ impl<E: Env> StateMachine<E> {
             let mut core = replica.core_mut();
             let applied =
                 core.apply(position(at), &op, command.payload.len()).map_err(|violation| violation.message)?;
-            if cfg!(debug_assertions) && at.index % ENTRIES_BETWEEN_CHECKS == 0 {
+            if cfg!(debug_assertions) && at.index.is_multiple_of(ENTRIES_BETWEEN_CHECKS) {
                 core.check_invariants().map_err(|violation| violation.message)?;
             }
             let mut sessions = replica.sessions();
