@@ -154,6 +154,7 @@ pub struct HeartbeatReply {
     pub heartbeat_interval_ms: u32,
     /// What it should own, when it must be told.
     pub assignment: Option<Vec<TopicPartitions>>,
-    /// The target assignment is behind the group's epoch: an `Assign` is due before the member can be told all.
+    /// The target assignment is behind the group's epoch. This is not an answer for the member yet: the reply to an `Assign`
+    /// that names the member is.
     pub assignment_due: bool,
 }

@@ -11,6 +11,7 @@ use lockstep_core::op::{
     ClassicJoin, CommitOffset, ConsumerHeartbeat, CreateTopic, DeleteTopic, ExpiredMember, ExpiryReason,
     HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, RebalancePartitions, UpdateMetadata,
 };
+use lockstep_core::reply::HeartbeatReply;
 use lockstep_core::view::{GroupType, GroupView, HeartbeatCheck};
 use lockstep_core::{ClusterStateMachine, Effect, GroupError, Op, Position, Reply, SessionTable, ShardId};
 use proptest::prelude::*;
@@ -165,6 +166,10 @@ struct World {
     history: Vec<Op>,
     /// Offsets by the model: the last commit that was accepted.
     committed: BTreeMap<(String, u8, u32), i64>,
+    /// By the model: the index of the last op that was accepted of a member.
+    heard: BTreeMap<(String, String), u64>,
+    /// By the model: what each client of a consumer group holds. It takes what it is told, and has given up what it does not report.
+    held: BTreeMap<(String, String), Parts>,
     fresh: u32,
     topics: u8,
 }
@@ -192,6 +197,8 @@ impl World {
             now_ms: 0,
             history: Vec::new(),
             committed: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            held: BTreeMap::new(),
             fresh: 0,
             topics: 0,
         };
@@ -237,7 +244,108 @@ impl World {
             );
         }
         self.history.push(op.clone());
+        self.model(op, &applied.reply, &before);
         applied.reply
+    }
+
+    /// What clients make of an answer, and what the answer had to be.
+    fn model(&mut self, op: &Op, reply: &Reply, before: &BTreeMap<String, GroupView>) {
+        let index = self.position.index;
+        let heard = &mut self.heard;
+        let mut hear = |group_id: &str, member_id: &str| {
+            heard.insert((group_id.to_owned(), member_id.to_owned()), index);
+        };
+        match (op, reply) {
+            (Op::JoinConsumerGroup(JoinConsumerGroup::Classic(join)), Reply::ClassicJoin(Ok(joined))) => {
+                hear(&join.group_id, &joined.member_id);
+            }
+            (
+                Op::RebalancePartitions(RebalancePartitions::Sync { group_id, member_id, generation, .. }),
+                Reply::Sync(Ok(())),
+            ) => {
+                assert_eq!(before[group_id].epoch, *generation, "a stale sync was taken");
+                hear(group_id, member_id);
+            }
+            (
+                Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(beat))
+                | Op::HeartbeatConsumer(HeartbeatConsumer::Consumer(beat)),
+                Reply::Heartbeat(Ok(reply)),
+            ) => {
+                hear(&beat.group_id, &beat.member_id);
+                self.client_hears(beat, reply);
+            }
+            (
+                Op::RebalancePartitions(RebalancePartitions::Assign { group_id, member_id: Some(member_id) }),
+                Reply::Heartbeat(Ok(reply)),
+            ) => {
+                hear(group_id, member_id);
+                let held = self.held.entry((group_id.clone(), member_id.clone())).or_default();
+                held.extend(reply.assignment.iter().flat_map(|told| parts(told)));
+            }
+            (Op::LeaveConsumerGroup(LeaveConsumerGroup::Consumer(beat)), Reply::Heartbeat(Ok(_))) => {
+                self.held.remove(&(beat.group_id.clone(), beat.member_id.clone()));
+            }
+            (Op::CommitOffset(commit), Reply::Commit(Ok(_))) => {
+                let Some(group) = before.get(&commit.group_id) else {
+                    assert!(commit.generation_or_epoch < 0, "a stale commit was taken");
+                    return;
+                };
+                if group.members.is_empty() {
+                    assert!(commit.generation_or_epoch < 0, "a stale commit was taken");
+                } else if group.group_type == GroupType::Classic {
+                    assert_eq!(commit.generation_or_epoch, group.epoch, "a stale commit was taken");
+                    hear(&commit.group_id, &commit.member_id);
+                } else {
+                    let member = group.members.iter().find(|member| member.member_id == commit.member_id);
+                    assert!(member.is_some_and(|member| commit.generation_or_epoch <= member.member_epoch));
+                }
+            }
+            (Op::HeartbeatConsumer(HeartbeatConsumer::Seen { groups }), _) => {
+                for (group_id, member_ids) in groups {
+                    for member_id in member_ids {
+                        hear(group_id, member_id);
+                    }
+                }
+            }
+            (Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { group_id, term, members }), Reply::Done(done)) => {
+                assert!(!done || *term == self.position.term, "an expiry of an earlier term");
+                for member in members.iter().filter(|member| member.reason == ExpiryReason::Session) {
+                    let known = |view: &GroupView| view.members.iter().any(|known| known.member_id == member.member_id);
+                    let heard = self.heard.get(&(group_id.clone(), member.member_id.clone())).copied().unwrap_or(0);
+                    if before.get(group_id).is_some_and(known) && heard > member.last_seen {
+                        let after = self.state.group(group_id).expect("a group with a member");
+                        assert!(known(&after) || members.len() > 1, "a member was heard from and expired");
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.holders_are_apart();
+    }
+
+    /// A client has given up what it does not report, and takes what it is told.
+    fn client_hears(&mut self, beat: &ConsumerHeartbeat, reply: &HeartbeatReply) {
+        let held = self.held.entry((beat.group_id.clone(), beat.member_id.clone())).or_default();
+        if let Some(owned) = &beat.owned {
+            let owned = parts(owned);
+            held.retain(|partition| owned.contains(partition));
+        }
+        held.extend(reply.assignment.iter().flat_map(|told| parts(told)));
+    }
+
+    /// Whatever clients were told and have not given up: nobody holds what another holds.
+    fn holders_are_apart(&mut self) {
+        let state = &self.state;
+        self.held.retain(|(group_id, member_id), _| {
+            state.group(group_id).is_some_and(|view| view.members.iter().any(|member| member.member_id == *member_id))
+        });
+        let mut holders: BTreeMap<(&str, u8, u32), &str> = BTreeMap::new();
+        for ((group_id, member_id), held) in &self.held {
+            for (topic, partition) in held {
+                let other = holders.insert((group_id, *topic, *partition), member_id);
+                assert_eq!(other, None, "{topic}-{partition} is held by {member_id} too");
+            }
+        }
     }
 
     fn views(&self) -> BTreeMap<String, GroupView> {
@@ -517,6 +625,13 @@ impl World {
     /// A heartbeat on its way; with `follow` to its end.
     fn beat(&mut self, op: &ConsumerHeartbeat, follow: bool) {
         let checked = self.state.check_consumer_heartbeat(op);
+        if let (false, HeartbeatCheck::Answer(Ok(reply))) = (follow, &checked) {
+            // As the leader does it: no op for what changes nothing.
+            self.table.heartbeat(&op.group_id, &op.member_id, self.now_ms);
+            self.client_hears(op, reply);
+            self.holders_are_apart();
+            return;
+        }
         let before = self.views();
         let reply = match op.member_epoch {
             0 => self.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(op.clone()))),

@@ -155,17 +155,17 @@ impl ConsumerGroup {
         self.activity.saw(member_id, cx.position.index);
         cx.changed = true;
         let tell = self.must_tell(op);
-        let mut assigned_changed = false;
         if self.assignment_due() {
-            // The way on depends on a target that is not there yet; what the member gave up is free at once.
+            // The way on depends on a target that is not there yet; what the member gave up is free at once. It is told
+            // nothing before its `Assign`: what it reports here must still be true then.
             self.acknowledge(member_id, op.owned.as_deref());
             if let Some(mut member) = self.members.get_mut(member_id) {
                 member.waiting = Some(WaitingHeartbeat { owned: op.owned.clone(), full: tell });
             }
-        } else {
-            self.forget_waiting(member_id);
-            assigned_changed = self.advance(cx, member_id, op.owned.as_deref());
+            return self.reply(member_id, false);
         }
+        self.forget_waiting(member_id);
+        let assigned_changed = self.advance(cx, member_id, op.owned.as_deref());
         self.reply(member_id, tell || assigned_changed)
     }
 
@@ -454,6 +454,8 @@ impl ConsumerGroup {
         if subscription_differs
             || differs_in_details(member, op)
             || self.assignment_due()
+            // What an earlier request reported is no longer true of a member that is told something now.
+            || member.waiting.is_some()
             || self.next_step(&op.member_id, member, op.owned.as_deref()).is_some()
         {
             return HeartbeatCheck::Propose;

@@ -145,10 +145,14 @@ impl Groups {
         }
     }
 
-    /// See [`crate::ClusterStateMachine::heartbeat_reply`].
+    /// See [`crate::ClusterStateMachine::heartbeat_reply`]. Without the assignment while a request of the member still waits
+    /// for its `Assign`, which goes by what the member reported then.
     pub(crate) fn heartbeat_reply(&self, group_id: &str, member_id: &str) -> Result<HeartbeatReply, GroupError> {
         match self.groups.get(group_id).map(|group| &group.protocol) {
-            Some(Protocol::Consumer(group)) => group.reply(member_id, true),
+            Some(Protocol::Consumer(group)) => {
+                let waits = group.members.get(member_id).is_some_and(|member| member.waiting.is_some());
+                group.reply(member_id, !waits)
+            }
             _ => Err(GroupError::GroupNotFound),
         }
     }

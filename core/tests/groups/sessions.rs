@@ -53,6 +53,17 @@ fn an_expiry_does_nothing_when_the_member_was_heard_from_since() {
 }
 
 #[test]
+fn a_classic_member_that_was_heard_from_since_does_not_expire() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.stable_classic_group(&["a"]);
+    let known = shard.position.index;
+    shard.commit(&crate::harness::commit("a", 1, 5)).expect("a sign of life");
+    assert_eq!(shard.apply(&expiry(1, "a", known, ExpiryReason::Session)), Reply::Done(false));
+    assert_eq!(shard.apply(&expiry(1, "a", known + 1, ExpiryReason::Session)), Reply::Done(true));
+    assert!(shard.member_ids().is_empty());
+}
+
+#[test]
 fn an_expiry_of_an_earlier_term_does_nothing() {
     let mut shard = Shard::with_topics(&[4]);
     shard.enter("a");
