@@ -179,6 +179,14 @@ const HARMLESS: &[(&str, Legal)] = &[
     ("remote.storage.enable", Legal::OneOf(&["false"])),
 ];
 
+/// The setting's default, when its value is a list to which items may be added.
+pub(crate) fn list_default(name: &str) -> Option<&'static str> {
+    SETTINGS
+        .iter()
+        .find(|setting| setting.name == name && setting.config_type == ConfigType::List)
+        .map(|setting| setting.default)
+}
+
 /// Checks a setting's name and value. The error is a sentence for the client.
 pub(crate) fn check(name: &str, value: &str) -> Result<(), String> {
     let legal = SETTINGS

@@ -6,7 +6,6 @@ use std::time::Duration;
 use lockstep_core::op::CreateTopic;
 use lockstep_core::{Directory, Op, Reply, ShardId, TopicId, TopicRecord};
 use lockstep_env::Env;
-use lockstep_runtime::ProposeError;
 use lockstep_wire::codec::{TopicName, Uuid};
 
 use crate::broker::Broker;
@@ -105,7 +104,7 @@ impl From<ErrorCode> for Refusal {
     }
 }
 
-/// Makes a topic wherever shard 0 is led. The caller has checked the configuration.
+/// Makes a topic. The caller has checked the configuration.
 pub(crate) async fn create<E: Env>(
     broker: &Broker<E>,
     name: String,
@@ -114,23 +113,23 @@ pub(crate) async fn create<E: Env>(
     timeout: Duration,
 ) -> Result<TopicRecord, Refusal> {
     let topic_id = TopicId(E::random_uuid());
-    let op = Op::CreateTopic(CreateTopic { topic_id, name: name.clone(), partitions, configs });
-    match broker.node().forward(ShardId::METADATA, op, timeout).await {
-        Ok(Reply::Topic(Ok(topic))) => {
-            tracing::info!(topic = name, partitions, id = %topic.id, "topic created");
-            Ok(topic)
-        }
-        Ok(Reply::Topic(Err(error))) => Err(ErrorCode::of_topic(&error).into()),
-        Ok(other) => {
-            tracing::error!(?other, "a reply of another kind to CreateTopic");
-            Err(ErrorCode::UnknownServerError.into())
-        }
-        Err(error) => Err(refusal_of_proposal(&error)),
-    }
+    let op = Op::CreateTopic(CreateTopic { topic_id, name, partitions, configs });
+    let topic = change(broker, op, timeout).await?;
+    tracing::info!(topic = topic.name, partitions, id = %topic.id, "topic created");
+    Ok(topic)
 }
 
-pub(crate) fn refusal_of_proposal(error: &ProposeError) -> Refusal {
-    Refusal::new(ErrorCode::of_controller(error), error.to_string())
+/// Proposes a change of a topic wherever shard 0 is led; gives the record as it then is (as it was, when deleted).
+pub(crate) async fn change<E: Env>(broker: &Broker<E>, op: Op, timeout: Duration) -> Result<TopicRecord, Refusal> {
+    match broker.node().forward(ShardId::METADATA, op, timeout).await {
+        Ok(Reply::Topic(Ok(topic))) => Ok(topic),
+        Ok(Reply::Topic(Err(error))) => Err(ErrorCode::of_topic(&error).into()),
+        Ok(other) => {
+            tracing::error!(?other, "a reply of another kind to a change of a topic");
+            Err(ErrorCode::UnknownServerError.into())
+        }
+        Err(error) => Err(Refusal::new(ErrorCode::of_controller(&error), error.to_string())),
+    }
 }
 
 /// After a change of the directory to `version`: waits until every shard's leader and this node know it, for at most `timeout`.

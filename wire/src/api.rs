@@ -218,6 +218,12 @@ apis! {
     OffsetForLeaderEpoch = 23, advertised 2, served 2..=4, OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse;
     /// Describes configurations.
     DescribeConfigs = 32, advertised 1, served 1..=4, DescribeConfigsRequest, DescribeConfigsResponse;
+    /// Replaces configurations.
+    AlterConfigs = 33, advertised 0, served 0..=2, AlterConfigsRequest, AlterConfigsResponse;
+    /// Adds partitions to topics.
+    CreatePartitions = 37, advertised 0, served 0..=3, CreatePartitionsRequest, CreatePartitionsResponse;
+    /// Changes single settings of configurations.
+    IncrementalAlterConfigs = 44, advertised 0, served 0..=1, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse;
     /// Describes the cluster.
     DescribeCluster = 60, advertised 0, served 0..=2, DescribeClusterRequest, DescribeClusterResponse;
     /// Joins, keeps up or leaves a group of the consumer protocol (KIP-848).

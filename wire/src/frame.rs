@@ -157,6 +157,9 @@ pub fn request_len_max(api_key: i16) -> usize {
             | ApiKey::ConsumerGroupDescribe
             | ApiKey::DescribeGroups
             | ApiKey::DescribeConfigs
+            | ApiKey::AlterConfigs
+            | ApiKey::IncrementalAlterConfigs
+            | ApiKey::CreatePartitions
             | ApiKey::DeleteTopics
             | ApiKey::LeaveGroup,
         ) => MIB,

@@ -1,7 +1,7 @@
 //! DeleteTopics, by name or (version 6) by id.
 
 use lockstep_core::op::DeleteTopic;
-use lockstep_core::{Op, Reply, ShardId, TopicRecord};
+use lockstep_core::{Op, TopicRecord};
 use lockstep_env::Env;
 use lockstep_wire::codec::delete_topics_request::DeleteTopicState;
 use lockstep_wire::codec::delete_topics_response::DeletableTopicResult;
@@ -33,18 +33,9 @@ pub(crate) async fn handle<E: Env>(
             let broker = broker.clone();
             E::spawn(async move {
                 let op = Op::DeleteTopic(DeleteTopic { topic_id: record.id });
-                match broker.node().forward(ShardId::METADATA, op, timeout).await {
-                    Ok(Reply::Topic(Ok(deleted))) => {
-                        tracing::info!(topic = deleted.name, id = %deleted.id, "topic deleted");
-                        Ok(deleted)
-                    }
-                    Ok(Reply::Topic(Err(error))) => Err(ErrorCode::of_topic(&error).into()),
-                    Ok(other) => {
-                        tracing::error!(?other, "a reply of another kind to DeleteTopic");
-                        Err(ErrorCode::UnknownServerError.into())
-                    }
-                    Err(error) => Err(topics::refusal_of_proposal(&error)),
-                }
+                let deleted = topics::change(&broker, op, timeout).await?;
+                tracing::info!(topic = deleted.name, id = %deleted.id, "topic deleted");
+                Ok(deleted)
             })
         });
         under_way.push((topic, outcome));

@@ -15,8 +15,8 @@ use crate::topic_config::{self, ConfigType};
 use crate::topics::{self, Refusal};
 
 /// Kafka's `ConfigResource.Type`.
-const RESOURCE_TOPIC: i8 = 2;
-const RESOURCE_BROKER: i8 = 4;
+pub(crate) const RESOURCE_TOPIC: i8 = 2;
+pub(crate) const RESOURCE_BROKER: i8 = 4;
 /// Kafka's `ConfigSource`.
 const SOURCE_TOPIC: i8 = 1;
 const SOURCE_STATIC_BROKER: i8 = 4;

@@ -1,9 +1,11 @@
 //! One file for each family of requests. A handler takes the broker, the context and the request's body, and returns the
 //! response's body; whatever goes wrong is an error code in it.
 
+pub(crate) mod alter_configs;
 pub(crate) mod api_versions;
 pub(crate) mod cluster;
 pub(crate) mod coordinator;
+pub(crate) mod create_partitions;
 pub(crate) mod create_topics;
 pub(crate) mod delete_topics;
 pub(crate) mod describe_configs;

@@ -1,13 +1,15 @@
 //! Topics and the cluster, over the wire.
 
 use crate::support::{TestBroker, TestClient, metadata};
+use lockstep_wire::codec::create_partitions_request::CreatePartitionsTopic;
 use lockstep_wire::codec::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use lockstep_wire::codec::delete_topics_request::DeleteTopicState;
 use lockstep_wire::codec::describe_configs_request::DescribeConfigsResource;
 use lockstep_wire::codec::describe_topic_partitions_request::TopicRequest;
 use lockstep_wire::codec::{
-    CreateTopicsRequest, DeleteTopicsRequest, DescribeClusterRequest, DescribeConfigsRequest,
-    DescribeTopicPartitionsRequest, MetadataRequest, TopicName,
+    AlterConfigsRequest, CreatePartitionsRequest, CreateTopicsRequest, DeleteTopicsRequest, DescribeClusterRequest,
+    DescribeConfigsRequest, DescribeTopicPartitionsRequest, IncrementalAlterConfigsRequest, MetadataRequest,
+    ProduceResponse, TopicName, alter_configs_request, incremental_alter_configs_request,
 };
 use lockstep_wire::private::ClusterStatusRequest;
 
@@ -186,4 +188,52 @@ async fn the_cluster_is_described() {
     let status: lockstep_runtime::ClusterStatus = serde_json::from_slice(&status.json).expect("JSON");
     assert_eq!((status.nodes.len(), status.shards.len()), (1, 2));
     assert!(status.shards.iter().all(|shard| shard.leader == Some(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_grows_and_never_shrinks() {
+    let broker = TestBroker::start().await;
+    let mut client = broker.connect().await;
+    assert_eq!(create(&mut client, 7, vec![topic("t", 2)], false).await, [0]);
+    for (version, count, error) in [(0, 3, 0), (1, 3, 37), (2, 2, 37), (3, 5, 0), (3, 0, 37)] {
+        let topic = CreatePartitionsTopic::default().with_name(TopicName("t".into())).with_count(count);
+        let request =
+            CreatePartitionsRequest::default().with_topics(vec![topic.with_assignments(None)]).with_timeout_ms(10_000);
+        assert_eq!(client.call(version, request).await.results[0].error_code, error, "to {count}");
+    }
+    let shown = client.call(9, metadata(&["t"], false)).await;
+    assert_eq!(shown.topics[0].partitions.len(), 5);
+    let produced = client.call(9, crate::support::produce("t", 4, -1, crate::support::batch(&["new"]))).await;
+    assert_eq!(produced.responses[0].partition_responses[0].error_code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_configuration_takes_effect() {
+    let broker = TestBroker::start().await;
+    let mut client = broker.connect().await;
+    assert_eq!(create(&mut client, 7, vec![topic("t", 1)], false).await, [0]);
+    let limit = |value: &'static str| {
+        let config = incremental_alter_configs_request::AlterableConfig::default()
+            .with_name("max.message.bytes".into())
+            .with_config_operation(0)
+            .with_value(Some(value.into()));
+        let resource = incremental_alter_configs_request::AlterConfigsResource::default()
+            .with_resource_type(2)
+            .with_resource_name("t".into())
+            .with_configs(vec![config]);
+        IncrementalAlterConfigsRequest::default().with_resources(vec![resource])
+    };
+    assert_eq!(client.call(1, limit("some")).await.responses[0].error_code, 40);
+    assert_eq!(client.call(1, limit("50").with_validate_only(true)).await.responses[0].error_code, 0);
+    let produce = || crate::support::produce("t", 0, -1, crate::support::batch(&["a value"]));
+    let error = |response: ProduceResponse| response.responses[0].partition_responses[0].error_code;
+    assert_eq!(error(client.call(9, produce()).await), 0);
+    assert_eq!(client.call(1, limit("50")).await.responses[0].error_code, 0);
+    assert_eq!(error(client.call(9, produce()).await), 10, "larger than 50 bytes");
+    // Replaced by nothing: the default again.
+    let resource =
+        alter_configs_request::AlterConfigsResource::default().with_resource_type(2).with_resource_name("t".into());
+    let request = AlterConfigsRequest::default().with_resources(vec![resource]);
+    assert_eq!(client.call(2, request).await.responses[0].error_code, 0);
+    assert_eq!(error(client.call(9, produce()).await), 0);
 }
