@@ -11,6 +11,8 @@ use lockstep_runtime::{Node, StartError as NodeStartError};
 use crate::api::fetch_session::FetchSessions;
 use crate::config::BrokerConfig;
 use crate::connection::{self, ConnectionLimits};
+use crate::http;
+use crate::metrics::Metrics;
 use crate::stop::StopSignal;
 
 /// How long requests under way may take to be answered when the broker stops.
@@ -22,6 +24,14 @@ pub enum StartError {
     /// The port for clients cannot be listened on.
     #[error("server.port: cannot listen on {address}: {source}")]
     Listen {
+        /// Address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The port of the HTTP side cannot be listened on.
+    #[error("server.http_port: cannot listen on {address}: {source}")]
+    ListenHttp {
         /// Address.
         address: String,
         /// Why.
@@ -47,7 +57,9 @@ impl StartError {
         };
         let field = match self {
             // These say it themselves.
-            Self::Listen { .. } | Self::Node(NodeStartError::Config { .. }) => return self.to_string(),
+            Self::Listen { .. } | Self::ListenHttp { .. } | Self::Node(NodeStartError::Config { .. }) => {
+                return self.to_string();
+            }
             Self::Node(
                 NodeStartError::DirectoryInUse { path }
                 | NodeStartError::ForeignDirectory { path, .. }
@@ -83,8 +95,13 @@ struct Shared<E: Env> {
     node: Node<E>,
     config: BrokerConfig,
     address: String,
+    /// Where the HTTP side listens.
+    http_address: Option<String>,
     limits: ConnectionLimits,
+    metrics: Metrics,
     stop: StopSignal,
+    /// Given last: the HTTP side tells that the broker stops for as long as it does.
+    stop_http: StopSignal,
     accepting: Mutex<Option<E::Task<()>>>,
     fetch_sessions: Mutex<FetchSessions>,
 }
@@ -94,15 +111,20 @@ impl<E: Env> Broker<E> {
     pub async fn start(env: E, mut config: BrokerConfig) -> Result<Self, StartError> {
         let address = join_address(&config.host, config.port);
         // The port is taken first: the node registers it in the directory, and with port 0 it is known only now.
-        let listening = async {
-            let listener = env.listen(&address).await?;
-            let local_address = listener.local_address()?;
-            Ok((listener, local_address))
-        };
-        let (listener, local_address) =
-            listening.await.map_err(|source| StartError::Listen { address: address.clone(), source })?;
-        let port = local_address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(config.port);
+        let (listener, port) = listen(&env, &address, config.port)
+            .await
+            .map_err(|source| StartError::Listen { address: address.clone(), source })?;
         let address = join_address(&config.host, port);
+        let http_listener = match config.http_port {
+            Some(port) => {
+                let address = join_address(http::HOST, port);
+                let (listener, port) = listen(&env, &address, port)
+                    .await
+                    .map_err(|source| StartError::ListenHttp { address: address.clone(), source })?;
+                Some((listener, join_address(http::HOST, port)))
+            }
+            None => None,
+        };
         config.node.advertised_host = advertised_host(&config);
         config.node.advertised_port = config.advertised_port.unwrap_or(port);
         let node = Node::start(env.clone(), config.node.clone()).await?;
@@ -110,24 +132,32 @@ impl<E: Env> Broker<E> {
             node = config.node.node_id,
             address,
             advertised = join_address(&config.node.advertised_host, config.node.advertised_port),
+            http = http_listener.as_ref().map(|(_, address)| address),
             "broker serves clients"
         );
 
         let limits = ConnectionLimits::new(&config);
+        let (http_listener, http_address) = http_listener.unzip();
         let broker = Self {
             shared: Arc::new(Shared {
                 env,
                 node,
                 config,
                 address,
+                http_address,
                 limits,
+                metrics: Metrics::new(),
                 stop: StopSignal::new(),
+                stop_http: StopSignal::new(),
                 accepting: Mutex::new(None),
                 fetch_sessions: Mutex::new(FetchSessions::default()),
             }),
         };
         let accepting = E::spawn(connection::accept(broker.clone(), listener));
         *lock(&broker.shared.accepting) = Some(accepting);
+        if let Some(listener) = http_listener {
+            drop(E::spawn(http::serve(broker.clone(), listener, broker.shared.stop_http.clone())));
+        }
         Ok(broker)
     }
 
@@ -135,6 +165,12 @@ impl<E: Env> Broker<E> {
     #[must_use]
     pub fn address(&self) -> String {
         self.shared.address.clone()
+    }
+
+    /// Where the HTTP side listens (`/metrics`, `/healthz`, `/readyz`), as `host:port`, if there is one.
+    #[must_use]
+    pub fn http_address(&self) -> Option<String> {
+        self.shared.http_address.clone()
     }
 
     /// The node beneath.
@@ -177,6 +213,7 @@ impl<E: Env> Broker<E> {
         if lockstep_env::timeout::<E, _>(DRAIN_TIMEOUT, self.shared.limits.all_closed()).await.is_err() {
             tracing::warn!(connections = self.connections(), "connections were still busy when the broker stopped");
         }
+        self.shared.stop_http.give();
     }
 
     pub(crate) fn node_id(&self) -> NodeId {
@@ -187,6 +224,10 @@ impl<E: Env> Broker<E> {
         &self.shared.limits
     }
 
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
     pub(crate) fn stop(&self) -> &StopSignal {
         &self.shared.stop
     }
@@ -194,6 +235,14 @@ impl<E: Env> Broker<E> {
     pub(crate) fn fetch_sessions(&self) -> MutexGuard<'_, FetchSessions> {
         lock(&self.shared.fetch_sessions)
     }
+}
+
+/// Listens, and says on which port.
+async fn listen<E: Env>(env: &E, address: &str, port: u16) -> std::io::Result<(E::Listener, u16)> {
+    let listener = env.listen(address).await?;
+    let local_address = listener.local_address()?;
+    let port = local_address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(port);
+    Ok((listener, port))
 }
 
 /// What a panicked task left behind is still sound: every change under these locks is complete or not begun.

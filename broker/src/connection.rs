@@ -8,12 +8,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lockstep_env::{Connection, Either, Env, Listener, Task, select, timeout};
 use lockstep_wire::frame::{self, EncodedFrame, FrameError};
-use lockstep_wire::{Request, Response};
+use lockstep_wire::{ApiKey, Request, Response};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -43,6 +43,8 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes under way are counted in units of this many, rounded up.
 const BUDGET_UNIT_BYTES: usize = 1 << 10;
+/// Before each frame stands its length.
+const LENGTH_PREFIX_BYTES: usize = 4;
 
 /// What all connections share: how many there are, and the bytes of requests under way.
 #[derive(Debug)]
@@ -152,9 +154,11 @@ pub(crate) async fn accept<E: Env>(broker: Broker<E>, mut listener: E::Listener)
             }
         };
         let Some(guard) = broker.limits().admit() else {
+            broker.metrics().refused_connections.add(1);
             tracing::warn!(peer = connection.peer_address, "too many connections: one more was closed at once");
             continue;
         };
+        broker.metrics().accepted_connections.add(1);
         let serving = serve(broker.clone(), connection, guard);
         drop(E::spawn(serving));
     }
@@ -168,8 +172,14 @@ enum Queued {
     Begun { api_version: i16, correlation_id: i32, outcome: Pin<Box<dyn Future<Output = Outcome> + Send>> },
 }
 
-/// A queued request with the part of the budget that it holds until it is answered.
-type QueuedRequest = (Queued, Reserved);
+/// A queued request.
+struct QueuedRequest {
+    queued: Queued,
+    /// When its last byte came.
+    arrived: Instant,
+    /// The part of the budget that it holds until it is answered.
+    reserved: Reserved,
+}
 
 /// The identity of a connection, for handlers and logs.
 #[derive(Clone, Debug)]
@@ -242,6 +252,8 @@ async fn read<E: Env>(
             }
         };
         trusted = true;
+        let arrived = E::now();
+        broker.metrics().received_bytes.add(LENGTH_PREFIX_BYTES + frame.len());
         let queued = if api::produce::is_produce(&frame) {
             match begin_produce(broker, frame, peer).await {
                 Some(begun) => begun,
@@ -251,7 +263,7 @@ async fn read<E: Env>(
             Queued::Frame(frame)
         };
         in_queue.fetch_add(1, Ordering::AcqRel);
-        if queue.send((queued, reserved)).await.is_err() {
+        if queue.send(QueuedRequest { queued, arrived, reserved }).await.is_err() {
             return;
         }
     }
@@ -359,7 +371,7 @@ async fn write<E: Env>(
     in_queue: Arc<AtomicUsize>,
     peer: Peer,
 ) {
-    while let Some((request, reserved)) = queued.recv().await {
+    while let Some(QueuedRequest { queued: request, arrived, reserved }) = queued.recv().await {
         let (api_version, correlation_id, outcome) = match request {
             Queued::Begun { api_version, correlation_id, outcome } => (api_version, correlation_id, outcome.await),
             Queued::Frame(frame) => match frame::decode_request(frame) {
@@ -377,16 +389,22 @@ async fn write<E: Env>(
                 }
             },
         };
-        match outcome {
+        let api_key = match outcome {
             Outcome::Respond(response) => {
-                if let Err(reason) = respond::<E>(&mut writer, api_version, correlation_id, &response).await {
-                    tracing::warn!(peer = peer.address, api = response.api_key().name(), reason, "connection closed");
-                    return;
+                match respond::<E>(&mut writer, api_version, correlation_id, &response).await {
+                    Ok(sent_bytes) => broker.metrics().sent_bytes.add(sent_bytes),
+                    Err(reason) => {
+                        let api = response.api_key().name();
+                        tracing::warn!(peer = peer.address, api, reason, "connection closed");
+                        return;
+                    }
                 }
+                response.api_key()
             }
-            Outcome::Silence => {}
+            Outcome::Silence => ApiKey::Produce,
             Outcome::Close => return,
-        }
+        };
+        broker.metrics().answered(api_key, E::now().saturating_duration_since(arrived));
         drop(reserved);
         in_queue.fetch_sub(1, Ordering::AcqRel);
     }
@@ -394,14 +412,17 @@ async fn write<E: Env>(
     let _ = timeout::<E, _>(STALL_TIMEOUT, writer.shutdown()).await;
 }
 
+/// Returns the number of bytes sent.
 async fn respond<E: Env>(
     writer: &mut E::Writer,
     api_version: i16,
     correlation_id: i32,
     response: &Response,
-) -> Result<(), String> {
+) -> Result<usize, String> {
     let frame = frame::encode_response(api_version, correlation_id, response).map_err(|error| error.to_string())?;
-    write_frame::<E>(writer, frame).await
+    let bytes = frame.segments.iter().map(Bytes::len).sum();
+    write_frame::<E>(writer, frame).await?;
+    Ok(bytes)
 }
 
 /// Writes the pieces of a frame without joining them.

@@ -11,6 +11,8 @@ pub mod config;
 mod connection;
 mod dispatch;
 mod error_code;
+mod http;
+mod metrics;
 mod stop;
 mod topic_config;
 mod topics;

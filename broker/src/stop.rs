@@ -18,6 +18,11 @@ impl StopSignal {
         self.0.close();
     }
 
+    /// Was it given?
+    pub(crate) fn is_given(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Completes once the signal was given.
     pub(crate) async fn given(&self) {
         let refused = self.0.acquire().await;

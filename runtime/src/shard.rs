@@ -165,6 +165,14 @@ impl<E: Env> Shard<E> {
         self.inner.group.as_ref()?.leadership.leader()
     }
 
+    /// This node's role in the Raft group (`leader`, `follower`, `learner`, `candidate` or `stopped`) and the highest term it
+    /// has seen. For people: [`Shard::serving`] says whether it may answer.
+    #[must_use]
+    pub fn role(&self) -> (&'static str, u64) {
+        let status = self.raft_status();
+        (status.role, status.term)
+    }
+
     /// Proposes an op with its payload (at most 7 MiB), in the order of the calls; completes when it is applied here, with its reply.
     /// The proposal is made by the call: what is returned need not be polled for it, and dropping it takes nothing back.
     ///

@@ -123,7 +123,11 @@ pub(crate) async fn list<E: Env>(
 ) -> ListGroupsResponse {
     let filter = Filter { states: request.states_filter, types: request.types_filter };
     let mut groups = Vec::new();
-    for shard in broker.node().shards() {
+    let shards = broker.node().shards();
+    if shards.is_empty() {
+        return ListGroupsResponse::default().with_error_code(ErrorCode::CoordinatorNotAvailable.code());
+    }
+    for shard in shards {
         match shard.serving() {
             Ok(_) => groups.extend(shard.read(|state| state.groups())),
             Err(ProposeError::NotLeader { .. }) if shard.leader().is_some() => {}
