@@ -1,6 +1,10 @@
 //! A broker as clients see it: frames over TCP, one node in single mode.
 
 mod connections;
+mod groups;
+mod groups_classic;
+mod groups_consumer;
+mod http;
 mod records;
 mod support;
 mod topics;
