@@ -17,20 +17,21 @@ struct Row<V> {
     hash: u128,
 }
 
-/// Rows by key, with the wrapping sum of their hashes. `KIND` tells tables apart in the hash. A clone shares the rows.
+/// Rows by key, with the wrapping sum of their hashes. `KIND` tells tables apart in the hash. A clone shares
+/// everything; the first change after it copies the table's keys, and a row when that row is written.
 #[derive(Clone, Debug)]
 pub(crate) struct Rows<const KIND: u8, K, V> {
-    rows: BTreeMap<K, Arc<Row<V>>>,
+    rows: Arc<BTreeMap<K, Arc<Row<V>>>>,
     sum: u128,
 }
 
 impl<const KIND: u8, K, V> Default for Rows<KIND, K, V> {
     fn default() -> Self {
-        Self { rows: BTreeMap::new(), sum: 0 }
+        Self { rows: Arc::default(), sum: 0 }
     }
 }
 
-impl<const KIND: u8, K: Ord + Serialize, V: Clone + Serialize> Rows<KIND, K, V> {
+impl<const KIND: u8, K: Clone + Ord + Serialize, V: Clone + Serialize> Rows<KIND, K, V> {
     /// Wrapping sum of the hashes of all rows.
     pub(crate) fn sum(&self) -> u128 {
         self.sum
@@ -68,14 +69,18 @@ impl<const KIND: u8, K: Ord + Serialize, V: Clone + Serialize> Rows<KIND, K, V> 
     where
         K: Borrow<Q>,
     {
-        let (key, row) = self.rows.range_mut::<Q, _>((Bound::Included(key), Bound::Included(key))).next()?;
+        if !self.rows.contains_key(key) {
+            return None;
+        }
+        let (key, row) =
+            Arc::make_mut(&mut self.rows).range_mut::<Q, _>((Bound::Included(key), Bound::Included(key))).next()?;
         Some(RowMut { key, row, sum: &mut self.sum, written: false })
     }
 
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let hash = row_hash(KIND, &key, &value);
         self.sum = self.sum.wrapping_add(hash);
-        let old = self.rows.insert(key, Arc::new(Row { value, hash }))?;
+        let old = Arc::make_mut(&mut self.rows).insert(key, Arc::new(Row { value, hash }))?;
         self.sum = self.sum.wrapping_sub(old.hash);
         Some(Arc::unwrap_or_clone(old).value)
     }
@@ -84,7 +89,10 @@ impl<const KIND: u8, K: Ord + Serialize, V: Clone + Serialize> Rows<KIND, K, V> 
     where
         K: Borrow<Q>,
     {
-        let old = self.rows.remove(key)?;
+        if !self.rows.contains_key(key) {
+            return None;
+        }
+        let old = Arc::make_mut(&mut self.rows).remove(key)?;
         self.sum = self.sum.wrapping_sub(old.hash);
         Some(Arc::unwrap_or_clone(old).value)
     }
@@ -139,13 +147,13 @@ impl<const KIND: u8, K: Serialize, V: Clone + Serialize> Drop for RowMut<'_, KIN
     }
 }
 
-impl<const KIND: u8, K: Ord + Serialize, V: Clone + Serialize> Serialize for Rows<KIND, K, V> {
+impl<const KIND: u8, K: Clone + Ord + Serialize, V: Clone + Serialize> Serialize for Rows<KIND, K, V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.iter())
     }
 }
 
-impl<'de, const KIND: u8, K: Ord + Serialize + Deserialize<'de>, V: Clone + Serialize + Deserialize<'de>>
+impl<'de, const KIND: u8, K: Clone + Ord + Serialize + Deserialize<'de>, V: Clone + Serialize + Deserialize<'de>>
     Deserialize<'de> for Rows<KIND, K, V>
 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -114,3 +114,37 @@ fn the_assignor_with_most_votes_is_used() {
     shard.beat(&with("d", "uniform")).expect("joins");
     assert_eq!(shard.view().protocol_name, "uniform");
 }
+
+proptest::proptest! {
+    /// Whoever subscribes to what, in whatever order members come and go: no partition can go from one subscriber of its
+    /// topic to another and leave the two more alike, and members with equal subscriptions differ by one at most.
+    #[test]
+    fn uniform_leaves_no_move_that_would_help(
+        counts in proptest::collection::vec(1..9_u32, 3),
+        changes in proptest::collection::vec((0..7_u8, 0..8_u8), 1..20),
+    ) {
+        let mut shard = Shard::with_topics(&counts);
+        let mut subscriptions: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        for (member, mask) in changes {
+            let member_id = format!("m{member}");
+            if mask == 0 {
+                if subscriptions.remove(&member_id).is_some() {
+                    shard.beat(&heartbeat(&member_id, -1)).expect("leaves");
+                    shard.assign(None);
+                }
+            } else {
+                let ids: Vec<u8> = (1..4).filter(|id| mask & (1 << (id - 1)) != 0).collect();
+                shard.beat(&with_topics(&member_id, &ids)).expect("joins");
+                subscriptions.insert(member_id, ids);
+            }
+        }
+        let targets = if subscriptions.is_empty() { BTreeMap::new() } else { targets(&shard) };
+        for (from, target) in &targets {
+            for (to, ids) in &subscriptions {
+                let could_take = target.iter().any(|(topic, _)| ids.contains(topic));
+                let helps = could_take && target.len() > targets[to].len() + 1;
+                proptest::prop_assert!(!helps, "{from} has {} partitions, {to} {}", target.len(), targets[to].len());
+            }
+        }
+    }
+}
