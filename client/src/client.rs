@@ -55,12 +55,14 @@ struct Shared<E: Env> {
     topology: Mutex<Topology>,
     /// Addresses of coordinators by group.
     coordinators: Mutex<BTreeMap<String, String>>,
-    connections: Mutex<BTreeMap<(String, Purpose), Arc<Slot<E>>>>,
+    connections: Mutex<Connections<E>>,
     /// The address that answered last; asked first.
     preferred: Mutex<Option<String>>,
     user_number_next: AtomicU64,
 }
 
+/// By address and purpose.
+type Connections<E> = BTreeMap<(String, Purpose), Arc<Slot<E>>>;
 type Slot<E> = tokio::sync::Mutex<SlotState<E>>;
 
 #[derive(Debug)]
@@ -391,13 +393,17 @@ impl<E: Env> Client<E> {
             .await?;
         let what = || format!("finding the coordinator of group {group}");
         check_code(what, response.error_code, response.error_message.as_deref())?;
-        let address = match response.coordinators.first() {
+        let (host, port) = match response.coordinators.first() {
             Some(found) => {
                 check_code(what, found.error_code, found.error_message.as_deref())?;
-                address_of(&found.host, found.port)
+                (&found.host, found.port)
             }
-            None => address_of(&response.host, response.port),
+            None => (&response.host, response.port),
         };
+        if host.is_empty() || port <= 0 {
+            return Err(ClientError::broker(what(), ErrorCode::CoordinatorNotAvailable.code(), None));
+        }
+        let address = address_of(host, port);
         lock(&self.shared.coordinators).insert(group.to_owned(), address.clone());
         Ok(address)
     }
