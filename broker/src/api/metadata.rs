@@ -19,7 +19,7 @@ use crate::topic_config;
 use crate::topics::{self, TopicKey};
 
 /// How long a Metadata request may wait for the topics that it creates.
-const AUTO_CREATE_TIMEOUT: Duration = Duration::from_secs(5);
+const AUTO_CREATE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A request creates at most so many topics; the client asks again for the others.
 const AUTO_CREATE_MAX: usize = 100;
 
@@ -120,10 +120,16 @@ async fn look_again<E: Env>(
     if missing(&keys).is_empty() {
         return refused;
     }
-    topics::freshen_directory(broker).await;
+    let is_fresh = topics::freshen_directory(broker).await;
     let still_missing = missing(&keys);
     if !may_create {
         return refused;
+    }
+    if !is_fresh {
+        // Nothing can be created now; clients ask again after this error.
+        let creatable = |key: &TopicKey| matches!(key, TopicKey::Name(name) if topic_config::is_legal_topic_name(name));
+        let waiting = still_missing.into_iter().filter(creatable);
+        return waiting.map(|key| (key, ErrorCode::LeaderNotAvailable)).collect();
     }
     let mut newest = None;
     for key in still_missing.into_iter().take(AUTO_CREATE_MAX) {
@@ -147,7 +153,9 @@ async fn look_again<E: Env>(
         Some(version) => {
             topics::settle(broker, version, AUTO_CREATE_TIMEOUT).await;
         }
-        None => topics::freshen_directory(broker).await,
+        None => {
+            topics::freshen_directory(broker).await;
+        }
     }
     refused
 }
