@@ -100,8 +100,8 @@ impl<E: Env> Admin<E> {
     /// Creates a topic. It can be used when this returns.
     ///
     /// # Errors
-    /// The topic exists, its name or numbers are not allowed, or the cluster did not answer in time. After a lost answer the
-    /// retry may find the topic that the first attempt created; that is then an error too.
+    /// The topic exists, its name or numbers are not allowed, or the cluster did not answer in time. After a lost
+    /// answer the retry may find the topic that the first attempt created; that is then an error too.
     pub async fn create_topic(&self, topic: &NewTopic) -> Result<CreatedTopic, ClientError> {
         let what = || format!("creating topic {}", topic.name);
         let mut retry = self.client.retry(what());
@@ -265,8 +265,8 @@ impl<E: Env> Admin<E> {
         }
     }
 
-    /// All groups of both protocols, merged over all brokers, by id. Brokers that are down coordinate nothing and are passed over,
-    /// as long as one answers.
+    /// All groups of both protocols, merged over all brokers, by id. Brokers that are down coordinate nothing and are
+    /// passed over, as long as one answers.
     ///
     /// # Errors
     /// No broker answered in time.

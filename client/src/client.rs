@@ -77,7 +77,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Client<TokioEnv> {
-    /// Connects from an ordinary process to `brokers`, a list of `host:port` separated by commas, with the defaults of [`ClientConfig`].
+    /// Connects from an ordinary process to `brokers`, a list of `host:port` separated by commas, with the defaults of
+    /// [`ClientConfig`].
     ///
     /// # Errors
     /// See [`Client::connect`].
@@ -191,7 +192,8 @@ impl<E: Env> Client<E> {
         drop(ended);
     }
 
-    /// Where to ask, best first: the address that answered last, then all others, in an order that differs between clients.
+    /// Where to ask, best first: the address that answered last, then all others, in an order that differs between
+    /// clients.
     fn addresses(&self) -> Vec<String> {
         let known: Vec<String> = lock(&self.shared.topology).brokers.values().cloned().collect();
         let mut seen = BTreeSet::new();
@@ -282,8 +284,8 @@ impl<E: Env> Client<E> {
         Ok(lock(&self.shared.topology).update(&response))
     }
 
-    /// Brings the metadata of `topics` up to date, and the brokers with it. Retries while no broker answers, not for what
-    /// they say of the topics.
+    /// Brings the metadata of `topics` up to date, and the brokers with it. Retries while no broker answers, not for
+    /// what they say of the topics.
     pub(crate) async fn refresh(
         &self,
         topics: &[Arc<str>],
@@ -413,7 +415,8 @@ impl<E: Env> Client<E> {
         lock(&self.shared.coordinators).remove(group);
     }
 
-    /// Asks the coordinator of `group`, once, and forgets it when it cannot be asked or `error_of` says that it is another.
+    /// Asks the coordinator of `group`, once, and forgets it when it cannot be asked or `error_of` says that it is
+    /// another.
     pub(crate) async fn ask_coordinator<R: Call>(
         &self,
         group: &str,

@@ -91,8 +91,8 @@ pub(crate) struct InFlight<R> {
 }
 
 impl<R: Call> InFlight<R> {
-    /// Waits for the answer. A broker that does not answer in time is given up, with all that others ask it on this connection: answers
-    /// come in order, so none of them would come sooner.
+    /// Waits for the answer. A broker that does not answer in time is given up, with all that others ask it on this
+    /// connection: answers come in order, so none of them would come sooner.
     pub(crate) async fn answer<E: Env>(self, patience: Duration) -> Result<R::Response, ClientError> {
         let disconnected = |reason: String| ClientError::Disconnected { address: self.address.clone(), reason };
         let frame = match timeout::<E, _>(patience, self.answer).await {
@@ -231,7 +231,8 @@ impl<E: Env> BrokerConnection<E> {
             id
         };
         let frame = encode_request(api_version, correlation_id, Some(&self.client_id), request)?;
-        // The lock is held until the frame is queued, so that closing cannot come between and leave one waiting for ever.
+        // The lock is held until the frame is queued, so that closing cannot come between and leave one waiting for
+        // ever.
         let mut state = self.waiting.lock();
         if let Some(reason) = &state.closed {
             return Err(disconnected(reason));

@@ -77,7 +77,8 @@ impl<E: Env> Consumer<E> {
         Ok(())
     }
 
-    /// The offset of the next message to come from a partition; `None` while the leader is asked where to begin, or if it is not assigned.
+    /// The offset of the next message to come from a partition; `None` while the leader is asked where to begin, or if
+    /// it is not assigned.
     pub fn position(&self, at: &TopicPartition) -> Option<i64> {
         self.fetcher.position(at)
     }
@@ -91,7 +92,8 @@ impl<E: Env> Consumer<E> {
         self.client.offsets(&places).await
     }
 
-    /// Up to `count_max` messages of one partition, waited for up to `timeout` if there are none. Messages of a partition come in order.
+    /// Up to `count_max` messages of one partition, waited for up to `timeout` if there are none. Messages of a
+    /// partition come in order.
     ///
     /// # Errors
     /// Reading failed in a way that waiting does not mend. What was read before is not lost; the next call goes on.

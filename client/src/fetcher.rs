@@ -212,7 +212,8 @@ impl<E: Env> Fetcher<E> {
         self.shared.lock().partitions.keys().cloned().collect()
     }
 
-    /// The offset of the next message that the caller will get; `None` while it is being asked for, or if the partition is not read.
+    /// The offset of the next message that the caller will get; `None` while it is being asked for, or if the partition
+    /// is not read.
     pub(crate) fn position(&self, at: &TopicPartition) -> Option<i64> {
         let state = self.shared.lock();
         let partition = state.partitions.get(at)?;

@@ -56,7 +56,8 @@ impl OffsetAt {
 }
 
 impl<E: Env> Client<E> {
-    /// The offsets of all `places`. All leaders are asked at the same time, and asked again until every one has answered.
+    /// The offsets of all `places`. All leaders are asked at the same time, and asked again until every one has
+    /// answered.
     ///
     /// # Errors
     /// A partition does not exist, or a leader did not answer within the time-out.

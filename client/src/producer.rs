@@ -57,7 +57,8 @@ pub struct ProducerConfig {
     pub compression: Compression,
     /// Bytes of a batch, before compression. A record that is larger gets a batch of its own.
     pub batch_len_max: usize,
-    /// How long a batch waits for more records while the broker is not busy. While it is, batches wait anyway, and grow.
+    /// How long a batch waits for more records while the broker is not busy. While it is, batches wait anyway, and
+    /// grow.
     pub linger: Duration,
     /// Bytes of all batches together; beyond, sending waits.
     pub memory_len_max: usize,
@@ -162,8 +163,9 @@ impl<E: Env> Producer<E> {
         Ok(Self { shared })
     }
 
-    /// Hands over a record. Waits only for metadata of a topic that is new to the producer, and while its memory is full. What
-    /// is given back completes when the record is acknowledged; records of a partition are stored in the order of the calls.
+    /// Hands over a record. Waits only for metadata of a topic that is new to the producer, and while its memory is
+    /// full. What is given back completes when the record is acknowledged; records of a partition are stored in the
+    /// order of the calls.
     ///
     /// # Errors
     /// The topic or partition does not exist, or the producer is closed.
@@ -222,8 +224,8 @@ impl<E: Env> Producer<E> {
         }
     }
 
-    /// Sends everything that has been handed over, without waiting for batches to fill, and waits until each record is acknowledged
-    /// or has failed.
+    /// Sends everything that has been handed over, without waiting for batches to fill, and waits until each record is
+    /// acknowledged or has failed.
     ///
     /// # Errors
     /// The first error of any record since the last flush.

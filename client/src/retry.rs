@@ -10,7 +10,8 @@ use crate::error::ClientError;
 const DELAY_MIN: Duration = Duration::from_millis(20);
 const DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// The delays between attempts: doubled each time, each varied by a fifth either way so that clients do not come in step.
+/// The delays between attempts: doubled each time, each varied by a fifth either way so that clients do not come in
+/// step.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     next: Duration,
@@ -54,7 +55,8 @@ impl<E: Env> Retry<E> {
         self.deadline.saturating_duration_since(E::now())
     }
 
-    /// Waits before the next attempt. Gives `error` back if retrying cannot help, and a time-out if there is no time for another attempt.
+    /// Waits before the next attempt. Gives `error` back if retrying cannot help, and a time-out if there is no time
+    /// for another attempt.
     pub(crate) async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
         if !error.is_retriable() {
             return Err(error);

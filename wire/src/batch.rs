@@ -24,7 +24,8 @@ pub const CRC_RANGE: Range<usize> = 17..21;
 pub const CRC_START: usize = 21;
 /// The only format that is accepted.
 pub const MAGIC: i8 = 2;
-/// A record without key, value and headers takes at least this: length, attributes, timestamp, offset, key, value, headers.
+/// A record without key, value and headers takes at least this: length, attributes, timestamp, offset, key, value,
+/// headers.
 const RECORD_LEN_MIN: usize = 7;
 
 /// A batch's header.
@@ -221,8 +222,8 @@ impl BatchHeader {
     }
 }
 
-/// Checks that `bytes` are exactly one batch as a producer may send it: length, format, CRC, at least one record, consecutive
-/// offsets, a compression that exists. Records are not decoded.
+/// Checks that `bytes` are exactly one batch as a producer may send it: length, format, CRC, at least one record,
+/// consecutive offsets, a compression that exists. Records are not decoded.
 ///
 /// # Errors
 /// See [`BatchError`]. The format is looked at first, since formats 0 and 1 mean other things by the other fields.
@@ -287,8 +288,8 @@ pub fn stamp_producer(bytes: &mut [u8], stamp: ProducerStamp) -> Result<(), Batc
     Ok(())
 }
 
-/// The batches of a record set, each with the range of its bytes. Checks lengths and format only; call [`check_batch`] on
-/// the range for the rest. Stops after the first error.
+/// The batches of a record set, each with the range of its bytes. Checks lengths and format only; call [`check_batch`]
+/// on the range for the rest. Stops after the first error.
 #[derive(Clone, Debug)]
 pub struct Batches<'a> {
     bytes: &'a [u8],

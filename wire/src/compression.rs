@@ -46,7 +46,8 @@ pub enum CompressionError {
 const XERIAL_MAGIC: &[u8] = &[0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0];
 const XERIAL_HEADER_LEN: usize = 16;
 const XERIAL_BLOCK_LEN: usize = 32 * 1024;
-/// A zstd window of up to 64 MiB is allocated for a hostile frame; clients at their highest levels use 8 MiB for batches of this size.
+/// A zstd window of up to 64 MiB is allocated for a hostile frame; clients at their highest levels use 8 MiB for
+/// batches of this size.
 const ZSTD_WINDOW_LOG_MAX: u32 = 26;
 
 impl Compression {
@@ -143,8 +144,8 @@ impl Compression {
             if len > len_max - out.len() {
                 return Err(CompressionError::TooLong { len_max });
             }
-            // No element of the format yields more than 64 bytes from its two or more; what claims more is damaged, and must not
-            // be allocated for.
+            // No element of the format yields more than 64 bytes from its two or more; what claims more is damaged, and
+            // must not be allocated for.
             if len > block.len().saturating_mul(64) {
                 return Err(self.damaged("the length claimed cannot come out"));
             }

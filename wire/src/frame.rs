@@ -1,8 +1,8 @@
 //! Frames: a length of four bytes, a header, a body.
 //!
-//! A connection reads the length, then the first four bytes of the frame, asks [`request_len_max`] whether such a request
-//! may be that long, reads the rest, and calls [`decode_request`]. Bytes that follow a body that was understood are ignored,
-//! as Apache Kafka ignores them; [`RequestHeader::trailing_len`] tells.
+//! A connection reads the length, then the first four bytes of the frame, asks [`request_len_max`] whether such a
+//! request may be that long, reads the rest, and calls [`decode_request`]. Bytes that follow a body that was understood
+//! are ignored, as Apache Kafka ignores them; [`RequestHeader::trailing_len`] tells.
 
 use std::io::IoSlice;
 
@@ -31,7 +31,8 @@ pub struct RequestHeader {
     pub correlation_id: i32,
     /// What the client calls itself. Free text.
     pub client_id: Option<StrBytes>,
-    /// Bytes that followed the body and were ignored. Not 0 is a sign of a client that speaks another version than it says.
+    /// Bytes that followed the body and were ignored. Not 0 is a sign of a client that speaks another version than it
+    /// says.
     pub trailing_len: usize,
 }
 
@@ -101,8 +102,8 @@ impl From<proto_kafka::error::ProtoError> for EncodeError {
     }
 }
 
-/// An encoded frame: its bytes, length prefix included, in pieces to be written one after another. Records are pieces of
-/// their own, shared with the message and not copied.
+/// An encoded frame: its bytes, length prefix included, in pieces to be written one after another. Records are pieces
+/// of their own, shared with the message and not copied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncodedFrame {
     /// The pieces. None is empty.
@@ -133,8 +134,8 @@ impl EncodedFrame {
     }
 }
 
-/// How long a request of this key may be, in bytes without the length prefix. An unknown key gets the smallest cap, enough to
-/// read the frame and refuse it.
+/// How long a request of this key may be, in bytes without the length prefix. An unknown key gets the smallest cap,
+/// enough to read the frame and refuse it.
 pub fn request_len_max(api_key: i16) -> usize {
     const KIB: usize = 1024;
     const MIB: usize = 1024 * KIB;
@@ -176,7 +177,8 @@ pub fn request_len_max(api_key: i16) -> usize {
     }
 }
 
-/// Decodes a request. `frame` is what follows the length prefix. The records of a Produce request stay slices of `frame`.
+/// Decodes a request. `frame` is what follows the length prefix. The records of a Produce request stay slices of
+/// `frame`.
 ///
 /// # Errors
 /// See [`FrameError`]; all but [`FrameError::UnsupportedApiVersions`] should close the connection.
@@ -298,9 +300,9 @@ fn encode_copied(write: impl FnOnce(&mut BytesMut) -> Result<(), EncodeError>) -
     Ok(EncodedFrame { segments: vec![buf.freeze()] })
 }
 
-/// Runs `write` on a segmented buffer and takes its pieces. Those at the same address as the next of `shared`, which are
-/// all the byte fields of the message, are handed on uncopied; the codec's buffer only lends its pieces, so the small ones
-/// between them are copied.
+/// Runs `write` on a segmented buffer and takes its pieces. Those at the same address as the next of `shared`, which
+/// are all the byte fields of the message, are handed on uncopied; the codec's buffer only lends its pieces, so the
+/// small ones between them are copied.
 fn encode_shared(
     shared: &[Bytes],
     write: impl FnOnce(&mut SegmentedBuf) -> Result<(), EncodeError>,
@@ -333,8 +335,9 @@ pub fn response_correlation_id(frame: &[u8]) -> Result<i32, FrameError> {
     Ok(i32::from_be_bytes(*bytes))
 }
 
-/// Decodes a response to a request of this key and version. `frame` is what follows the length prefix. Gives the correlation id too.
-/// ApiVersions may be answered in version 0 whatever was asked for (KIP-511), which is recognised by its error code.
+/// Decodes a response to a request of this key and version. `frame` is what follows the length prefix. Gives the
+/// correlation id too. ApiVersions may be answered in version 0 whatever was asked for (KIP-511), which is recognised
+/// by its error code.
 ///
 /// # Errors
 /// The frame breaks the format, or is longer than [`RESPONSE_LEN_MAX`].

@@ -2,9 +2,9 @@
 //!
 //! The codec accepts an array's count when it is at most the number of bytes left, and allocates for all elements at
 //! once: an element takes up to 160 bytes in memory, so an honest-looking count near the bytes left costs 160 times the
-//! frame, at every level of nesting. This buffer says that fewer bytes remain than really do: at most
-//! `elements_max`. All that the codec reads in one go and does not ask for by `try_get_bytes` is 16 bytes or less, so
-//! only array counts notice. A budget of reads bounds how many elements there can be in all, since each takes at least one.
+//! frame, at every level of nesting. This buffer says that fewer bytes remain than really do: at most `elements_max`.
+//! All that the codec reads in one go and does not ask for by `try_get_bytes` is 16 bytes or less, so only array counts
+//! notice. A budget of reads bounds how many elements there can be in all, since each takes at least one.
 
 use std::ops::Range;
 

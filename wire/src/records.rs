@@ -184,8 +184,8 @@ impl BatchBuilder {
     }
 }
 
-/// Checks a whole batch, CRC included, and decodes its records. The records may unfold to at most `len_max` bytes. Keys and values are slices of `bytes`
-/// where it is not compressed.
+/// Checks a whole batch, CRC included, and decodes its records. The records may unfold to at most `len_max` bytes. Keys
+/// and values are slices of `bytes` where it is not compressed.
 ///
 /// # Errors
 /// See [`RecordsError`].

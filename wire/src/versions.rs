@@ -1,7 +1,7 @@
 //! The versions that are served, one row a request.
 //!
-//! The table is our own: the codec's says more than it can decode (requests of OffsetCommit, OffsetFetch and InitProducerId
-//! stop one version before their responses).
+//! The table is our own: the codec's says more than it can decode (requests of OffsetCommit, OffsetFetch and
+//! InitProducerId stop one version before their responses).
 
 use crate::api::ApiKey;
 

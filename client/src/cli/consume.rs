@@ -41,7 +41,8 @@ pub(crate) struct ConsumeArguments {
     /// Stop at what was the end when reading began
     #[arg(long, short)]
     exit_at_end: bool,
-    /// What to write for each message: %k key, %v value, %t topic, %p partition, %o offset, %T timestamp, %% percent, \n \t \\
+    /// What to write for each message: %k key, %v value, %t topic, %p partition, %o offset, %T timestamp, %% percent,
+    /// \n \t \\
     #[arg(long, short, default_value = "%v\\n", conflicts_with = "json")]
     format: String,
     /// Write each message as a line of JSON
@@ -181,13 +182,6 @@ pub(crate) async fn run(client: &Client, arguments: ConsumeArguments) -> anyhow:
     result
 }
 
-async fn interrupted() {
-    if let Err(error) = tokio::signal::ctrl_c().await {
-        tracing::warn!(%error, "interrupts are not noticed");
-        std::future::pending().await
-    }
-}
-
 async fn consume_alone(
     client: &Client,
     arguments: &ConsumeArguments,
@@ -211,7 +205,7 @@ async fn consume_alone(
     let consumer = Consumer::new(client, FetchConfig { reset, ..FetchConfig::default() });
     consumer.assign(&partitions).await?;
     let ends = if arguments.exit_at_end { Some(consumer.end_offsets().await?) } else { None };
-    let mut stop = std::pin::pin!(interrupted());
+    let mut stop = std::pin::pin!(super::interrupted());
     loop {
         let messages = match select(stop.as_mut(), consumer.poll(POLL_COUNT, POLL_TIMEOUT)).await {
             Either::First(()) => return Ok(()),
@@ -299,7 +293,7 @@ async fn read_in_group(
     let mut reached: BTreeSet<TopicPartition> = BTreeSet::new();
     let mut messages = consumer.subscribe().await?;
     let mut uncommitted = Uncommitted::default();
-    let mut stop = std::pin::pin!(interrupted());
+    let mut stop = std::pin::pin!(super::interrupted());
     loop {
         let polled = match select(stop.as_mut(), messages.poll(POLL_TIMEOUT)).await {
             Either::First(()) => return uncommitted.commit(consumer, &mut output.out).await,

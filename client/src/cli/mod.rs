@@ -74,7 +74,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(|| format!("`{text}` is too long"))
 }
 
-/// Parses the arguments, does what they say, and turns what came of it into an exit code: 0, 1 after an error, 2 for arguments that make no sense.
+/// Parses the arguments, does what they say, and turns what came of it into an exit code: 0, 1 after an error, 2 for
+/// arguments that make no sense.
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
@@ -118,6 +119,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Group(command) => group::run(&client, command).await,
         Command::Cluster(command) => cluster::run(&client, command).await,
         Command::Bench(command) => bench::run(&client, command).await,
+    }
+}
+
+/// Completes when the user interrupts.
+async fn interrupted() {
+    if let Err(error) = tokio::signal::ctrl_c().await {
+        tracing::warn!(%error, "interrupts are not noticed");
+        std::future::pending().await
     }
 }
 

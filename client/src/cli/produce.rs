@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use lockstep_client::{Acks, Client, Compression, Producer, ProducerConfig};
-use lockstep_env::Env;
+use lockstep_env::{Either, Env, select};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// Bytes read from standard input at a time.
@@ -81,7 +81,11 @@ pub(crate) async fn run(client: &Client, arguments: ProduceArguments) -> anyhow:
     // A topic that does not exist should not wait for the first line.
     client.topic(&arguments.topic, true).await?;
     let producer = Producer::new(client, config)?;
-    let sent = send_lines(client, &producer, &arguments).await;
+    // Interrupted, it stops reading; what was read is still sent.
+    let sent = match select(super::interrupted(), send_lines(client, &producer, &arguments)).await {
+        Either::First(()) => Ok(()),
+        Either::Second(sent) => sent,
+    };
     let flushed = producer.flush().await;
     eprintln!("{} messages acknowledged", producer.acknowledged());
     sent?;

@@ -12,14 +12,16 @@ pub struct GroupConsumerConfig {
     pub group_id: String,
     /// Name of the consumer, for people. Its id in the group begins with it and is unique.
     pub consumer_id: String,
-    /// Name under which it comes back after a restart and finds its partitions again (static membership); no other member may have it.
+    /// Name under which it comes back after a restart and finds its partitions again (static membership); no other
+    /// member may have it.
     pub instance_id: Option<String>,
     /// Topics to share in.
     pub topics: Vec<String>,
-    /// Without contact to the coordinator for so long, the consumer takes its partitions as lost. The coordinator has its own time-out for members
-    /// that it does not hear from, 45 s by default; this should not be longer.
+    /// Without contact to the coordinator for so long, the consumer takes its partitions as lost. The coordinator has
+    /// its own time-out for members that it does not hear from, 45 s by default; this should not be longer.
     pub session_timeout: Duration,
-    /// How long the caller may take from one poll to the next when partitions must be handed over; past it the coordinator removes the member.
+    /// How long the caller may take from one poll to the next when partitions must be handed over; past it the
+    /// coordinator removes the member.
     pub rebalance_timeout: Duration,
     /// Assignor of the coordinator, `uniform` or `range`; `None` for the coordinator's choice.
     pub assignor: Option<String>,

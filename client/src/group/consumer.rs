@@ -34,9 +34,10 @@ pub struct Polled {
 /// A member of a consumer group (KIP-848: the coordinator assigns the partitions).
 ///
 /// The order of calls: [`join_group`](Self::join_group), [`start_heartbeat`](Self::start_heartbeat), then read by
-/// [`subscribe`](Self::subscribe) and commit, and in the end [`leave_group`](Self::leave_group). Partitions that must go to another member are
-/// no longer read, the caller is told ([`GroupEvent::Revoked`]), and they are handed over when it asks for messages again, since it has finished
-/// with them then. Dropped without leaving, the member is removed when its session runs out.
+/// [`subscribe`](Self::subscribe) and commit, and in the end [`leave_group`](Self::leave_group). Partitions that must
+/// go to another member are no longer read, the caller is told ([`GroupEvent::Revoked`]), and they are handed over when
+/// it asks for messages again, since it has finished with them then. Dropped without leaving, the member is removed
+/// when its session runs out.
 #[derive(Debug)]
 pub struct GroupConsumer<E: Env = TokioEnv> {
     member: Arc<Member<E>>,
@@ -58,7 +59,8 @@ pub struct Messages<'a, E: Env = TokioEnv> {
 }
 
 impl<E: Env> Messages<'_, E> {
-    /// The next message, waited for as long as it takes. By asking, the caller says that it has finished with those before.
+    /// The next message, waited for as long as it takes. By asking, the caller says that it has finished with those
+    /// before.
     ///
     /// # Errors
     /// The member cannot go on, or reading failed in a way that waiting does not mend.
@@ -71,8 +73,8 @@ impl<E: Env> Messages<'_, E> {
         }
     }
 
-    /// Messages that are there, or the first to come within `timeout`, and changes of the assignment. By asking, the caller says that it has finished
-    /// with the messages before.
+    /// Messages that are there, or the first to come within `timeout`, and changes of the assignment. By asking, the
+    /// caller says that it has finished with the messages before.
     ///
     /// # Errors
     /// As [`Messages::next`].
@@ -125,7 +127,8 @@ impl<E: Env> GroupConsumer<E> {
         }
     }
 
-    /// Keeps the session alive from now on, and follows the coordinator's assignments. Joins first if that was not done.
+    /// Keeps the session alive from now on, and follows the coordinator's assignments. Joins first if that was not
+    /// done.
     ///
     /// # Errors
     /// As [`GroupConsumer::join_group`].
@@ -199,8 +202,8 @@ impl<E: Env> GroupConsumer<E> {
     /// Commits that all messages of a partition below `offset` are done.
     ///
     /// # Errors
-    /// The member does not have the partition (any more), or the coordinator did not take the commit within the client's time-out. After a time-out it is
-    /// unknown whether it was taken.
+    /// The member does not have the partition (any more), or the coordinator did not take the commit within the
+    /// client's time-out. After a time-out it is unknown whether it was taken.
     pub async fn commit_offset(&self, topic: &str, partition: i32, offset: i64) -> Result<(), ClientError> {
         self.commit_offsets(&BTreeMap::from([(TopicPartition::new(topic, partition), offset)])).await
     }
@@ -287,7 +290,8 @@ impl<E: Env> GroupConsumer<E> {
         request
     }
 
-    /// What the group has committed for a partition, whoever did; `None` if nothing. Linearizable: a commit that was acknowledged is seen.
+    /// What the group has committed for a partition, whoever did; `None` if nothing. Linearizable: a commit that was
+    /// acknowledged is seen.
     ///
     /// # Errors
     /// The coordinator did not answer within the client's time-out.
@@ -308,7 +312,8 @@ impl<E: Env> GroupConsumer<E> {
         self.member.fetcher.position(at)
     }
 
-    /// Leaves the group: its partitions go to others at once, or for a static member when its session runs out and it is not back. What is to be committed must be committed before.
+    /// Leaves the group: its partitions go to others at once, or for a static member when its session runs out and it
+    /// is not back. What is to be committed must be committed before.
     ///
     /// # Errors
     /// The coordinator was not told; the member is removed when its session runs out.

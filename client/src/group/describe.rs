@@ -182,7 +182,8 @@ impl<E: Env> Admin<E> {
 }
 
 impl<E: Env> Client<E> {
-    /// What a group has committed: of these partitions, or of all that it ever committed for. Partitions without an offset are left out.
+    /// What a group has committed: of these partitions, or of all that it ever committed for. Partitions without an
+    /// offset are left out.
     ///
     /// # Errors
     /// The coordinator did not answer in time.
@@ -362,7 +363,8 @@ fn of_classic_group(group: describe_groups_response::DescribedGroup, coordinator
     }
 }
 
-/// The assignment that a classic group's leader made: a version, then topics with their partitions. Later versions only append.
+/// The assignment that a classic group's leader made: a version, then topics with their partitions. Later versions only
+/// append.
 fn classic_assignment(mut bytes: Bytes) -> Option<Vec<TopicPartition>> {
     let version = bytes.try_get_i16().ok()?;
     let topics = bytes.try_get_i32().ok()?;

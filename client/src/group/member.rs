@@ -123,7 +123,8 @@ impl<E: Env> Member<E> {
             && E::now().saturating_duration_since(state.contact_at) > self.config.session_timeout
     }
 
-    /// Waits until something changed, at most until `deadline`. `check` is asked first, and nothing is missed in between.
+    /// Waits until something changed, at most until `deadline`. `check` is asked first, and nothing is missed in
+    /// between.
     pub(crate) async fn wait_for_change<T>(
         &self,
         deadline: Instant,

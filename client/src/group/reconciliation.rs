@@ -1,8 +1,8 @@
 //! How a member moves to the assignment that its coordinator gives it (KIP-848).
 //!
-//! Pure: it is told what was answered and what is done, and says what to do. The order is always the same: stop reading what must go,
-//! let the caller finish with it, only then tell the coordinator that it is gone, since from then on another member may have it. What comes is
-//! free already, or the coordinator would not have given it.
+//! Pure: it is told what was answered and what is done, and says what to do. The order is always the same: stop reading
+//! what must go, let the caller finish with it, only then tell the coordinator that it is gone, since from then on
+//! another member may have it. What comes is free already, or the coordinator would not have given it.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +31,8 @@ pub(crate) enum Effect {
 pub(crate) struct Heartbeat {
     /// 0 joins.
     pub(crate) member_epoch: i32,
-    /// All that the coordinator may have forgotten, or not have heard, is said again: subscription, time-out, owned partitions.
+    /// All that the coordinator may have forgotten, or not have heard, is said again: subscription, time-out, owned
+    /// partitions.
     pub(crate) is_full: bool,
     /// Partitions that the member has; `None` if that is no news.
     pub(crate) owned: Option<BTreeSet<PartitionId>>,
@@ -100,7 +101,8 @@ impl Reconciliation {
         self.reconcile()
     }
 
-    /// No answer came, or not from the coordinator: what was reported may not have arrived, and an assignment may have been missed.
+    /// No answer came, or not from the coordinator: what was reported may not have arrived, and an assignment may have
+    /// been missed.
     pub(crate) fn on_lost_answer(&mut self) {
         self.reported = None;
     }
@@ -238,8 +240,8 @@ mod tests {
         assert_eq!(effects, [Effect::Assign(set(&[1]))]);
     }
 
-    /// Whatever the coordinator answers, in whatever order the caller finishes: what is read is what was assigned and neither revoked nor
-    /// lost, and a partition is reported as gone only when it is not read.
+    /// Whatever the coordinator answers, in whatever order the caller finishes: what is read is what was assigned and
+    /// neither revoked nor lost, and a partition is reported as gone only when it is not read.
     #[test]
     fn reading_and_reports_agree_in_any_order() {
         let mut random = 0x2545_f491_4f6c_dd1d_u64;

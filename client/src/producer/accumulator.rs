@@ -203,7 +203,8 @@ impl Accumulator {
         Append::Taken { delivery, must_wake }
     }
 
-    /// Collects what may be sent now. It counts as in flight from here on. Gives also the batches that failed on the way.
+    /// Collects what may be sent now. It counts as in flight from here on. Gives also the batches that failed on the
+    /// way.
     pub(crate) fn drain(&mut self, now: Instant) -> (Drained, Vec<Finished>) {
         let mut drained = Drained::default();
         let mut over = Vec::new();
@@ -322,7 +323,8 @@ impl Accumulator {
         }
     }
 
-    /// Everything that is in a batch now is sent without waiting for more. Gives the number below which batches must be over.
+    /// Everything that is in a batch now is sent without waiting for more. Gives the number below which batches must be
+    /// over.
     pub(crate) fn flush(&mut self) -> u64 {
         self.flush_below = self.number_next;
         self.flush_below

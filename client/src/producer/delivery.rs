@@ -14,7 +14,8 @@ pub struct RecordMetadata {
     pub topic: Arc<str>,
     /// Partition.
     pub partition: i32,
-    /// Offset; `None` if the broker did not tell: with acks=0, or when it had the record already from a lost first attempt.
+    /// Offset; `None` if the broker did not tell: with acks=0, or when it had the record already from a lost first
+    /// attempt.
     pub offset: Option<i64>,
     /// Milliseconds since 1970 that are stored with it.
     pub timestamp: i64,

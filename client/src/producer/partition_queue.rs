@@ -1,12 +1,14 @@
 //! The batches of one partition on their way: gathered, stamped with sequence numbers, sent, sent again.
 //!
-//! A broker takes an idempotent producer's batches only in the order of their sequence numbers, and knows a batch that comes twice. So
-//! a batch keeps its bytes, and with them its sequence numbers, for every attempt, and attempts go out in order. What needs
-//! care is a batch that is given up, since it leaves a gap:
+//! A broker takes an idempotent producer's batches only in the order of their sequence numbers, and knows a batch that
+//! comes twice. So a batch keeps its bytes, and with them its sequence numbers, for every attempt, and attempts go out
+//! in order. What needs care is a batch that is given up, since it leaves a gap:
 //!
-//! - It was refused, so it is certain that the broker does not have it: those behind it are numbered anew from its place.
-//! - It may or may not be there: the producer cannot go on with this partition under its present id. Whatever else may be there is
-//!   given up too, for sending it under another id could store it twice; the rest goes on under a new id from number 0.
+//! - It was refused, so it is certain that the broker does not have it: those behind it are numbered anew from its
+//!   place.
+//! - It may or may not be there: the producer cannot go on with this partition under its present id. Whatever else may
+//!   be there is given up too, for sending it under another id could store it twice; the rest goes on under a new id
+//!   from number 0.
 //!
 //! Both wait until nothing of the partition is in flight. Nothing here waits, sends or reads a clock.
 
@@ -162,8 +164,8 @@ impl PartitionQueue {
             return Ok(None);
         }
         if let Some(at) = self.sent.iter().position(|batch| !batch.in_flight) {
-            // Again and in order: those behind one that failed are refused, so all are awaited before the first goes out again.
-            // Then they follow one another without waiting.
+            // Again and in order: those behind one that failed are refused, so all are awaited before the first goes
+            // out again. Then they follow one another without waiting.
             if self.sent.iter().skip(at).any(|batch| batch.in_flight) {
                 return Ok(None);
             }
@@ -205,7 +207,8 @@ impl PartitionQueue {
         Ok(Some((number, bytes)))
     }
 
-    /// Takes in what became of an attempt. Gives the batches that are over. `delay` is how long to wait before trying again, given the number of failures in a row.
+    /// Takes in what became of an attempt. Gives the batches that are over. `delay` is how long to wait before trying
+    /// again, given the number of failures in a row.
     pub(crate) fn on_answer(
         &mut self,
         number: u64,

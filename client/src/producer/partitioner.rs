@@ -1,7 +1,7 @@
 //! Which partition a record goes to.
 
-/// The hash of a key, as Kafka's Java client computes it, so that records with equal keys meet in one partition whichever
-/// client wrote them. MurmurHash2, 32 bits, with the seed that the Java client has.
+/// The hash of a key, as Kafka's Java client computes it, so that records with equal keys meet in one partition
+/// whichever client wrote them. MurmurHash2, 32 bits, with the seed that the Java client has.
 pub fn murmur2(bytes: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;
     const M: u32 = 0x5bd1_e995;
@@ -30,7 +30,8 @@ pub fn partition_for_key(key: &[u8], partitions: i32) -> i32 {
     (murmur2(key) & 0x7fff_ffff) as i32 % partitions
 }
 
-/// Chooses for records without a key: one partition until its batch is closed, then the next that has a leader, so that batches fill.
+/// Chooses for records without a key: one partition until its batch is closed, then the next that has a leader, so that
+/// batches fill.
 #[derive(Clone, Debug)]
 pub(crate) struct Sticky {
     current: usize,

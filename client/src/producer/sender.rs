@@ -210,7 +210,8 @@ fn open_lane<E: Env>(shared: &Arc<Shared<E>>, leader: i32) -> Lane {
     let (lane, mut requests) = mpsc::unbounded_channel();
     let shared = Arc::clone(shared);
     drop(E::spawn(async move {
-        // Requests are handed to the connection one after another, so that batches of a partition leave in order; answers are awaited beside.
+        // Requests are handed to the connection one after another, so that batches of a partition leave in order;
+        // answers are awaited beside.
         while let Some(batches) = requests.recv().await {
             if let Err((batches, error)) = send(&shared, leader, batches).await {
                 let answers = batches.into_iter().map(|batch| (batch, Answer::NotSent(error.clone()))).collect();
