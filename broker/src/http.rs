@@ -170,7 +170,7 @@ async fn unready<E: Env>(broker: &Broker<E>) -> Vec<String> {
     for shard in shards {
         match shard.serving() {
             Err(ProposeError::Stopped(id)) => reasons.push(format!("shard {id} has stopped on this node")),
-            _ if node.leader_of(shard.id()).is_none() => {
+            _ if node.leader_of(shard.id()).is_none_or(|(leader, _)| !node.alive(leader)) => {
                 reasons.push(format!("shard {} has no leader that this node knows", shard.id()));
             }
             _ => {}

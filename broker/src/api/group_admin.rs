@@ -130,7 +130,8 @@ pub(crate) async fn list<E: Env>(
     for shard in shards {
         match shard.serving() {
             Ok(_) => groups.extend(shard.read(|state| state.groups())),
-            Err(ProposeError::NotLeader { .. }) if shard.leader().is_some() => {}
+            Err(ProposeError::NotLeader { .. })
+                if shard.leader().is_some_and(|(leader, _)| broker.node().alive(leader)) => {}
             // Nobody answers for these groups now: a list without them would look complete.
             Err(ProposeError::NotLeader { .. }) => {
                 return ListGroupsResponse::default().with_error_code(ErrorCode::CoordinatorNotAvailable.code());

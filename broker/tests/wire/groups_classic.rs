@@ -12,7 +12,7 @@ use lockstep_wire::codec::{
 };
 use lockstep_wire::{ApiKey, Response};
 
-fn join(version: i16, group: &str, member: &str) -> JoinGroupRequest {
+pub(crate) fn join(version: i16, group: &str, member: &str) -> JoinGroupRequest {
     let protocol = JoinGroupRequestProtocol::default()
         .with_name("range".into())
         .with_metadata(Bytes::from_static(b"subscription"));
@@ -25,7 +25,13 @@ fn join(version: i16, group: &str, member: &str) -> JoinGroupRequest {
     if version >= 1 { request.with_rebalance_timeout_ms(30_000) } else { request }
 }
 
-fn sync(version: i16, group: &str, member: &str, generation: i32, assignments: &[(&str, &str)]) -> SyncGroupRequest {
+pub(crate) fn sync(
+    version: i16,
+    group: &str,
+    member: &str,
+    generation: i32,
+    assignments: &[(&str, &str)],
+) -> SyncGroupRequest {
     let assignments = assignments.iter().map(|(member, assignment)| {
         SyncGroupRequestAssignment::default()
             .with_member_id((*member).to_owned().into())
@@ -43,7 +49,13 @@ fn sync(version: i16, group: &str, member: &str, generation: i32, assignments: &
     }
 }
 
-async fn heartbeat(client: &mut TestClient, version: i16, group: &str, member: &str, generation: i32) -> i16 {
+pub(crate) async fn heartbeat(
+    client: &mut TestClient,
+    version: i16,
+    group: &str,
+    member: &str,
+    generation: i32,
+) -> i16 {
     let request = HeartbeatRequest::default()
         .with_group_id(group_id(group))
         .with_member_id(member.to_owned().into())

@@ -34,7 +34,7 @@ async fn exchange(broker: &Broker<TokioEnv>, request: &[u8]) -> String {
     String::from_utf8(answer).expect("text")
 }
 
-async fn get(broker: &Broker<TokioEnv>, path: &str) -> (u16, String) {
+pub(crate) async fn get(broker: &Broker<TokioEnv>, path: &str) -> (u16, String) {
     let answer = exchange(broker, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
     let status = answer.get(9..12).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{answer:?}"));
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! A broker as clients see it: frames over TCP, one node in single mode.
 
+mod cluster;
 mod connections;
 mod groups;
 mod groups_classic;

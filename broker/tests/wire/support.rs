@@ -54,17 +54,22 @@ impl TestBroker {
     }
 
     pub(crate) async fn connect(&self) -> TestClient {
-        TestClient { stream: TcpStream::connect(self.broker.address()).await.expect("connect"), next_id: 1 }
+        TestClient::new(TcpStream::connect(self.broker.address()).await.expect("connect"))
     }
 
     /// A topic of so many partitions.
     pub(crate) async fn create_topic(&self, name: &str, partitions: i32) {
+        Self::create_topic_at(&mut self.connect().await, name, partitions).await;
+    }
+
+    /// The same at any broker.
+    pub(crate) async fn create_topic_at(client: &mut TestClient, name: &str, partitions: i32) {
         let topic = CreatableTopic::default()
             .with_name(TopicName(name.to_owned().into()))
             .with_num_partitions(partitions)
             .with_replication_factor(-1);
         let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
-        let response = self.connect().await.call(7, request).await;
+        let response = client.call(7, request).await;
         assert_eq!(response.topics[0].error_code, 0, "{:?}", response.topics[0].error_message);
     }
 }
@@ -75,6 +80,10 @@ pub(crate) struct TestClient {
 }
 
 impl TestClient {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self { stream, next_id: 1 }
+    }
+
     pub(crate) async fn call<C: Call>(&mut self, version: i16, request: C) -> C::Response {
         let id = self.send(version, request).await;
         let (correlation_id, response) = self.receive(C::API_KEY, version).await.expect("a response");
