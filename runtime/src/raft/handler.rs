@@ -281,3 +281,71 @@ fn read_append<E: Env>(
         leader_commit: append.committed.map(log_id),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockstep_env::tokio_env::TokioEnv;
+    use proptest::prelude::*;
+
+    const VOTE: VoteWire = VoteWire { term: 5, node: 2, committed: true };
+
+    fn request(append: &Append, payload: Vec<u8>) -> IncomingRequest {
+        IncomingRequest {
+            kind: message::APPEND,
+            shard: 0,
+            lane: Lane::Bulk,
+            body: message::encode(append),
+            payload: Bytes::from(payload),
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    fn check(from: NodeId, append: Append, payload: &[u8]) -> Result<Vec<Position>, String> {
+        let read = read_append::<TokioEnv>(from, &request(&append, payload.to_vec()));
+        read.map(|read| read.entries.iter().map(|entry| position(&entry.log_id)).collect())
+            .map_err(|fault| fault.reason)
+    }
+
+    fn append(previous: Option<Position>, entries: &[(u64, u32)]) -> Append {
+        Append { vote: VOTE, previous, committed: None, entries: entries.to_vec() }
+    }
+
+    #[test]
+    fn entries_follow_the_one_before_them() {
+        let blank = [1, 0, 1, 0];
+        let at = |term, index| Position { term, index };
+        assert_eq!(check(2, append(None, &[(0, 2), (1, 2)]), &blank), Ok(vec![at(0, 0), at(1, 1)]));
+        assert_eq!(check(2, append(Some(at(4, 9)), &[(4, 2), (5, 2)]), &blank), Ok(vec![at(4, 10), at(5, 11)]));
+        assert_eq!(check(2, append(Some(at(4, 9)), &[]), &[]), Ok(vec![]));
+    }
+
+    #[test]
+    fn what_no_leader_sends_is_refused() {
+        let blank = [1, 0, 1, 0];
+        let before = Some(Position { term: 4, index: 9 });
+        let refused = |from, append, payload: &[u8]| check(from, append, payload).unwrap_err();
+        assert!(refused(3, append(before, &[]), &[]).contains("vote of node 2"));
+        let candidate = Append { vote: VoteWire { committed: false, ..VOTE }, ..append(before, &[]) };
+        assert!(refused(2, candidate, &[]).contains("not elected"));
+        assert!(refused(2, append(before, &[(3, 2), (5, 2)]), &blank).contains("terms fall"));
+        assert!(refused(2, append(before, &[(5, 2), (6, 2)]), &blank).contains("later term"));
+        assert!(refused(2, append(before, &[(5, 2), (5, 3)]), &blank).contains("longer"));
+        assert!(refused(2, append(before, &[(5, 2)]), &blank).contains("left over"));
+        assert!(refused(2, append(before, &[(5, 2)]), &[9, 9]).contains("version"));
+        let last = Some(Position { term: 4, index: u64::MAX });
+        assert!(refused(2, append(last, &[(5, 2)]), &[1, 0]).contains("index"));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_appends_never_panic(
+            body in proptest::collection::vec(any::<u8>(), 0..100),
+            payload in proptest::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let mut hostile = request(&append(None, &[]), payload);
+            hostile.body = Bytes::from(body);
+            let _ = read_append::<TokioEnv>(2, &hostile);
+        }
+    }
+}

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
 
 use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt, stream};
 use lockstep_core::Position;
 use lockstep_env::Env;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -52,6 +53,14 @@ impl<E: Env> LogStore<E> {
     pub(crate) fn new(log: ShardLog<E>) -> Self {
         Self { log, _env: PhantomData }
     }
+
+    /// The part of a range that the log holds, as its first index and the one after the last.
+    fn present(&self, range: &impl RangeBounds<u64>) -> (u64, u64) {
+        let (from, to) = bounds(range);
+        let first = self.log.purged().map_or(0, |purged| purged.index + 1);
+        let end = self.log.last().map_or(0, |last| last.index + 1);
+        (from.max(first), to.min(end))
+    }
 }
 
 impl<E: Env> Clone for LogStore<E> {
@@ -60,12 +69,19 @@ impl<E: Env> Clone for LogStore<E> {
     }
 }
 
-fn decode_entries(stored: Vec<(Position, Bytes)>, into: &mut Vec<Entry>) -> io::Result<()> {
-    into.reserve(stored.len());
-    for (at, bytes) in stored {
-        into.push(Entry { log_id: log_id(at), payload: entry_codec::decode(bytes)? });
-    }
-    Ok(())
+fn decode_entries(stored: Vec<(Position, Bytes)>) -> io::Result<Vec<Entry>> {
+    let decode = |(at, bytes)| Ok(Entry { log_id: log_id(at), payload: entry_codec::decode(bytes)? });
+    stored.into_iter().map(decode).collect()
+}
+
+/// At least one entry of those from `from` on, which are there, and the index after the last one read.
+async fn read_piece<E: Env>(log: &ShardLog<E>, from: u64, to: u64, bytes_max: usize) -> io::Result<(Vec<Entry>, u64)> {
+    let stored = log.read(from, to, bytes_max).await?;
+    let Some((last, _)) = stored.last() else {
+        return Err(io::Error::other(format!("entries {from} .. {to} are missing from the log")));
+    };
+    let next = last.index + 1;
+    Ok((decode_entries(stored)?, next))
 }
 
 fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
@@ -87,26 +103,34 @@ impl<E: Env> RaftLogReader<TypeConfig<E>> for LogStore<E> {
         &mut self,
         range: RB,
     ) -> io::Result<Vec<Entry>> {
-        let (from, to) = bounds(&range);
-        let first = self.log.purged().map_or(0, |purged| purged.index + 1);
-        let end = self.log.last().map_or(0, |last| last.index + 1);
-        let (mut from, to) = (from.max(first), to.min(end));
+        let (mut from, to) = self.present(&range);
         let mut entries = Vec::new();
         while from < to {
-            let stored = self.log.read(from, to, READ_BYTES_MAX).await?;
-            let Some((last, _)) = stored.last() else {
-                return Err(io::Error::other(format!("entries {from} .. {to} are missing from the log")));
-            };
-            from = last.index + 1;
-            decode_entries(stored, &mut entries)?;
+            let (piece, next) = read_piece(&self.log, from, to, READ_BYTES_MAX).await?;
+            entries.extend(piece);
+            from = next;
         }
         Ok(entries)
     }
 
+    /// In pieces: what is to be applied after a restart may be as long as the journal.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, to) = self.present(&range);
+        let pieces = stream::try_unfold((self.log.clone(), from), move |(log, from)| async move {
+            if from >= to {
+                return Ok(None);
+            }
+            let (entries, next) = read_piece(&log, from, to, READ_BYTES_MAX).await?;
+            Ok::<_, io::Error>(Some((stream::iter(entries.into_iter().map(Ok)), (log, next))))
+        });
+        Box::pin(pieces.try_flatten())
+    }
+
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        decode_entries(self.log.read(start, end, APPEND_BYTES_MAX).await?, &mut entries)?;
-        Ok(entries)
+        decode_entries(self.log.read(start, end, APPEND_BYTES_MAX).await?)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {

@@ -123,6 +123,9 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
                 take_turns().await;
             }
             in_a_row += 1;
+            if let Some(reason) = self.replica.stopped() {
+                return Err(io::Error::other(reason));
+            }
             let (reply, membership, digest) = match &entry.payload {
                 Payload::Blank => (None, None, self.replica.core().digest().0),
                 Payload::Membership(membership) => {
