@@ -15,6 +15,9 @@ use crate::error_code::{ErrorCode, NOT_COORDINATOR_MESSAGE};
 pub(crate) const OP_BYTES_MAX: usize = 4 << 20;
 /// Whoever waits for a group looks again after this time at the latest: that a lease ran out is no change of the group.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Between two looks lies at least the first of these times, and longer, up to the second, the busier the group is.
+const LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
+const LOOK_PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// Everyone may read, describe and delete groups and read and change their configuration: there are no access rules. Bits
 /// are Kafka's `AclOperation` codes.
@@ -110,13 +113,23 @@ pub(crate) async fn wait_for_group<E: Env, T>(
     look: impl Fn(&ClusterStateMachine) -> Option<T>,
 ) -> Result<T, Refused> {
     let mut waiter = shard.watch_group(group_id);
+    let mut pause = LOOK_PAUSE_MIN;
     loop {
         shard.serving().map_err(|error| refusal(request, group_id, error))?;
         if let Some(answer) = shard.read(&look) {
             return Ok(answer);
         }
-        // Elapsed or changed: either way it looks again.
+        let looked = E::now();
+        // Elapsed or changed: either way it looks again, but not each time when thousands of members join at once, each of
+        // which changes the group for all that wait.
         let _ = timeout::<E, _>(LOOK_AGAIN_AFTER, waiter.changed()).await;
+        let since = E::now().saturating_duration_since(looked);
+        if since < pause {
+            E::sleep(pause.saturating_sub(since)).await;
+            pause = (pause * 2).min(LOOK_PAUSE_MAX);
+        } else {
+            pause = LOOK_PAUSE_MIN;
+        }
     }
 }
 

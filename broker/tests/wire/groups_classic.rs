@@ -232,6 +232,37 @@ async fn a_member_that_falls_silent_is_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_members_join_at_once() {
+    const MEMBERS: usize = 300;
+    // The group's first generation waits for all of them.
+    let broker = TestBroker::start_with(|config| config.groups.initial_rebalance_delay_ms = 1_500).await;
+    let mut clients = Vec::new();
+    for _ in 0..MEMBERS {
+        let mut client = broker.connect().await;
+        client.send(3, join(3, "g", "")).await;
+        clients.push(client);
+    }
+    let mut members = Vec::new();
+    for client in &mut clients {
+        let response = joined(client, 3).await;
+        assert_eq!((response.error_code, response.generation_id), (0, 1));
+        members.push(response);
+    }
+    let ids: Vec<String> = members.iter().map(|member| member.member_id.to_string()).collect();
+    let assignments: Vec<(&str, &str)> = ids.iter().map(|id| (id.as_str(), id.as_str())).collect();
+    for (client, member) in clients.iter_mut().zip(&members) {
+        let leads = member.leader == member.member_id;
+        assert_eq!(member.members.len(), if leads { MEMBERS } else { 0 });
+        let brought = if leads { &assignments[..] } else { &[] };
+        client.send(3, sync(3, "g", &member.member_id, 1, brought)).await;
+    }
+    for (client, id) in clients.iter_mut().zip(&ids) {
+        let response = synced(client, 3).await;
+        assert_eq!((response.error_code, &response.assignment[..]), (0, id.as_bytes()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_is_refused() {
     let broker = TestBroker::start().await;
     let mut client = broker.connect().await;

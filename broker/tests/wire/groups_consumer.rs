@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::groups::{commit, committed, error, fetched, group_id, listed};
 use crate::support::{PATIENCE, TestBroker, TestClient};
-use lockstep_env::timeout;
 use lockstep_env::tokio_env::TokioEnv;
+use lockstep_env::{Env, timeout};
 use lockstep_wire::codec::consumer_group_heartbeat_request::TopicPartitions;
 use lockstep_wire::codec::{
     ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, DescribeGroupsRequest,
@@ -130,6 +130,36 @@ async fn two_members_share_a_topic_and_one_inherits_it() {
         }
     };
     timeout::<TokioEnv, _>(PATIENCE, inheriting).await.expect("everything goes to who is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_members_that_join_at_once_get_a_partition_each() {
+    const MEMBERS: usize = 100;
+    let broker = TestBroker::start().await;
+    broker.create_topic("t", MEMBERS as i32).await;
+    let mut joining = Vec::new();
+    for number in 0..MEMBERS {
+        let id: &'static str = format!("m{number}").leak();
+        let mut client = broker.connect().await;
+        joining.push(TokioEnv::spawn(async move {
+            let member = Member::join(&mut client, id).await;
+            (client, member)
+        }));
+    }
+    let mut members = Vec::new();
+    for joined in joining {
+        members.push(joined.await.expect("joined"));
+    }
+    let balancing = async {
+        while members.iter().any(|(_, member)| member.owned.len() != 1) {
+            for (client, member) in &mut members {
+                member.heartbeat(client).await;
+            }
+        }
+    };
+    timeout::<TokioEnv, _>(PATIENCE, balancing).await.expect("balance");
+    let owned: BTreeSet<i32> = members.iter().flat_map(|(_, member)| member.owned.iter().copied()).collect();
+    assert_eq!(owned.len(), MEMBERS, "no partition is owned twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
