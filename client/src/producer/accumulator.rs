@@ -19,6 +19,10 @@ use crate::producer::partition_queue::{
 use crate::producer::partitioner::{Sticky, partition_for_key};
 use crate::topology::TopicInfo;
 
+/// While so many requests to a broker are unanswered, only full batches are added to them, and records gather to larger
+/// ones: a broker with work to do takes a large batch in little more time than a small one.
+const UNFILLED_IN_FLIGHT_MAX: usize = 2;
+
 /// Limits of a producer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -227,11 +231,11 @@ impl Accumulator {
                     queue.close_open();
                     continue;
                 };
-                // While the broker is busy, records gather to larger batches.
-                if self.in_flight.get(&leader).is_some_and(|&count| count >= IN_FLIGHT_MAX) {
+                let busy = self.in_flight.get(&leader).copied().unwrap_or_default();
+                if busy >= IN_FLIGHT_MAX {
                     continue;
                 }
-                if let Some(open) = &queue.open {
+                if let Some(open) = queue.open.as_ref().filter(|_| busy < UNFILLED_IN_FLIGHT_MAX) {
                     let lingers_until = open.opened_at + limits.linger;
                     if now >= lingers_until || open.number < self.flush_below || self.is_starved {
                         queue.close_open();
@@ -357,5 +361,172 @@ impl Accumulator {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::producer::delivery::BatchAck;
+    use crate::topology::PartitionInfo;
+    use lockstep_wire::{BatchHeader, Compression};
+
+    const LINGER: Duration = Duration::from_millis(5);
+
+    fn accumulator(leaders: &[Option<i32>]) -> Accumulator {
+        let queue = QueueConfig {
+            is_idempotent: true,
+            compression: Compression::None,
+            delivery_timeout: Duration::from_secs(60),
+        };
+        let mut accumulator =
+            Accumulator::new(Limits { queue, batch_len_max: 1_000, linger: LINGER, memory_len_max: 10_000 });
+        set_leaders(&mut accumulator, leaders);
+        accumulator
+    }
+
+    fn set_leaders(accumulator: &mut Accumulator, leaders: &[Option<i32>]) {
+        let partition = |(index, &leader): (i32, &Option<i32>)| PartitionInfo {
+            index,
+            leader,
+            leader_epoch: 1,
+            replicas: vec![1],
+            in_sync_replicas: vec![1],
+        };
+        let info = TopicInfo {
+            name: Arc::from("t"),
+            id: Uuid::nil(),
+            is_internal: false,
+            partitions: (0..).zip(leaders).map(partition).collect(),
+        };
+        accumulator.set_topic(Arc::new(info), 0);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the beginning")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn append(accumulator: &mut Accumulator, partition: Option<i32>, len: usize, now: Instant) -> Append {
+        let value = vec![0; len];
+        let record = RecordParts { partition, key: None, value: Some(&value), headers: &[], timestamp: 0 };
+        accumulator.append("t", record, now)
+    }
+
+    /// The batches that may be sent now: broker, partition, records. Ids are given out where they are needed.
+    fn drain(accumulator: &mut Accumulator, now: Instant) -> Vec<(i32, OutgoingBatch)> {
+        let (mut drained, over) = accumulator.drain(now);
+        assert!(over.is_empty());
+        if drained.needs_identity {
+            accumulator.set_identity(ProducerIdentity { producer_id: 1, producer_epoch: 0 });
+            let (again, _) = accumulator.drain(now);
+            drained.requests.extend(again.requests);
+        }
+        let requests = drained.requests.into_iter();
+        requests.flat_map(|(leader, batches)| batches.into_iter().map(move |batch| (leader, batch))).collect()
+    }
+
+    fn summary(batches: &[(i32, OutgoingBatch)]) -> Vec<(i32, i32, i32)> {
+        let count = |batch: &OutgoingBatch| BatchHeader::parse(&batch.bytes).expect("a batch").record_count;
+        batches.iter().map(|(leader, batch)| (*leader, batch.partition, count(batch))).collect()
+    }
+
+    fn acknowledge(accumulator: &mut Accumulator, batches: Vec<(i32, OutgoingBatch)>, now: Instant) {
+        for (leader, batch) in batches {
+            let ack = BatchAck { base_offset: Some(0), append_time_ms: None };
+            let over = accumulator.on_answers(leader, vec![(batch, Answer::Stored(ack))], now, |_| Duration::ZERO);
+            for finished in over {
+                finished.delivery.finish(finished.outcome);
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_lingers_unless_it_is_full_or_flushed() {
+        let mut accumulator = accumulator(&[Some(1)]);
+        let now = start();
+        append(&mut accumulator, None, 10, now);
+        append(&mut accumulator, None, 10, now);
+        assert_eq!(summary(&drain(&mut accumulator, now)), []);
+        assert_eq!(accumulator.drain(now).0.wake_at, Some(now + LINGER));
+        assert_eq!(summary(&drain(&mut accumulator, now + LINGER)), [(1, 0, 2)]);
+        append(&mut accumulator, None, 600, now + LINGER);
+        append(&mut accumulator, None, 600, now + LINGER);
+        assert_eq!(summary(&drain(&mut accumulator, now + LINGER)), [(1, 0, 1)], "the full one");
+        let below = accumulator.flush();
+        assert!(!accumulator.is_flushed(below));
+        assert_eq!(summary(&drain(&mut accumulator, now + LINGER)), [], "two are in flight: this one can still grow");
+    }
+
+    #[test]
+    fn while_a_broker_is_busy_records_gather_and_full_batches_go() {
+        let mut accumulator = accumulator(&[Some(1)]);
+        let now = start();
+        let mut sent = Vec::new();
+        for _ in 0..UNFILLED_IN_FLIGHT_MAX {
+            append(&mut accumulator, None, 10, now);
+            sent.extend(drain(&mut accumulator, now + LINGER));
+        }
+        assert_eq!(sent.len(), UNFILLED_IN_FLIGHT_MAX);
+        append(&mut accumulator, None, 10, now);
+        append(&mut accumulator, None, 10, now);
+        assert_eq!(summary(&drain(&mut accumulator, now + LINGER)), []);
+        append(&mut accumulator, None, 990, now);
+        assert_eq!(summary(&drain(&mut accumulator, now + LINGER)), [(1, 0, 2)]);
+        acknowledge(&mut accumulator, sent, now);
+        assert_eq!(summary(&drain(&mut accumulator, now + LINGER)), [(1, 0, 1)]);
+    }
+
+    #[test]
+    fn records_without_a_key_go_round_the_partitions_that_have_a_leader() {
+        let mut accumulator = accumulator(&[Some(1), None, Some(2)]);
+        let now = start();
+        let mut partitions = Vec::new();
+        for _ in 0..4 {
+            append(&mut accumulator, None, 10, now);
+            let sent = drain(&mut accumulator, now + LINGER);
+            partitions.extend(summary(&sent).into_iter().map(|(_, partition, _)| partition));
+            acknowledge(&mut accumulator, sent, now);
+        }
+        assert_eq!(partitions, [0, 2, 0, 2]);
+    }
+
+    #[test]
+    fn without_a_leader_metadata_is_asked_for_and_the_batch_waits() {
+        let mut accumulator = accumulator(&[None]);
+        let now = start();
+        append(&mut accumulator, Some(0), 10, now);
+        let (drained, _) = accumulator.drain(now + LINGER);
+        assert!(drained.requests.is_empty() && drained.stale_topics.contains("t"));
+        set_leaders(&mut accumulator, &[Some(3)]);
+        assert_eq!(summary(&drain(&mut accumulator, now + LINGER)), [(3, 0, 1)]);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_comes_back() {
+        let mut accumulator = accumulator(&[Some(1)]);
+        let now = start();
+        let mut taken = 0;
+        while matches!(append(&mut accumulator, Some(0), 900, now), Append::Taken { .. }) {
+            taken += 1;
+        }
+        assert_eq!(taken, 10);
+        let sent = drain(&mut accumulator, now);
+        assert!(!sent.is_empty(), "nothing lingers while the caller waits");
+        assert!(matches!(append(&mut accumulator, Some(0), 900, now), Append::Full));
+        acknowledge(&mut accumulator, sent, now);
+        assert!(matches!(append(&mut accumulator, Some(0), 900, now), Append::Taken { .. }));
+        let mut empty = self::accumulator(&[Some(1)]);
+        assert!(matches!(append(&mut empty, Some(0), 50_000, now), Append::Taken { .. }), "larger than all memory");
+    }
+
+    #[test]
+    fn closing_fails_what_is_held_and_takes_nothing_more() {
+        let mut accumulator = accumulator(&[Some(1)]);
+        let now = start();
+        append(&mut accumulator, Some(0), 10, now);
+        assert_eq!(accumulator.close().len(), 1);
+        assert!(matches!(append(&mut accumulator, Some(0), 10, now), Append::Invalid(ClientError::Closed(_))));
+        assert!(accumulator.is_flushed(u64::MAX));
     }
 }

@@ -116,6 +116,7 @@ pub(crate) async fn run<E: Env>(shared: Arc<Shared<E>>) {
             (drained, over)
         };
         shared.finish(over);
+        let has_sent = !drained.requests.is_empty();
         for (leader, batches) in drained.requests {
             let lane = lanes.entry(leader).or_insert_with(|| open_lane(&shared, leader));
             // A lane ends only with its sender, which is here.
@@ -142,6 +143,10 @@ pub(crate) async fn run<E: Env>(shared: Arc<Shared<E>>) {
                 end(&identifying);
                 shared.wake.notify_one();
             }));
+        }
+        // A partition may have another full batch, which goes into a request of its own.
+        if has_sent {
+            continue;
         }
         let wake_at = drained.wake_at.map_or(refresh_all_at, |at| at.min(refresh_all_at));
         select(woken, E::sleep_until(wake_at)).await;
