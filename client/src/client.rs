@@ -23,6 +23,9 @@ const CONNECT_PATIENCE_MAX: Duration = Duration::from_secs(3);
 /// How long a topic may be unknown to a broker that has just been told of it, before it is taken as missing.
 const UNKNOWN_TOPIC_PATIENCE: Duration = Duration::from_secs(1);
 
+/// So long a broker that did not answer is asked only after the others.
+const SILENCE_REMEMBERED: Duration = Duration::from_secs(10);
+
 /// What a connection is for. Brokers answer a connection's requests in order, so what may wait long gets its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
@@ -56,8 +59,8 @@ struct Shared<E: Env> {
     /// Addresses of coordinators by group.
     coordinators: Mutex<BTreeMap<String, String>>,
     connections: Mutex<Connections<E>>,
-    /// The address that answered last; asked first.
-    preferred: Mutex<Option<String>>,
+    /// Addresses that did not answer, and when; asked last for a while.
+    silent: Mutex<BTreeMap<String, Instant>>,
     user_number_next: AtomicU64,
 }
 
@@ -101,7 +104,7 @@ impl<E: Env> Client<E> {
                 topology: Mutex::default(),
                 coordinators: Mutex::default(),
                 connections: Mutex::default(),
-                preferred: Mutex::default(),
+                silent: Mutex::default(),
                 user_number_next: AtomicU64::new(0),
             }),
         };
@@ -192,24 +195,20 @@ impl<E: Env> Client<E> {
         drop(ended);
     }
 
-    /// Where to ask, best first: the address that answered last, then all others, in an order that differs between
-    /// clients.
+    /// Where to ask, in an order that differs each time: a broker that is cut off from the others may answer all the same,
+    /// with what was true once, and must not be asked again and again. Those that did not answer lately come last.
     fn addresses(&self) -> Vec<String> {
         let known: Vec<String> = lock(&self.shared.topology).brokers.values().cloned().collect();
+        let configured = self.shared.config.brokers.iter().cloned();
         let mut seen = BTreeSet::new();
-        let mut addresses: Vec<String> = known
-            .into_iter()
-            .chain(self.shared.config.brokers.iter().cloned())
-            .filter(|address| seen.insert(address.clone()))
-            .collect();
+        let mut addresses: Vec<String> =
+            known.into_iter().chain(configured).filter(|address| seen.insert(address.clone())).collect();
         let start = (E::random_u64() % addresses.len().max(1) as u64) as usize;
         addresses.rotate_left(start);
-        if let Some(preferred) = lock(&self.shared.preferred).as_ref()
-            && let Some(at) = addresses.iter().position(|address| address == preferred)
-        {
-            let preferred = addresses.remove(at);
-            addresses.insert(0, preferred);
-        }
+        let now = E::now();
+        let mut silent = lock(&self.shared.silent);
+        silent.retain(|_, since| now.saturating_duration_since(*since) < SILENCE_REMEMBERED);
+        addresses.sort_by_key(|address| silent.contains_key(address));
         addresses
     }
 
@@ -229,19 +228,14 @@ impl<E: Env> Client<E> {
             };
             match attempt.await {
                 Ok(response) => {
-                    *lock(&self.shared.preferred) = Some(address.clone());
+                    lock(&self.shared.silent).remove(&address);
                     return Ok((address, response));
                 }
+                Err(error @ ClientError::Encode(_)) => return Err(error),
                 Err(error) => {
                     tracing::debug!(address, %error, "no answer");
                     last = error.to_string();
-                    let mut preferred = lock(&self.shared.preferred);
-                    if preferred.as_ref() == Some(&address) {
-                        *preferred = None;
-                    }
-                    if matches!(error, ClientError::Encode(_)) {
-                        return Err(error);
-                    }
+                    lock(&self.shared.silent).insert(address, E::now());
                 }
             }
         }

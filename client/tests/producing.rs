@@ -28,6 +28,8 @@ struct Cluster {
     leaders: Vec<(i32, i32)>,
     arrived: Vec<Arrived>,
     producer_ids: i64,
+    /// A broker that is cut off from the other, and still believes this of the leaders.
+    cut_off: Option<(i32, Vec<(i32, i32)>)>,
 }
 
 type Shared = Arc<Mutex<Cluster>>;
@@ -43,7 +45,10 @@ async fn cluster(react: impl Fn(usize, &Arrived) -> Option<i16> + Send + Sync + 
         let broker = FakeBroker::start(move |request| {
             let mut cluster = cluster.lock().expect("no test panicked");
             match request {
-                Request::Metadata(_) => metadata(&cluster.ports, &cluster.leaders).into(),
+                Request::Metadata(_) => match &cluster.cut_off {
+                    Some((broker, leaders)) if *broker == id => metadata(&cluster.ports, leaders).into(),
+                    _ => metadata(&cluster.ports, &cluster.leaders).into(),
+                },
                 Request::InitProducerId(_) => {
                     cluster.producer_ids += 1;
                     let mut response = InitProducerIdResponse::default();
@@ -141,6 +146,22 @@ async fn a_batch_follows_its_partition_to_the_new_leader_with_its_sequence() {
     let (first, last) = (&arrived[0], &arrived[arrived.len() - 1]);
     assert_eq!((first.broker, last.broker), (1, 2));
     assert_eq!(first.header, last.header, "the very same batch");
+}
+
+#[tokio::test]
+async fn a_broker_that_is_cut_off_and_names_former_leaders_is_not_asked_for_ever() {
+    let (cluster, brokers) =
+        cluster(|_, arrived| Some(if arrived.broker == 1 { ErrorCode::NotLeaderOrFollower.code() } else { 0 })).await;
+    {
+        let mut cluster = cluster.lock().expect("no panic");
+        cluster.cut_off = Some((1, vec![(1, 1)]));
+        cluster.leaders = vec![(2, 2)];
+    }
+    let (_client, producer) = producer(&brokers, ProducerConfig::default()).await;
+    for number in 0..20 {
+        let delivery = producer.send(&record(&number.to_string())).await.expect("taken");
+        assert_eq!(delivery.await.expect("acknowledged").offset, Some(1_000 + number));
+    }
 }
 
 #[tokio::test]
