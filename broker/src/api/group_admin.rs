@@ -9,7 +9,7 @@ use lockstep_wire::codec::{
     DescribeGroupsRequest, DescribeGroupsResponse, GroupId, ListGroupsRequest, ListGroupsResponse, StrBytes,
 };
 
-use crate::api::group_coordinator::{GROUP_OPERATIONS, Refused, coordinated};
+use crate::api::group_coordinator::{GROUP_OPERATIONS, Refused, coordinated, each_once};
 use crate::broker::Broker;
 use crate::dispatch::RequestContext;
 use crate::error_code::ErrorCode;
@@ -42,7 +42,7 @@ pub(crate) async fn describe<E: Env>(
 ) -> DescribeGroupsResponse {
     let version = context.api_version;
     let with_operations = version >= 3 && request.include_authorized_operations;
-    let groups = request.groups.into_iter().map(|group_id| {
+    let groups = each_once(request.groups).into_iter().map(|group_id| {
         let mut group = match describe_group(broker, &group_id) {
             Ok(view) => answer_describe(version, view),
             Err(Refused { error: ErrorCode::GroupIdNotFound, message }) => dead(version, &message),

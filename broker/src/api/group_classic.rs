@@ -18,6 +18,8 @@ use crate::config::GroupConfig;
 use crate::dispatch::RequestContext;
 use crate::error_code::ErrorCode;
 
+/// What a member says of itself, over all protocols that it offers. The group's leader is sent it for every member.
+const MEMBER_BYTES_MAX: usize = 1 << 20;
 /// So much of a client's name goes into the ids of its members: an id must fit a string of the protocol with room to spare.
 const CLIENT_ID_BYTES_IN_MEMBER_ID: usize = 255;
 
@@ -106,7 +108,7 @@ fn check_join(limits: &GroupConfig, group: &str, request: &JoinGroupRequest) -> 
         .filter(|timeout_ms| (limits.session_timeout_min_ms..=limits.session_timeout_max_ms).contains(timeout_ms))
         .ok_or(ErrorCode::InvalidSessionTimeout)?;
     let bytes: usize = request.protocols.iter().map(|protocol| protocol.name.len() + protocol.metadata.len()).sum();
-    if bytes > OP_BYTES_MAX {
+    if bytes > MEMBER_BYTES_MAX {
         // As Kafka answers when a member does not fit the record that stores it.
         return Err(ErrorCode::UnknownServerError.into());
     }
@@ -410,7 +412,8 @@ mod tests {
     #[test]
     fn a_member_that_would_not_fit_the_log_is_refused() {
         let mut request = request(10_000);
-        let protocol = JoinGroupRequestProtocol::default().with_metadata(Bytes::from(vec![0; OP_BYTES_MAX / 2 + 1]));
+        let protocol =
+            JoinGroupRequestProtocol::default().with_metadata(Bytes::from(vec![0; MEMBER_BYTES_MAX / 2 + 1]));
         request.protocols = vec![protocol.clone()];
         assert!(check_join(&GroupConfig::default(), "g", &request).is_ok());
         request.protocols.push(protocol);

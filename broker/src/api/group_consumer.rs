@@ -17,7 +17,7 @@ use lockstep_wire::codec::{
 };
 
 use crate::api::group_admin::state_name;
-use crate::api::group_coordinator::{GROUP_OPERATIONS, Refused, coordinated, propose, wrong_reply};
+use crate::api::group_coordinator::{GROUP_OPERATIONS, Refused, coordinated, each_once, propose, wrong_reply};
 use crate::broker::Broker;
 use crate::config::GroupConfig;
 use crate::dispatch::RequestContext;
@@ -182,7 +182,7 @@ pub(crate) async fn describe<E: Env>(
     request: ConsumerGroupDescribeRequest,
 ) -> ConsumerGroupDescribeResponse {
     let with_operations = request.include_authorized_operations;
-    let groups = request.group_ids.into_iter().map(|group_id| {
+    let groups = each_once(request.group_ids).into_iter().map(|group_id| {
         let mut group = match describe_group(broker, context.api_version, &group_id) {
             Ok(group) => group,
             Err(refused) => described::DescribedGroup::default()

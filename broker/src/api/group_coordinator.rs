@@ -1,6 +1,7 @@
 //! What every group request begins with: is this broker the group's coordinator? And what it says when it is not.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -59,6 +60,12 @@ impl From<ProposeError> for Refused {
         };
         Self { error: code, message }
     }
+}
+
+/// What a request names, each thing once: an answer must not be larger than what there is to tell, however often a client asks.
+pub(crate) fn each_once<T: Ord + Clone>(named: Vec<T>) -> Vec<T> {
+    let mut seen = BTreeSet::new();
+    named.into_iter().filter(|one| seen.insert(one.clone())).collect()
 }
 
 /// The shard of a group, if this broker coordinates it now. `request` is the request's name, for the log.
@@ -142,6 +149,11 @@ mod tests {
         let refused = Refused::from(ProposeError::NotLeader { shard: ShardId(1), leader: None });
         assert_eq!(refused.error, ErrorCode::NotCoordinator);
         assert_eq!(refused.message, "only leader can handle consumer group operations");
+    }
+
+    #[test]
+    fn what_is_named_twice_is_told_once() {
+        assert_eq!(each_once(vec!["b", "a", "b", "c", "a"]), ["b", "a", "c"]);
     }
 
     #[test]

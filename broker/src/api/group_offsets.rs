@@ -181,7 +181,8 @@ pub(crate) async fn fetch<E: Env>(
 ) -> OffsetFetchResponse {
     let version = context.api_version;
     if version >= 8 {
-        let groups = request.groups.into_iter().map(|group| {
+        let mut told = BTreeSet::new();
+        let groups = request.groups.into_iter().filter(|group| told.insert(group.group_id.clone())).map(|group| {
             let group_id = group.group_id;
             let asked = Asked {
                 group: group_id.to_string(),
@@ -249,9 +250,12 @@ fn read_offsets(state: &ClusterStateMachine, group: &str, topics: Option<&[(Topi
     let Some(topics) = topics else {
         return read_all_offsets(state, group);
     };
+    // Each partition once: the metadata of an offset may be a thousand times as long as the question for it.
+    let mut told = BTreeSet::new();
     let topics = topics.iter().map(|(name, indexes)| {
         let topic_id = state.directory().topic(name).map(|record| record.id);
-        let partitions = indexes.iter().map(|index| {
+        let indexes = indexes.iter().filter(|index| told.insert((name, **index)));
+        let partitions = indexes.map(|index| {
             let partition = u32::try_from(*index).ok();
             let offset = topic_id
                 .zip(partition)

@@ -7,7 +7,8 @@ use lockstep_wire::codec::offset_fetch_request::{
     OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics,
 };
 use lockstep_wire::codec::{
-    FindCoordinatorRequest, GroupId, ListGroupsRequest, OffsetCommitRequest, OffsetFetchRequest, TopicName,
+    DescribeGroupsRequest, FindCoordinatorRequest, GroupId, ListGroupsRequest, OffsetCommitRequest, OffsetFetchRequest,
+    TopicName,
 };
 
 /// Error numbers of the protocol that the tests of groups expect.
@@ -135,6 +136,28 @@ async fn what_is_committed_is_fetched_in_every_version() {
     }
     let groups = listed(&mut client, &["empty"], &["classic"]).await;
     assert_eq!(groups.iter().map(|group| group.group_id.as_str()).collect::<Vec<_>>(), ["g"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_twice_is_told_once() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("t", 2).await;
+    let mut client = broker.connect().await;
+    assert_eq!(committed(&mut client, 8, commit("g", "", -1, 1, 5)).await, 0);
+    let topic =
+        OffsetFetchRequestTopics::default().with_name(TopicName("t".into())).with_partition_indexes(vec![1, 1, 0, 1]);
+    let group = OffsetFetchRequestGroup::default()
+        .with_group_id(group_id("g"))
+        .with_topics(Some(vec![topic.clone(), topic.clone()]));
+    let response = client.call(8, OffsetFetchRequest::default().with_groups(vec![group.clone(), group])).await;
+    assert_eq!(response.groups.len(), 1);
+    let partitions = response.groups[0].topics.iter().flat_map(|topic| &topic.partitions);
+    let offsets: Vec<_> = partitions.map(|one| (one.partition_index, one.committed_offset)).collect();
+    assert_eq!(offsets, [(1, 5), (0, -1)]);
+    let request = DescribeGroupsRequest::default().with_groups(vec![group_id("g"), group_id("h"), group_id("g")]);
+    let described = client.call(5, request).await;
+    let ids: Vec<_> = described.groups.iter().map(|group| group.group_id.as_str()).collect();
+    assert_eq!(ids, ["g", "h"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
