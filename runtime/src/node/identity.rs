@@ -63,7 +63,7 @@ impl<E: Env> Directories<E> {
     pub(crate) async fn open(env: &E, config: &NodeConfig) -> Result<Self, StartError> {
         let mut locks = Vec::new();
         for directory in [&config.raft_dir, &config.data_dir] {
-            env.disk().create_dir_all(directory).await.map_err(|source| io_error(directory, source))?;
+            create_durably(env, directory).await.map_err(|source| io_error(directory, source))?;
             let lock_path = directory.join(LOCK);
             if config.raft_dir == config.data_dir && !locks.is_empty() {
                 continue;
@@ -135,6 +135,23 @@ impl<E: Env> Directories<E> {
         self.identity.cluster = Some(cluster);
         write(env, &self.path, &self.identity).await
     }
+}
+
+/// Makes a directory with its parents so that a power cut does not take away what was made.
+async fn create_durably<E: Env>(env: &E, directory: &Path) -> io::Result<()> {
+    let mut made = Vec::new();
+    for ancestor in directory.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
+        if env.disk().read_dir(ancestor).await.is_ok() {
+            break;
+        }
+        made.push(ancestor);
+    }
+    env.disk().create_dir_all(directory).await?;
+    for directory in made {
+        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        env.disk().sync_dir(parent).await?;
+    }
+    Ok(())
 }
 
 async fn write<E: Env>(env: &E, path: &Path, identity: &Identity) -> Result<(), StartError> {
