@@ -22,6 +22,9 @@ const MEMBER_EPOCH_VERSION: i16 = 9;
 /// Longest wait for a farewell to be answered: the session runs out anyway.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// A consumer that has lost contact to its coordinator looks so often whether it is back.
+const SESSION_PAUSE: Duration = Duration::from_millis(50);
+
 /// What a poll gives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Polled {
@@ -172,7 +175,13 @@ impl<E: Env> GroupConsumer<E> {
             if let Some(polled) = self.take(count_max, E::now() >= deadline)? {
                 return Ok(polled);
             }
-            select(select(changed, member.fetcher.ready()), E::sleep_until(deadline)).await;
+            if member.is_session_over(&member.lock()) {
+                // What was fetched is not handed out before the coordinator was heard again: that it is there is no news.
+                let look_again = (E::now() + SESSION_PAUSE).min(deadline);
+                select(changed, E::sleep_until(look_again)).await;
+            } else {
+                select(select(changed, member.fetcher.ready()), E::sleep_until(deadline)).await;
+            }
         }
     }
 
