@@ -149,8 +149,7 @@ impl<E: Env> Node<E> {
                 Some((leader, _)) => {
                     let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
                     let body = message::encode(&WaitMetadata { version, timeout_ms });
-                    let request =
-                        PeerRequest { kind: message::WAIT_METADATA, shard: 0, body: body, payload: Vec::new() };
+                    let request = PeerRequest { kind: message::WAIT_METADATA, shard: 0, body, payload: Vec::new() };
                     if let Ok((answer, _)) = self.peers().call(leader, None, Lane::Control, request, left).await
                         && message::decode::<bool>(&answer).unwrap_or(false)
                     {

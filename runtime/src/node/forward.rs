@@ -125,7 +125,7 @@ impl<E: Env> Node<E> {
         shard: ShardId,
         deadline: Instant,
     ) -> Result<u64, ProposeError> {
-        let request = PeerRequest { kind: kind, shard: shard.0, body: Bytes::new(), payload: Vec::new() };
+        let request = PeerRequest { kind, shard: shard.0, body: Bytes::new(), payload: Vec::new() };
         let left = deadline.saturating_duration_since(E::now());
         match self.peers().call(leader, None, Lane::Control, request, left).await {
             Ok((body, _)) => match message::decode::<ReadIndex>(&body) {
