@@ -49,7 +49,7 @@ impl StartError {
         let field_of = |path: &str| {
             let path = Path::new(path);
             // In single mode both lie under `config.data_dir`.
-            if config.node.peers.len() > 1 && path.starts_with(&config.node.raft_dir) {
+            if !config.is_single() && path.starts_with(&config.node.raft_dir) {
                 "cluster.data_dir"
             } else {
                 "config.data_dir"
@@ -287,6 +287,11 @@ mod tests {
             "cluster.data_dir: somewhere/raft/lock: in use by another process"
         );
         assert!(in_use("somewhere/partitions").naming_field(&config).starts_with("config.data_dir: "));
+        // A cluster may have but one node.
+        config.node.peers = std::collections::BTreeMap::from([(1, "localhost:1".to_owned())]);
+        assert!(in_use("somewhere/raft/lock").naming_field(&config).starts_with("cluster.data_dir: "));
+        let config = BrokerConfig::single("somewhere");
+        assert!(in_use("somewhere/raft/lock").naming_field(&config).starts_with("config.data_dir: "));
     }
 
     #[test]

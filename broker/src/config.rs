@@ -90,6 +90,11 @@ impl BrokerConfig {
         );
         Self::new(node)
     }
+
+    /// Whether it was made by [`BrokerConfig::single`], so that both directories come from the one that was given.
+    pub(crate) fn is_single(&self) -> bool {
+        self.node.peers.len() == 1 && self.node.peers.values().all(|address| address == SINGLE_MODE_ADDRESS)
+    }
 }
 
 /// A single node has no peers to listen for: any free port of the loopback interface does.
