@@ -33,8 +33,8 @@ const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(250);
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(20);
 /// Longest wait for the log to be purged before it is looked at again: Raft puts it off while a follower is sent these entries.
 const PURGE_PATIENCE: Duration = Duration::from_secs(1);
-/// The journal may have so many files before a shard that holds the oldest one is checkpointed for it.
-const JOURNAL_FILES_SPARE: usize = 3;
+/// Files that the journal has in any case: written to, next, and just left.
+const JOURNAL_FILES_MIN: u64 = 3;
 /// Entries kept in the log for members that lag a little, at most; bounded by bytes too.
 const TAIL_ENTRIES_MAX: u64 = 20_000;
 
@@ -245,6 +245,10 @@ fn describe(membership: &openraft::Membership<NodeId, Member>) -> String {
 pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, replica: Arc<Replica<E>>) {
     let log = context.journal.shard(context.id);
     let bytes_max = context.config.checkpoint_journal_bytes;
+    // A journal longer than half of what all shards may hold is held up by shards that see little traffic.
+    let files_max = (bytes_max.saturating_mul(1 + u64::from(context.shard_count) / 2)
+        / context.config.journal_file_bytes.max(1))
+    .max(JOURNAL_FILES_MIN);
     loop {
         E::sleep(CHECKPOINT_LOOK_EVERY).await;
         if replica.is_stopped() {
@@ -252,8 +256,7 @@ pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, 
         }
         let held = context.journal.bytes_since_purge(context.id);
         let large = held > bytes_max;
-        let in_the_way =
-            context.journal.files() > JOURNAL_FILES_SPARE && context.journal.pinned_by() == Some(context.id);
+        let in_the_way = context.journal.files() as u64 > files_max && context.journal.pinned_by() == Some(context.id);
         if !large && !in_the_way {
             continue;
         }

@@ -1,5 +1,9 @@
 //! Checkpoints, restarts after them, and replicas that need one.
 
+use bytes::Bytes;
+use lockstep_core::Op;
+use lockstep_core::op::AllocateProducerIds;
+
 use super::cluster::{Cluster, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -56,5 +60,21 @@ async fn a_replica_that_lags_beyond_the_log_takes_the_snapshot_and_what_it_lacks
     cluster.level(0).await;
     cluster.assert_equal(0).await;
     cluster.assert_same_records(&[1, 2, 3], 160).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_shard_does_not_hold_up_the_journal_of_a_busy_one() {
+    let cluster = Cluster::start_with(1, 2, 2 << 20).await;
+    let ids = || Op::AllocateProducerIds(AllocateProducerIds { count: 1 });
+    // More than the journal would carry along to newer files.
+    for _ in 0..15 {
+        cluster.propose(1, ids(), Bytes::from(vec![0; 100 << 10])).await;
+    }
+    // Ten files' worth of entries on the other shard.
+    for _ in 0..50 {
+        cluster.propose(0, ids(), Bytes::from(vec![0; 200 << 10])).await;
+    }
+    eventually("old files are used again", || cluster.node(1).journal.files() <= 4).await;
     cluster.stop().await;
 }
