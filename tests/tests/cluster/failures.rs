@@ -57,6 +57,7 @@ impl Scene {
     async fn check(self) -> Duration {
         let Self { cluster, client, load, readers } = self;
         let outcome = load.finish().await;
+        println!("{} messages, nothing acknowledged for {:?} at most", outcome.acknowledged.len(), outcome.longest_gap);
         readers.wait_for(&outcome.acknowledged).await;
         assert_committed(&client, &readers.committed()).await;
         let delivered = readers.finish().await;
