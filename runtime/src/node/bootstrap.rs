@@ -61,10 +61,10 @@ fn found(introductions: &BTreeMap<NodeId, Introduction>) -> ClusterIdentity {
     let founders: BTreeMap<NodeId, [u8; 16]> =
         introductions.iter().map(|(node, told)| (*node, told.incarnation)).collect();
     let mut id = [0_u8; 16];
-    for (node, incarnation) in &founders {
+    for incarnation in founders.values() {
         for (position, byte) in incarnation.iter().enumerate() {
-            // Incarnations are random, so their sum is; the node id keeps two equal ones from cancelling out.
-            id[position] = id[position].rotate_left(3) ^ byte ^ (*node as u8);
+            // Incarnations are random, so their sum is; the rotation keeps two equal ones from cancelling out.
+            id[position] = id[position].rotate_left(3) ^ byte;
         }
     }
     let shards = introductions.values().next().map_or(1, |told| told.shards);
