@@ -134,7 +134,7 @@ impl<E: Env> Admin<E> {
         let timeout_ms = self.timeout_ms();
         let (address, response) = self
             .client
-            .ask_any(|_| {
+            .tell_any(|_| {
                 let mut creatable = CreatableTopic::default();
                 creatable.name = topic_name(&topic.name);
                 creatable.num_partitions = topic.partitions.unwrap_or(-1);
@@ -185,7 +185,7 @@ impl<E: Env> Admin<E> {
         let timeout_ms = self.timeout_ms();
         let (address, response) = self
             .client
-            .ask_any(|version| {
+            .tell_any(|version| {
                 let mut request = DeleteTopicsRequest::default();
                 request.timeout_ms = timeout_ms;
                 if version >= 6 {

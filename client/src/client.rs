@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lockstep_env::Env;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use lockstep_env::tokio_env::TokioEnv;
+use lockstep_env::{Env, timeout};
 use lockstep_wire::api::Call;
 use lockstep_wire::codec::{
     FindCoordinatorRequest, MetadataRequest, StrBytes, TopicName, Uuid, metadata_request::MetadataRequestTopic,
@@ -16,6 +18,7 @@ use crate::config::ClientConfig;
 use crate::connection::BrokerConnection;
 use crate::error::{ClientError, ErrorCode, check_code};
 use crate::retry::Retry;
+use crate::succession::Role;
 use crate::topology::{TopicAnswer, TopicInfo, Topology, address_of};
 
 /// Longest wait for a connection, so that a broker that is gone leaves time for the others.
@@ -23,8 +26,13 @@ const CONNECT_PATIENCE_MAX: Duration = Duration::from_secs(3);
 /// How long a topic may be unknown to a broker that has just been told of it, before it is taken as missing.
 const UNKNOWN_TOPIC_PATIENCE: Duration = Duration::from_secs(1);
 
+/// A question that may go to any broker goes to another after so long a silence.
+const ASK_ANOTHER_AFTER: Duration = Duration::from_millis(200);
 /// So long a broker that did not answer is asked only after the others.
 const SILENCE_REMEMBERED: Duration = Duration::from_secs(10);
+
+/// Metadata asked for within this time on behalf of a silent leader is not asked for again: many requests wait for one.
+const METADATA_FRESH: Duration = Duration::from_millis(100);
 
 /// What a connection is for. Brokers answer a connection's requests in order, so what may wait long gets its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +69,8 @@ struct Shared<E: Env> {
     connections: Mutex<Connections<E>>,
     /// Addresses that did not answer, and when; asked last for a while.
     silent: Mutex<BTreeMap<String, Instant>>,
+    /// Topics that were asked about a moment ago because their leader was silent.
+    metadata_asked_at: Mutex<BTreeMap<Arc<str>, Instant>>,
     user_number_next: AtomicU64,
 }
 
@@ -105,6 +115,7 @@ impl<E: Env> Client<E> {
                 coordinators: Mutex::default(),
                 connections: Mutex::default(),
                 silent: Mutex::default(),
+                metadata_asked_at: Mutex::default(),
                 user_number_next: AtomicU64::new(0),
             }),
         };
@@ -212,34 +223,86 @@ impl<E: Env> Client<E> {
         addresses
     }
 
-    /// Asks any broker, once each until one answers.
+    /// Asks any broker. One that is slow to answer is not waited for: another is asked beside it, and the first answer
+    /// counts. So this is for questions alone.
     pub(crate) async fn ask_any<R: Call>(
         &self,
         request: impl Fn(i16) -> R,
     ) -> Result<(String, R::Response), ClientError> {
         let addresses = self.addresses();
-        // A broker that accepts connections and then says nothing must leave time to ask the others.
-        let patience = (self.patience() / (addresses.len() as u32 + 1)).max(Duration::from_millis(500));
+        let patience = self.patience_of_each(addresses.len());
+        let mut addresses = addresses.into_iter();
+        let mut asked = FuturesUnordered::new();
+        let mut silent = BTreeSet::new();
         let mut last = String::new();
-        for address in addresses {
-            let attempt = async {
-                let connection = self.connection(&address, Purpose::General).await?;
-                connection.call(patience, &request).await
+        loop {
+            if let Some(address) = addresses.next() {
+                silent.insert(address.clone());
+                asked.push(self.ask_one(address, patience, &request));
+            } else if asked.is_empty() {
+                return Err(ClientError::NoBroker { reason: last });
+            }
+            let answered = if addresses.len() > 0 {
+                timeout::<E, _>(ASK_ANOTHER_AFTER, asked.next()).await
+            } else {
+                Ok(asked.next().await)
             };
-            match attempt.await {
-                Ok(response) => {
-                    lock(&self.shared.silent).remove(&address);
+            match answered {
+                Ok(Some((address, Ok(response)))) => {
+                    silent.remove(&address);
+                    self.remember_silent(silent);
                     return Ok((address, response));
                 }
-                Err(error @ ClientError::Encode(_)) => return Err(error),
-                Err(error) => {
-                    tracing::debug!(address, %error, "no answer");
+                Ok(Some((_, Err(error @ ClientError::Encode(_))))) => return Err(error),
+                Ok(Some((_, Err(error)))) => last = error.to_string(),
+                Ok(None) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Has any broker do something, once each until one answers. Those that did not may have done it.
+    pub(crate) async fn tell_any<R: Call>(
+        &self,
+        request: impl Fn(i16) -> R,
+    ) -> Result<(String, R::Response), ClientError> {
+        let addresses = self.addresses();
+        let patience = self.patience_of_each(addresses.len());
+        let mut last = String::new();
+        for address in addresses {
+            match self.ask_one(address, patience, &request).await {
+                (address, Ok(response)) => return Ok((address, response)),
+                (_, Err(error @ ClientError::Encode(_))) => return Err(error),
+                (address, Err(error)) => {
                     last = error.to_string();
-                    lock(&self.shared.silent).insert(address, E::now());
+                    self.remember_silent([address]);
                 }
             }
         }
         Err(ClientError::NoBroker { reason: last })
+    }
+
+    /// A broker that accepts connections and then says nothing must leave time to ask the others.
+    fn patience_of_each(&self, count: usize) -> Duration {
+        (self.patience() / (count as u32 + 1)).max(Duration::from_millis(500))
+    }
+
+    async fn ask_one<R: Call>(
+        &self,
+        address: String,
+        patience: Duration,
+        request: &impl Fn(i16) -> R,
+    ) -> (String, Result<R::Response, ClientError>) {
+        let result = self.ask(&address, Purpose::General, patience, request).await;
+        match &result {
+            Ok(_) => drop(lock(&self.shared.silent).remove(&address)),
+            Err(error) => tracing::debug!(address, %error, "no answer"),
+        }
+        (address, result)
+    }
+
+    fn remember_silent(&self, addresses: impl IntoIterator<Item = String>) {
+        let now = E::now();
+        lock(&self.shared.silent).extend(addresses.into_iter().map(|address| (address, now)));
     }
 
     /// Asks one broker, once.
@@ -292,6 +355,22 @@ impl<E: Env> Client<E> {
                 Err(error) => retry.pause(error).await?,
             }
         }
+    }
+
+    /// [`Client::refresh`] without retries. What came a moment ago, for whomever, is fresh enough.
+    pub(crate) async fn refresh_once(&self, topics: &[Arc<str>]) -> Result<(), ClientError> {
+        let now = E::now();
+        let is_fresh = |at: &Instant| now.saturating_duration_since(*at) < METADATA_FRESH;
+        {
+            let mut asked_at = lock(&self.shared.metadata_asked_at);
+            asked_at.retain(|_, at| is_fresh(at));
+            if topics.iter().all(|topic| asked_at.contains_key(topic)) {
+                return Ok(());
+            }
+            asked_at.extend(topics.iter().map(|topic| (Arc::clone(topic), now)));
+        }
+        self.ask_metadata(Some(topics.iter().map(|name| by_name(name)).collect()), false).await?;
+        Ok(())
     }
 
     /// Metadata of all topics.
@@ -375,6 +454,11 @@ impl<E: Env> Client<E> {
         if let Some(address) = lock(&self.shared.coordinators).get(group) {
             return Ok(address.clone());
         }
+        self.find_coordinator(group).await
+    }
+
+    /// Address of the broker that coordinates `group`, asked for now.
+    pub(crate) async fn find_coordinator(&self, group: &str) -> Result<String, ClientError> {
         let (_, response) = self
             .ask_any(|version| {
                 let mut request = FindCoordinatorRequest::default();
@@ -404,9 +488,12 @@ impl<E: Env> Client<E> {
         Ok(address)
     }
 
-    /// The coordinator of `group` turned out to be another, or did not answer.
-    pub(crate) fn forget_coordinator(&self, group: &str) {
-        lock(&self.shared.coordinators).remove(group);
+    /// The coordinator of `group` is no longer at `address`, or does not answer there. What was learnt since is kept.
+    pub(crate) fn forget_coordinator(&self, group: &str, address: &str) {
+        let mut coordinators = lock(&self.shared.coordinators);
+        if coordinators.get(group).is_some_and(|known| known == address) {
+            coordinators.remove(group);
+        }
     }
 
     /// Asks the coordinator of `group`, once, and forgets it when it cannot be asked or `error_of` says that it is
@@ -420,7 +507,8 @@ impl<E: Env> Client<E> {
         error_of: impl FnOnce(&R::Response) -> i16,
     ) -> Result<R::Response, ClientError> {
         let address = self.coordinator(group).await?;
-        let result = self.ask(&address, purpose, patience, request).await;
+        let role = Role::Coordinator { group: group.to_owned() };
+        let result = self.ask_in_role(&address, &role, purpose, patience, request).await;
         let must_forget = match &result {
             Ok(response) => {
                 let code = error_of(response);
@@ -429,7 +517,7 @@ impl<E: Env> Client<E> {
             Err(_) => true,
         };
         if must_forget {
-            self.forget_coordinator(group);
+            self.forget_coordinator(group, &address);
         }
         result
     }

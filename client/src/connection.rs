@@ -186,6 +186,11 @@ impl<E: Env> BrokerConnection<E> {
         &self.address
     }
 
+    /// Nothing more is sent, and all that wait for an answer get an error.
+    pub(crate) fn close(&self, reason: &str) {
+        self.waiting.close(reason);
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.waiting.lock().closed.is_some()
     }

@@ -20,6 +20,7 @@ use crate::client::{Client, Purpose};
 use crate::error::{ClientError, ErrorCode};
 use crate::offsets::{OffsetAt, TopicPartition};
 use crate::retry::Backoff;
+use crate::succession::Role;
 
 /// The first version that names topics by id.
 const TOPIC_ID_VERSION: i16 = 13;
@@ -430,7 +431,9 @@ async fn find_places<E: Env>(shared: &Shared<E>, places: Vec<(TopicPartition, u6
 
 async fn fetch<E: Env>(shared: &Shared<E>, leader: i32, asked: &[Asked]) -> Result<(i16, FetchResponse), ClientError> {
     let address = shared.client.address_of(leader)?;
-    let connection = shared.client.connection(&address, Purpose::Fetch(shared.number)).await?;
+    let partitions = asked.iter().map(|asked| (Arc::clone(&asked.at.topic), asked.at.partition)).collect();
+    let role = Role::Leader { broker: leader, partitions };
+    let connection = shared.client.connection_in_role(&address, &role, Purpose::Fetch(shared.number)).await?;
     let mut version = connection.version_of(ApiKey::Fetch)?;
     if asked.iter().any(|asked| asked.topic_id.is_nil()) {
         version = version.min(TOPIC_ID_VERSION - 1);
@@ -462,7 +465,8 @@ async fn fetch<E: Env>(shared: &Shared<E>, leader: i32, asked: &[Asked]) -> Resu
         })
         .collect();
     let patience = config.wait_max + shared.client.patience().min(Duration::from_secs(5));
-    let response = connection.send(version, request)?.answer::<E>(patience).await?;
+    let in_flight = connection.send(version, request)?;
+    let response = shared.client.answer_in_role(&connection, &role, config.wait_max, patience, in_flight).await?;
     crate::error::check_code(|| format!("fetching from {address}"), response.error_code, None)?;
     Ok((version, response))
 }

@@ -14,6 +14,7 @@ mod group;
 mod offsets;
 mod producer;
 mod retry;
+mod succession;
 mod topology;
 
 pub use admin::{Admin, ConfigEntry, CreatedTopic, GroupListing, NewTopic};

@@ -11,6 +11,7 @@ use lockstep_wire::codec::{BrokerId, ListOffsetsRequest};
 use crate::admin::topic_name;
 use crate::client::{Client, Purpose};
 use crate::error::{ClientError, ErrorCode};
+use crate::succession::Role;
 
 /// A partition of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -155,8 +156,10 @@ impl<E: Env> Client<E> {
     ) -> Result<Vec<(TopicPartition, Result<i64, ClientError>)>, ClientError> {
         let address = self.address_of(leader)?;
         let patience = self.patience().min(Duration::from_secs(10));
+        let partitions = places.keys().map(|at| (Arc::clone(&at.topic), at.partition)).collect();
+        let role = Role::Leader { broker: leader, partitions };
         let response = self
-            .ask(&address, Purpose::General, patience, |_| {
+            .ask_in_role(&address, &role, Purpose::General, patience, |_| {
                 let mut topics: BTreeMap<&Arc<str>, ListOffsetsTopic> = BTreeMap::new();
                 for (at, place) in places {
                     let topic = topics.entry(&at.topic).or_default();

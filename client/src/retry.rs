@@ -8,6 +8,10 @@ use lockstep_env::Env;
 use crate::error::ClientError;
 
 const DELAY_MIN: Duration = Duration::from_millis(20);
+/// Longest delay while an election may still be under way: its end must not be slept through.
+const DELAY_MAX_AT_FIRST: Duration = Duration::from_millis(100);
+/// By then an election is over, and what does not succeed fails for a reason that lasts.
+const AT_FIRST: Duration = Duration::from_secs(2);
 const DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// The delays between attempts: doubled each time, each varied by a fifth either way so that clients do not come in
@@ -15,21 +19,34 @@ const DELAY_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     next: Duration,
+    /// All delays so far, without their variation.
+    sum: Duration,
 }
 
 impl Backoff {
     pub(crate) fn new() -> Self {
-        Self { next: DELAY_MIN }
+        Self { next: DELAY_MIN, sum: Duration::ZERO }
     }
 
     pub(crate) fn reset(&mut self) {
-        self.next = DELAY_MIN;
+        *self = Self::new();
+    }
+
+    /// After so many failures in a row.
+    pub(crate) fn after(failures: u32) -> Self {
+        let mut backoff = Self::new();
+        // Later delays are all the same.
+        for _ in 0..failures.min(64) {
+            backoff.next_delay(0);
+        }
+        backoff
     }
 
     /// `random` is any 64 bits.
     pub(crate) fn next_delay(&mut self, random: u64) -> Duration {
         let delay = self.next;
-        self.next = (delay * 2).min(DELAY_MAX);
+        self.sum += delay;
+        self.next = (delay * 2).min(if self.sum < AT_FIRST { DELAY_MAX_AT_FIRST } else { DELAY_MAX });
         let percent = 80 + (random % 41) as u32;
         delay * percent / 100
     }
@@ -85,15 +102,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn delays_double_up_to_a_second_and_vary_by_a_fifth() {
+    fn delays_double_and_vary_by_a_fifth() {
         for random in [0, 40, u64::MAX] {
             let mut backoff = Backoff::new();
-            let delays: Vec<_> = (0..10).map(|_| backoff.next_delay(random)).collect();
-            let mut plain = DELAY_MIN;
-            for delay in delays {
-                assert!(delay >= plain * 80 / 100 && delay <= plain * 120 / 100, "{delay:?} for {plain:?}");
-                plain = (plain * 2).min(DELAY_MAX);
+            for expected in [20, 40, 80, 100, 100] {
+                let expected = Duration::from_millis(expected);
+                let delay = backoff.next_delay(random);
+                assert!(delay >= expected * 80 / 100 && delay <= expected * 120 / 100, "{delay:?} for {expected:?}");
             }
+            for _ in 0..40 {
+                assert!(backoff.next_delay(random) <= DELAY_MAX * 120 / 100);
+            }
+            assert!(backoff.next_delay(random) >= DELAY_MAX * 80 / 100, "attempts get rare when they fail for long");
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_count_like_attempts() {
+        let mut backoff = Backoff::new();
+        for failures in 0..100 {
+            assert_eq!(Backoff::after(failures).next_delay(20), backoff.next_delay(20), "after {failures} failures");
         }
     }
 }

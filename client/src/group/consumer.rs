@@ -16,6 +16,7 @@ use crate::fetcher::Message;
 use crate::group::config::GroupConsumerConfig;
 use crate::group::member::{self, GroupEvent, Member, is_passing};
 use crate::offsets::TopicPartition;
+use crate::succession::Role;
 
 /// The lowest version of OffsetCommit that carries the epoch of a member of the consumer protocol.
 const MEMBER_EPOCH_VERSION: i16 = 9;
@@ -262,19 +263,21 @@ impl<E: Env> GroupConsumer<E> {
         let group = &member.config.group_id;
         let purpose = Purpose::Group(member.number);
         let address = client.coordinator(group).await?;
+        let role = Role::Coordinator { group: group.clone() };
         let result = async {
-            let connection = client.connection(&address, purpose).await?;
+            let connection = client.connection_in_role(&address, &role, purpose).await?;
             let version = connection.version_of(lockstep_wire::ApiKey::OffsetCommit)?;
             if version < MEMBER_EPOCH_VERSION {
                 return Err(ClientError::Unsupported { address: address.clone(), api: "OffsetCommit version 9" });
             }
             let patience = client.patience().min(LEAVE_PATIENCE * 2);
-            connection.send(version, self.commit_request(epoch, offsets))?.answer::<E>(patience).await
+            let in_flight = connection.send(version, self.commit_request(epoch, offsets))?;
+            client.answer_in_role(&connection, &role, Duration::ZERO, patience, in_flight).await
         };
-        let response = result.await.inspect_err(|_| client.forget_coordinator(group))?;
+        let response = result.await.inspect_err(|_| client.forget_coordinator(group, &address))?;
         check_commit(group, offsets, &response, &address).inspect_err(|error| {
             if matches!(error.code(), Some(ErrorCode::NotCoordinator | ErrorCode::CoordinatorNotAvailable)) {
-                client.forget_coordinator(group);
+                client.forget_coordinator(group, &address);
             }
         })
     }

@@ -20,6 +20,7 @@ use crate::producer::delivery::BatchAck;
 use crate::producer::partition_queue::{Answer, Finished, ProducerIdentity};
 use crate::producer::{Acks, ProducerConfig};
 use crate::retry::Backoff;
+use crate::succession::Role;
 
 /// The first version that names topics by id.
 const TOPIC_ID_VERSION: i16 = 13;
@@ -78,13 +79,9 @@ impl<E: Env> Shared<E> {
 
     fn complete(&self, leader: i32, answers: Vec<(OutgoingBatch, Answer)>) {
         let now = E::now();
-        let over = self.lock().on_answers(leader, answers, now, |failures| {
-            let mut backoff = Backoff::new();
-            for _ in 0..failures.min(8) {
-                backoff.next_delay(0);
-            }
-            backoff.next_delay(E::random_u64())
-        });
+        let over = self
+            .lock()
+            .on_answers(leader, answers, now, |failures| Backoff::after(failures).next_delay(E::random_u64()));
         self.finish(over);
         self.wake.notify_one();
     }
@@ -232,9 +229,12 @@ async fn send<E: Env>(
     leader: i32,
     batches: Vec<OutgoingBatch>,
 ) -> Result<(), (Vec<OutgoingBatch>, ClientError)> {
+    let partitions = batches.iter().map(|batch| (Arc::clone(&batch.topic), batch.partition)).collect();
+    let role = Role::Leader { broker: leader, partitions };
     let connecting = async {
         let address = shared.client.address_of(leader)?;
-        let connection = shared.client.connection(&address, Purpose::Produce(shared.number)).await?;
+        let purpose = Purpose::Produce(shared.number);
+        let connection = shared.client.connection_in_role(&address, &role, purpose).await?;
         let mut version = connection.version_of(ProduceRequest::API_KEY)?;
         // Ids are of no use if the metadata came from a broker that does not know them.
         if batches.iter().any(|batch| batch.topic_id.is_nil()) {
@@ -264,7 +264,8 @@ async fn send<E: Env>(
     let shared = Arc::clone(shared);
     drop(E::spawn(async move {
         // The connection must live until the answer is there.
-        let answer = in_flight.answer::<E>(shared.patience()).await;
+        let patience = shared.patience();
+        let answer = shared.client.answer_in_role(&connection, &role, Duration::ZERO, patience, in_flight).await;
         let address = connection.address().to_owned();
         drop(connection);
         let answers = match answer {
