@@ -3,6 +3,7 @@
 //! Entries are kept in the journal ([`log_store`]), applied to the core and the partitions ([`state_machine`]), sent over the peer
 //! network ([`network`], [`handler`]); a snapshot is a checkpoint ([`snapshot`]). [`crate::Shard`] puts it together.
 
+mod append_stream;
 mod completion;
 mod duties;
 mod entry_codec;

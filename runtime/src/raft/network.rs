@@ -17,6 +17,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, StorageError};
 
+use super::append_stream::merge_commit_news;
 use super::entry_codec;
 use super::message::{self, Append, AppendAnswer, Ballot, BallotAnswer, Offer, OfferAnswer, Transfer, TransferAnswer};
 use super::replica::Replica;
@@ -250,7 +251,7 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Network<E> {
     {
         let timeout = self.append_timeout(&option);
         let network = self.clone();
-        let answers = input
+        let answers = merge_commit_news::<E, _>(input)
             .map(move |request| {
                 let previous: Option<LogId> = request.prev_log_id;
                 let last = request.entries.last().map(|entry| entry.log_id).or(previous);

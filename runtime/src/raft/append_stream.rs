@@ -1,0 +1,91 @@
+//! Fewer messages to followers: news of a commit goes along with the next entries, if there are any soon.
+//!
+//! openraft tells a follower of every commit at once, in a request without entries unless new ones wait. One write after
+//! another then costs two requests to each follower instead of one, and the second is handled just when the next write comes.
+
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt};
+use lockstep_env::{Env, timeout};
+use openraft::raft::AppendEntriesRequest;
+
+use super::type_config::{LogId, TypeConfig};
+
+/// How long a follower may learn later than the leader that an entry is committed. Whoever reads at a follower waits for it.
+const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
+
+type Request<E> = AppendEntriesRequest<TypeConfig<E>>;
+
+/// `requests` without those that tell of nothing but a commit and are followed by another one within a millisecond. No answer is
+/// owed for one that is left out: openraft takes an answer for all requests that end where it matches, or before.
+pub(super) fn merge_commit_news<E, S>(requests: S) -> BoxStream<'static, Request<E>>
+where
+    E: Env,
+    S: Stream<Item = Request<E>> + Send + Unpin + 'static,
+{
+    let merged = stream::unfold((requests, None::<Option<LogId>>), |(mut requests, sent_upto)| async move {
+        let mut request = requests.next().await?;
+        // The first request of a stream probes what the follower has, and is never held back.
+        while request.entries.is_empty() && sent_upto == Some(request.prev_log_id) {
+            match timeout::<E, _>(COMMIT_NEWS_DELAY, requests.next()).await {
+                Ok(Some(next)) => request = next,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let upto = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        Some((request, (requests, Some(upto))))
+    });
+    merged.boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::type_config::{Entry, LeaderId, Vote, log_id};
+    use lockstep_core::Position;
+    use lockstep_env::tokio_env::TokioEnv;
+    use openraft::EntryPayload;
+    use tokio::sync::mpsc;
+
+    fn at(index: u64) -> LogId {
+        log_id(Position { term: 1, index })
+    }
+
+    /// Entries `from..=to` behind what is there, and how much is committed.
+    fn request(from: u64, to: u64, committed: u64) -> Request<TokioEnv> {
+        AppendEntriesRequest {
+            vote: Vote { leader_id: LeaderId { term: 1, voted_for: 1 }, committed: true },
+            prev_log_id: Some(at(from - 1)),
+            entries: (from..=to).map(|index| Entry { log_id: at(index), payload: EntryPayload::Blank }).collect(),
+            leader_commit: Some(at(committed)),
+        }
+    }
+
+    fn summary(request: &Request<TokioEnv>) -> (usize, u64) {
+        (request.entries.len(), request.leader_commit.map_or(0, |at| at.index))
+    }
+
+    #[tokio::test]
+    async fn news_of_a_commit_goes_along_with_the_next_entries() {
+        let requests = vec![request(1, 0, 0), request(1, 1, 0), request(2, 1, 1), request(2, 1, 1), request(2, 3, 1)];
+        let sent: Vec<_> =
+            merge_commit_news::<TokioEnv, _>(stream::iter(requests)).map(|request| summary(&request)).collect().await;
+        assert_eq!(sent, [(0, 0), (1, 0), (2, 1)]);
+    }
+
+    #[tokio::test]
+    async fn news_of_a_commit_is_sent_by_itself_when_nothing_follows() {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let requests = stream::poll_fn(move |cx| receiver.poll_recv(cx));
+        let mut sent = Box::pin(merge_commit_news::<TokioEnv, _>(requests));
+        sender.send(request(1, 1, 0)).unwrap();
+        sender.send(request(2, 1, 1)).unwrap();
+        assert_eq!(sent.next().await.as_ref().map(summary), Some((1, 0)));
+        assert_eq!(sent.next().await.as_ref().map(summary), Some((0, 1)));
+        sender.send(request(2, 1, 1)).unwrap();
+        drop(sender);
+        assert_eq!(sent.next().await.as_ref().map(summary), Some((0, 1)), "the last one is not lost at the end");
+        assert!(sent.next().await.is_none());
+    }
+}
