@@ -198,6 +198,19 @@ impl Cluster {
         host.disk = host.disk.reboot(death == Death::Power);
     }
 
+    /// Ends all brokers and clients, and with them what they hold: a task that waits for nothing more would otherwise
+    /// outlive the simulation.
+    pub async fn end(mut self) {
+        for id in self.ids() {
+            self.kill(id, Death::Process);
+        }
+        for (_, machine) in std::mem::take(&mut self.clients).into_values() {
+            Handle::current().kill(machine.id());
+        }
+        // Killed tasks are dropped when their turn comes.
+        SimEnv::sleep(Duration::from_millis(1)).await;
+    }
+
     /// Stops a broker as SIGTERM does, and waits until it has stopped.
     pub async fn stop(&mut self, id: NodeId) {
         if let Some(broker) = self.broker(id) {

@@ -58,13 +58,15 @@ async fn drive() -> Outcome {
     if let Some(verdict) = &verdict {
         cluster.trace().event("verdict", verdict.clone());
     }
-    Outcome {
+    let outcome = Outcome {
         schedule,
         history: history.events(),
         fingerprint: cluster.trace().fingerprint(),
         timeline: cluster.trace().events(),
         verdict,
-    }
+    };
+    cluster.end().await;
+    outcome
 }
 
 async fn play(
