@@ -11,7 +11,9 @@ use lockstep_runtime::{Durability, NodeConfig};
 use serde::Deserialize;
 
 /// Port that clients connect to unless the configuration says otherwise.
-pub const DEFAULT_PORT: u16 = 9092;
+const DEFAULT_PORT: u16 = 9092;
+/// More threads than this would not run at the same time on any machine.
+pub const WORKER_THREADS_MAX: usize = 256;
 
 /// What is wrong with a configuration, on one line: `cluster.peers[1].address: missing`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -175,6 +177,7 @@ pub struct ServerSection {
     max_connections: Option<usize>,
     log_file: Option<PathBuf>,
     log_level: Option<String>,
+    worker_threads: Option<usize>,
 }
 
 /// `config`.
@@ -290,6 +293,13 @@ impl ConfigFile {
         self.server.log_level.as_deref().unwrap_or("info")
     }
 
+    /// Threads that run tasks, 1 to [`WORKER_THREADS_MAX`] once checked; those that wait for disks come on top. `None`: for the program to
+    /// choose.
+    #[must_use]
+    pub fn worker_threads(&self) -> Option<usize> {
+        self.server.worker_threads
+    }
+
     /// Fills in the defaults and checks every value.
     pub fn check(&self) -> Result<BrokerConfig, ConfigError> {
         let data_dir = self.config.data_dir.clone();
@@ -328,6 +338,9 @@ impl ConfigFile {
         };
         if config.http_port == Some(config.port) && config.port != 0 {
             return Err(ConfigError::new("server.http_port", "must differ from server.port"));
+        }
+        if server.worker_threads.is_some_and(|threads| !(1..=WORKER_THREADS_MAX).contains(&threads)) {
+            return Err(ConfigError::new("server.worker_threads", format!("must be from 1 to {WORKER_THREADS_MAX}")));
         }
         if let Some(connections) = server.max_connections {
             if connections == 0 {
@@ -583,6 +596,7 @@ mod tests {
             (r#"{"sever":{}}"#, "sever: "),
             (r#"{"server":{"port":65000}}"#, "server.http_port: "),
             (r#"{"server":{"max_connections":0}}"#, "server.max_connections: "),
+            (r#"{"server":{"worker_threads":0}}"#, "server.worker_threads: "),
             (r#"{"config":{"durability":"maybe"}}"#, "config.durability: "),
             (r#"{"config":{"default_partitions":0}}"#, "config.default_partitions: "),
             (r#"{"cluster":{"enabled":true}}"#, "cluster.node_id: missing"),

@@ -92,12 +92,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// As many threads as there are cores, for several brokers may share them; two at least, so that a busy task never holds up
-/// heartbeats.
-fn run<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+/// Half as many threads as there are cores unless the configuration says otherwise: the threads that write and sync need the
+/// other half, and a thread that is woken to help with little work costs more than it helps.
+fn run<T>(threads: Option<usize>, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.clamp(2, 16))
+        .worker_threads(threads.unwrap_or((cores / 2).clamp(1, 16)))
         .max_blocking_threads(64)
         .enable_all()
         .build()
@@ -120,7 +120,7 @@ fn run_one(path: Option<&Path>) -> Result<(), Failure> {
     let config = file.check().map_err(|error| Failure::configuration(format!("{origin}{error}")))?;
     start_log(file.log_level(), file.log_level(), file.log_file())
         .map_err(|message| Failure::configuration(format!("{origin}{message}")))?;
-    run(async {
+    run(file.worker_threads(), async {
         let mut signals = Signals::new()?;
         let broker = start(config).await.map_err(|message| Failure::configuration(format!("{origin}{message}")))?;
         let outcome = match select(signals.received(), broker.failed()).await {
@@ -145,7 +145,7 @@ fn run_dev(port: u16, directory: &Path) -> Result<(), Failure> {
     }
     let log_file = directory.join(DEV_LOG_FILE);
     start_log("error", "info", Some(&log_file)).map_err(Failure::configuration)?;
-    run(async {
+    run(None, async {
         let mut signals = Signals::new()?;
         println!("Three brokers start, with their data in {} …", directory.display());
         let mut brokers = Vec::new();
