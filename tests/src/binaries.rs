@@ -30,11 +30,12 @@ fn binaries() -> &'static Binaries {
     BINARIES.get_or_init(build)
 }
 
-/// Cargo knows nothing of a test that runs another package's binary, so it is asked to bring them up to date; it tells where they are.
+/// Cargo knows nothing of a test that runs another package's binary, so it is asked to bring them up to date; it tells where they are. No package
+/// is named: with the whole workspace selected, dependencies have the features that they have in any other build of it.
 fn build() -> Binaries {
     let mut cargo = Command::new(env!("CARGO"));
     cargo
-        .args(["build", "-p", "lockstep-broker", "-p", "lockstep-client", "--bin", "broker", "--bin", "lockstep"])
+        .args(["build", "--bin", "broker", "--bin", "lockstep"])
         .arg("--message-format=json-render-diagnostics")
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .stderr(Stdio::inherit());

@@ -274,13 +274,20 @@ impl Cluster {
         String::from_utf8_lossy(&fs::read(self.node(id).log_file()).unwrap_or_default()).into_owned()
     }
 
+    /// The id of a node's process.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn process_id(&self, id: u64) -> u32 {
+        self.node(id).process.as_ref().unwrap_or_else(|| panic!("node {id} does not run")).id()
+    }
+
     /// Memory that a node's process holds, in bytes.
     ///
     /// # Panics
     /// It does not run.
     pub fn resident_bytes(&self, id: u64) -> u64 {
-        let process = self.node(id).process.as_ref().unwrap_or_else(|| panic!("node {id} does not run"));
-        let status = fs::read_to_string(format!("/proc/{}/status", process.id())).expect("the process's status");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process_id(id))).expect("the process's status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a running process has memory");
         let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
         kilobytes * 1_024
