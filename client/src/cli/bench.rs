@@ -108,10 +108,8 @@ pub(crate) async fn run(client: &Client, command: BenchCommand) -> anyhow::Resul
         bail!("--in-flight and --partitions must be at least 1");
     }
     ensure_topic(client, &arguments).await?;
-    let floor = Floor {
-        disk: measure_disk(client.env(), &arguments.floor_dir).await?,
-        round_trip: measure_round_trip(client.env()).await.context("measuring loopback")?,
-    };
+    let (disk, round_trip) = (Latencies::new(), Latencies::new());
+    measure_floor(client.env(), &arguments.floor_dir, &disk, &round_trip).await?;
     let config = ProducerConfig {
         linger: arguments.linger,
         compression: Compression::from(arguments.compression),
@@ -122,6 +120,9 @@ pub(crate) async fn run(client: &Client, command: BenchCommand) -> anyhow::Resul
     let began_at = TokioEnv::now();
     measure(&arguments, &producer, &latencies).await?;
     let seconds = (TokioEnv::now() - began_at).as_secs_f64();
+    // Again, because other users of the machine come and go.
+    measure_floor(client.env(), &arguments.floor_dir, &disk, &round_trip).await?;
+    let floor = Floor { disk: Quantiles::of(&disk), round_trip: Quantiles::of(&round_trip) };
     let records = latencies.count();
     let records_per_second = records as f64 / seconds;
     let report = Report {
@@ -230,7 +231,17 @@ fn filler(seed: u64, len: usize) -> Bytes {
     bytes.into()
 }
 
-async fn measure_disk(env: &TokioEnv, directory: &std::path::Path) -> anyhow::Result<Quantiles> {
+async fn measure_floor(
+    env: &TokioEnv,
+    directory: &std::path::Path,
+    disk: &Latencies,
+    round_trip: &Latencies,
+) -> anyhow::Result<()> {
+    measure_disk(env, directory, disk).await?;
+    measure_round_trip(env, round_trip).await.context("measuring loopback")
+}
+
+async fn measure_disk(env: &TokioEnv, directory: &std::path::Path, latencies: &Latencies) -> anyhow::Result<()> {
     let path = directory.join(format!(".lockstep-bench-{:016x}", TokioEnv::random_u64()));
     let disk = env.disk();
     let context = || format!("measuring the disk with {}", path.display());
@@ -240,21 +251,20 @@ async fn measure_disk(env: &TokioEnv, directory: &std::path::Path) -> anyhow::Re
         file.allocate(FLOOR_FILE_LEN).await?;
         file.write_and_sync(0, vec![filler(1, FLOOR_FILE_LEN as usize)]).await?;
         let content = filler(2, FLOOR_LEN);
-        let latencies = Latencies::new();
         for index in 0..FLOOR_WRITES {
             let offset = index * FLOOR_LEN as u64 % FLOOR_FILE_LEN;
             let began_at = TokioEnv::now();
             file.write_and_sync(offset, vec![content.clone()]).await?;
             latencies.add(TokioEnv::now() - began_at);
         }
-        Ok::<_, std::io::Error>(Quantiles::of(&latencies))
+        Ok::<_, std::io::Error>(())
     };
     let measured = measured.await;
     disk.remove_file(&path).await.with_context(context)?;
     measured.with_context(context)
 }
 
-async fn measure_round_trip(env: &TokioEnv) -> std::io::Result<Quantiles> {
+async fn measure_round_trip(env: &TokioEnv, latencies: &Latencies) -> std::io::Result<()> {
     let mut listener = env.listen("127.0.0.1:0").await?;
     let address = listener.local_address()?;
     let echo = TokioEnv::spawn(async move {
@@ -271,7 +281,6 @@ async fn measure_round_trip(env: &TokioEnv) -> std::io::Result<Quantiles> {
     });
     let mut connection = env.connect(&address).await?;
     let mut buffer = [7; FLOOR_LEN];
-    let latencies = Latencies::new();
     for _ in 0..FLOOR_ROUND_TRIPS {
         let began_at = TokioEnv::now();
         connection.writer.write_all(&buffer).await?;
@@ -282,5 +291,5 @@ async fn measure_round_trip(env: &TokioEnv) -> std::io::Result<Quantiles> {
     drop(connection);
     // That it ended with an error is expected.
     let _ = echo.await;
-    Ok(Quantiles::of(&latencies))
+    Ok(())
 }
