@@ -10,16 +10,13 @@ use std::time::Duration;
 use lockstep_core::NodeId;
 use lockstep_env::Env;
 
+use super::Node;
 use super::identity::ClusterIdentity;
 use super::message::{self, Introduction};
-use super::{Node, placement};
 use crate::peer::{Lane, PeerRequest};
-use crate::shard::Shard;
 
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 const ASK_AGAIN: Duration = Duration::from_millis(20);
-/// The node that is to lead a shard must be missing for so long before another one makes the shard's group.
-const FOUND_FOR_OTHERS_AFTER: Duration = Duration::from_secs(1);
 /// How often the wait for absent nodes is logged.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
@@ -57,34 +54,6 @@ async fn join<E: Env>(node: &Node<E>, cluster: ClusterIdentity) -> Result<(), cr
     }
     let _ = node.inner.cluster.set(cluster);
     node.start_shards().await
-}
-
-/// Makes the groups of the shards hosted here, which does nothing where they exist. Every founder proposes the same first entry; the
-/// one that is to lead a shard goes first, so that leadership need not move as soon as clients are there. Whoever is no founder waits to
-/// be added.
-pub(super) async fn found_shards<E: Env>(node: Node<E>, cluster: ClusterIdentity) {
-    if cluster.founders.get(&node.id()) != Some(&node.inner.incarnation) {
-        return;
-    }
-    let config = &node.inner.config;
-    let members = placement::founding_members(config, &cluster);
-    let (mine, others): (Vec<Shard<E>>, Vec<Shard<E>>) =
-        node.shards().into_iter().partition(|shard| placement::replicas(config, shard.id())[0] == node.id());
-    for (shards, pause) in [(mine, Duration::ZERO), (others, FOUND_FOR_OTHERS_AFTER)] {
-        E::sleep(pause).await;
-        for shard in shards {
-            let replicas = placement::replicas(config, shard.id());
-            let voters = members
-                .iter()
-                .filter(|(id, _)| replicas.contains(id))
-                .map(|(id, member)| (*id, member.clone()))
-                .collect();
-            if let Err(error) = shard.initialize(voters).await {
-                node.fail(error.to_string());
-                return;
-            }
-        }
-    }
 }
 
 /// What every founder computes alike from the same introductions.

@@ -166,8 +166,17 @@ impl<E: Env> Node<E> {
             };
             shards.insert(id, Shard::start(context).await?);
         }
+        let members = placement::founding_members(&inner.config, cluster);
+        for (id, shard) in &shards {
+            // Every founder proposes the same first entry, which openraft allows; whoever is no founder waits to be added.
+            if cluster.founders.get(&inner.config.node_id) == Some(&inner.incarnation) {
+                let replicas = placement::replicas(&inner.config, *id);
+                let voters =
+                    members.iter().filter(|(node, _)| replicas.contains(node)).map(|(n, m)| (*n, m.clone())).collect();
+                shard.initialize(voters).await?;
+            }
+        }
         let _ = inner.shards.set(shards);
-        self.spawn(bootstrap::found_shards(self.clone(), cluster.clone()));
         self.spawn(leadership::beat(self.clone()));
         self.spawn(leadership::balance(self.clone()));
         self.spawn(membership::run(self.clone()));
