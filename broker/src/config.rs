@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 /// Port that clients connect to unless the configuration says otherwise.
 const DEFAULT_PORT: u16 = 9092;
-/// More threads than this would not run at the same time on any machine.
+/// Bound on a number that is taken for a mistake beyond it.
 pub const WORKER_THREADS_MAX: usize = 256;
 
 /// What is wrong with a configuration, on one line: `cluster.peers[1].address: missing`.

@@ -28,6 +28,8 @@ const UNKNOWN_TOPIC_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A question that may go to any broker goes to another after so long a silence.
 const ASK_ANOTHER_AFTER: Duration = Duration::from_millis(200);
+/// How long a broker that was named as coordinator may take to say so itself.
+const LOOK_UP_PATIENCE: Duration = Duration::from_millis(500);
 /// So long a broker that did not answer is asked only after the others.
 const SILENCE_REMEMBERED: Duration = Duration::from_secs(10);
 
@@ -37,8 +39,10 @@ const METADATA_FRESH: Duration = Duration::from_millis(100);
 /// What a connection is for. Brokers answer a connection's requests in order, so what may wait long gets its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
-    /// Short questions.
+    /// What changes something, and questions of one broker.
     General,
+    /// Questions that another broker may answer instead: a broker that is slow to answer loses the connection.
+    Question,
     /// Batches of a producer, by the producer's number.
     Produce(u64),
     /// Fetches of a consumer, by the consumer's number: they wait for data.
@@ -198,10 +202,10 @@ impl<E: Env> Client<E> {
         }
     }
 
-    /// Closes the connections of a producer or consumer that has ended.
-    pub(crate) fn forget_connections(&self, mut belongs: impl FnMut(Purpose) -> bool) {
+    /// Closes the connections, by address and purpose, that belong to what has ended.
+    pub(crate) fn forget_connections(&self, belongs: impl Fn(&str, Purpose) -> bool) {
         let mut connections = lock(&self.shared.connections);
-        let ended: Vec<_> = connections.extract_if(.., |(_, purpose), _| belongs(*purpose)).collect();
+        let ended: Vec<_> = connections.extract_if(.., |(address, purpose), _| belongs(address, *purpose)).collect();
         drop(connections);
         drop(ended);
     }
@@ -224,7 +228,7 @@ impl<E: Env> Client<E> {
     }
 
     /// Asks any broker. One that is slow to answer is not waited for: another is asked beside it, and the first answer
-    /// counts. So this is for questions alone.
+    /// counts. So this is for questions, and for what may well be done twice.
     pub(crate) async fn ask_any<R: Call>(
         &self,
         request: impl Fn(i16) -> R,
@@ -233,14 +237,14 @@ impl<E: Env> Client<E> {
         let patience = self.patience_of_each(addresses.len());
         let mut addresses = addresses.into_iter();
         let mut asked = FuturesUnordered::new();
-        let mut silent = BTreeSet::new();
+        let mut unanswered: BTreeMap<String, Instant> = BTreeMap::new();
         let mut last = String::new();
-        loop {
+        let result = loop {
             if let Some(address) = addresses.next() {
-                silent.insert(address.clone());
-                asked.push(self.ask_one(address, patience, &request));
+                unanswered.insert(address.clone(), E::now());
+                asked.push(self.ask_one(address, Purpose::Question, patience, &request));
             } else if asked.is_empty() {
-                return Err(ClientError::NoBroker { reason: last });
+                break Err(ClientError::NoBroker { reason: last });
             }
             let answered = if addresses.len() > 0 {
                 timeout::<E, _>(ASK_ANOTHER_AFTER, asked.next()).await
@@ -249,15 +253,25 @@ impl<E: Env> Client<E> {
             };
             match answered {
                 Ok(Some((address, Ok(response)))) => {
-                    silent.remove(&address);
-                    self.remember_silent(silent);
-                    return Ok((address, response));
+                    unanswered.remove(&address);
+                    break Ok((address, response));
                 }
                 Ok(Some((_, Err(error @ ClientError::Encode(_))))) => return Err(error),
-                Ok(Some((_, Err(error)))) => last = error.to_string(),
+                Ok(Some((address, Err(error)))) => {
+                    unanswered.remove(&address);
+                    self.remember_silent([address]);
+                    last = error.to_string();
+                }
                 Ok(None) | Err(_) => {}
             }
-        }
+        };
+        drop(asked);
+        let now = E::now();
+        unanswered.retain(|_, asked_at| now.saturating_duration_since(*asked_at) >= ASK_ANOTHER_AFTER);
+        // Nobody waits for their answers any more, so nobody would find out that none ever comes.
+        self.forget_connections(|address, purpose| purpose == Purpose::Question && unanswered.contains_key(address));
+        self.remember_silent(unanswered.into_keys());
+        result
     }
 
     /// Has any broker do something, once each until one answers. Those that did not may have done it.
@@ -269,7 +283,7 @@ impl<E: Env> Client<E> {
         let patience = self.patience_of_each(addresses.len());
         let mut last = String::new();
         for address in addresses {
-            match self.ask_one(address, patience, &request).await {
+            match self.ask_one(address, Purpose::General, patience, &request).await {
                 (address, Ok(response)) => return Ok((address, response)),
                 (_, Err(error @ ClientError::Encode(_))) => return Err(error),
                 (address, Err(error)) => {
@@ -289,10 +303,11 @@ impl<E: Env> Client<E> {
     async fn ask_one<R: Call>(
         &self,
         address: String,
+        purpose: Purpose,
         patience: Duration,
         request: &impl Fn(i16) -> R,
     ) -> (String, Result<R::Response, ClientError>) {
-        let result = self.ask(&address, Purpose::General, patience, request).await;
+        let result = self.ask(&address, purpose, patience, request).await;
         match &result {
             Ok(_) => drop(lock(&self.shared.silent).remove(&address)),
             Err(error) => tracing::debug!(address, %error, "no answer"),
@@ -458,19 +473,28 @@ impl<E: Env> Client<E> {
     }
 
     /// Address of the broker that coordinates `group`, asked for now.
-    pub(crate) async fn find_coordinator(&self, group: &str) -> Result<String, ClientError> {
-        let (_, response) = self
-            .ask_any(|version| {
-                let mut request = FindCoordinatorRequest::default();
-                let key = StrBytes::from_string(group.to_owned());
-                if version >= 4 {
-                    request.coordinator_keys = vec![key];
-                } else {
-                    request.key = key;
-                }
-                request
-            })
-            .await?;
+    async fn find_coordinator(&self, group: &str) -> Result<String, ClientError> {
+        let address = self.look_up_coordinator(group, None).await?;
+        lock(&self.shared.coordinators).insert(group.to_owned(), address.clone());
+        Ok(address)
+    }
+
+    /// Address of the coordinator of `group` in the words of the broker at `from`, or of any broker.
+    pub(crate) async fn look_up_coordinator(&self, group: &str, from: Option<&str>) -> Result<String, ClientError> {
+        let request = |version| {
+            let mut request = FindCoordinatorRequest::default();
+            let key = StrBytes::from_string(group.to_owned());
+            if version >= 4 {
+                request.coordinator_keys = vec![key];
+            } else {
+                request.key = key;
+            }
+            request
+        };
+        let response = match from {
+            Some(address) => self.ask(address, Purpose::Question, LOOK_UP_PATIENCE, request).await?,
+            None => self.ask_any(request).await?.1,
+        };
         let what = || format!("finding the coordinator of group {group}");
         check_code(what, response.error_code, response.error_message.as_deref())?;
         let (host, port) = match response.coordinators.first() {
@@ -483,9 +507,7 @@ impl<E: Env> Client<E> {
         if host.is_empty() || port <= 0 {
             return Err(ClientError::broker(what(), ErrorCode::CoordinatorNotAvailable.code(), None));
         }
-        let address = address_of(host, port);
-        lock(&self.shared.coordinators).insert(group.to_owned(), address.clone());
-        Ok(address)
+        Ok(address_of(host, port))
     }
 
     /// The coordinator of `group` is no longer at `address`, or does not answer there. What was learnt since is kept.

@@ -147,7 +147,7 @@ impl<E: Env> BrokerConnection<E> {
         let writing = E::spawn({
             let waiting = Arc::clone(&waiting);
             async move {
-                if let Err(error) = write_requests(connection.writer, to_write).await {
+                if let Err(error) = write_requests(connection.writer, to_write, &waiting).await {
                     waiting.close(&error.to_string());
                 }
             }
@@ -189,6 +189,9 @@ impl<E: Env> BrokerConnection<E> {
     /// Nothing more is sent, and all that wait for an answer get an error.
     pub(crate) fn close(&self, reason: &str) {
         self.waiting.close(reason);
+        for task in &*self.tasks.lock().unwrap_or_else(PoisonError::into_inner) {
+            task.abort();
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -303,11 +306,16 @@ async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R) -> io::Result<Bytes> {
 async fn write_requests<W: AsyncWrite + Unpin>(
     writer: W,
     mut frames: mpsc::UnboundedReceiver<EncodedFrame>,
+    waiting: &Waiting,
 ) -> io::Result<()> {
     let mut writer = BufWriter::with_capacity(BUFFER_LEN, writer);
     while let Some(frame) = frames.recv().await {
         let mut next = Some(frame);
         while let Some(frame) = next {
+            // What was given up must not arrive after it was sent again elsewhere.
+            if waiting.closed_reason().is_some() {
+                return Ok(());
+            }
             for segment in &frame.segments {
                 writer.write_all(segment).await?;
             }

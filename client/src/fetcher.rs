@@ -170,7 +170,7 @@ impl<E: Env> Drop for Fetcher<E> {
         self.shared.lock().closed = true;
         self.shared.wake.notify_one();
         let number = self.shared.number;
-        self.shared.client.forget_connections(|purpose| purpose == Purpose::Fetch(number));
+        self.shared.client.forget_connections(|_, purpose| purpose == Purpose::Fetch(number));
     }
 }
 

@@ -159,7 +159,7 @@ impl<E: Env> Client<E> {
         let partitions = places.keys().map(|at| (Arc::clone(&at.topic), at.partition)).collect();
         let role = Role::Leader { broker: leader, partitions };
         let response = self
-            .ask_in_role(&address, &role, Purpose::General, patience, |_| {
+            .ask_in_role(&address, &role, Purpose::Question, patience, |_| {
                 let mut topics: BTreeMap<&Arc<str>, ListOffsetsTopic> = BTreeMap::new();
                 for (at, place) in places {
                     let topic = topics.entry(&at.topic).or_default();

@@ -130,7 +130,7 @@ impl<E: Env> Drop for Producer<E> {
         self.shared.finish(over);
         self.shared.wake.notify_one();
         let number = self.shared.number;
-        self.shared.client.forget_connections(|purpose| purpose == Purpose::Produce(number));
+        self.shared.client.forget_connections(|_, purpose| purpose == Purpose::Produce(number));
     }
 }
 

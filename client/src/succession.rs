@@ -126,11 +126,15 @@ impl<E: Env> Client<E> {
                 let other_leader = |(topic, partition): &(Arc<str>, i32)| {
                     self.cached_topic(topic)?.partition(*partition)?.leader.filter(|leader| leader != broker)
                 };
-                Ok(partitions.iter().find_map(other_leader).map(|leader| format!("broker {leader}")))
+                // Of all partitions: a broker that still leads one of them may be about to answer.
+                let successors: Option<Vec<i32>> = partitions.iter().map(other_leader).collect();
+                Ok(successors.and_then(|all| all.first().map(|leader| format!("broker {leader}"))))
             }
             Role::Coordinator { group } => {
-                let found = self.find_coordinator(group).await?;
-                Ok((found != address).then_some(found))
+                let found = self.look_up_coordinator(group, None).await?;
+                // Whoever answered may lag behind: the one that was named must say the same of itself.
+                let is_it = found != address && self.look_up_coordinator(group, Some(&found)).await? == found;
+                Ok(is_it.then_some(found))
             }
         }
     }

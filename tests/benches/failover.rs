@@ -272,7 +272,7 @@ fn show(failure: Failure, rounds: &[[Duration; 3]]) {
 
 #[tokio::main]
 async fn main() {
-    let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS).max(1);
     let mut cluster = Cluster::start_with(3, |_, config| {
         config["cluster"].as_object_mut().expect("an object").remove("shards");
         config.as_object_mut().expect("an object").remove("groups");

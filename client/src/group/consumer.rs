@@ -52,7 +52,7 @@ impl<E: Env> Drop for GroupConsumer<E> {
         self.member.lock().is_closing = true;
         self.member.wake.notify_one();
         let number = self.member.number;
-        self.member.client.forget_connections(|purpose| purpose == Purpose::Group(number));
+        self.member.client.forget_connections(|_, purpose| purpose == Purpose::Group(number));
     }
 }
 

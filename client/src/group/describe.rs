@@ -99,7 +99,7 @@ impl<E: Env> Admin<E> {
         let as_consumer = client
             .ask_coordinator(
                 group,
-                Purpose::General,
+                Purpose::Question,
                 client.patience(),
                 |_| {
                     let mut request = ConsumerGroupDescribeRequest::default();
@@ -126,7 +126,7 @@ impl<E: Env> Admin<E> {
         let response = client
             .ask_coordinator(
                 group,
-                Purpose::General,
+                Purpose::Question,
                 client.patience(),
                 |_| {
                     let mut request = DescribeGroupsRequest::default();
@@ -198,7 +198,7 @@ impl<E: Env> Client<E> {
             let answer = self
                 .ask_coordinator(
                     group,
-                    Purpose::General,
+                    Purpose::Question,
                     self.patience(),
                     |version| offset_fetch_request(group, partitions, version),
                     error_of_offset_fetch,

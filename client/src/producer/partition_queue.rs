@@ -226,8 +226,11 @@ impl PartitionQueue {
         let mut over = Vec::new();
         let retry_after = |queue: &mut Self, error: ClientError| {
             queue.sent[at].last_error = Some(error);
-            queue.retry_at = Some(now + delay(queue.attempts_failed));
-            queue.attempts_failed = queue.attempts_failed.saturating_add(1);
+            // Batches that were in flight together fail together: that is one failure.
+            if queue.retry_at.is_none_or(|at| at <= now) {
+                queue.retry_at = Some(now + delay(queue.attempts_failed));
+                queue.attempts_failed = queue.attempts_failed.saturating_add(1);
+            }
         };
         match answer {
             Answer::Stored(ack) => {

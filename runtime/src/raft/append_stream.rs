@@ -24,11 +24,14 @@ where
     E: Env,
     S: Stream<Item = Request<E>> + Send + Unpin + 'static,
 {
-    let merged = stream::unfold((requests, None::<Option<LogId>>), |(mut requests, sent_upto)| async move {
+    // Fused: the end may be met while a request is held back, and is asked for once more after that one.
+    let merged = stream::unfold((requests.fuse(), None::<Option<LogId>>), |(mut requests, sent_upto)| async move {
         let mut request = requests.next().await?;
+        let deadline = E::now() + COMMIT_NEWS_DELAY;
         // The first request of a stream probes what the follower has, and is never held back.
         while request.entries.is_empty() && sent_upto == Some(request.prev_log_id) {
-            match timeout::<E, _>(COMMIT_NEWS_DELAY, requests.next()).await {
+            let left = deadline.saturating_duration_since(E::now());
+            match timeout::<E, _>(left, requests.next()).await {
                 Ok(Some(next)) => request = next,
                 Ok(None) | Err(_) => break,
             }
@@ -72,6 +75,18 @@ mod tests {
         let sent: Vec<_> =
             merge_commit_news::<TokioEnv, _>(stream::iter(requests)).map(|request| summary(&request)).collect().await;
         assert_eq!(sent, [(0, 0), (1, 0), (2, 1)]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_while_news_is_held_back_is_not_asked_again() {
+        // As openraft makes its streams: one that panics when it is asked after its end.
+        let requests = stream::unfold(vec![request(2, 1, 1), request(1, 1, 0)], |mut left| async move {
+            let request = left.pop()?;
+            Some((request, left))
+        });
+        let merged = merge_commit_news::<TokioEnv, _>(requests.boxed());
+        let sent: Vec<_> = merged.map(|request| summary(&request)).collect().await;
+        assert_eq!(sent, [(1, 0), (0, 1)]);
     }
 
     #[tokio::test]
