@@ -208,6 +208,10 @@ impl World {
         world
     }
 
+    fn wall_ms(&self) -> i64 {
+        harness::WALL_MS + self.now_ms as i64
+    }
+
     fn create_topic(&mut self, id: u8) {
         self.topics += 1;
         self.apply(&Op::CreateTopic(CreateTopic {
@@ -275,7 +279,7 @@ impl World {
                 self.client_hears(beat, reply);
             }
             (
-                Op::RebalancePartitions(RebalancePartitions::Assign { group_id, member_id: Some(member_id) }),
+                Op::RebalancePartitions(RebalancePartitions::Assign { group_id, member_id: Some(member_id), .. }),
                 Reply::Heartbeat(Ok(reply)),
             ) => {
                 hear(group_id, member_id);
@@ -307,7 +311,10 @@ impl World {
                     }
                 }
             }
-            (Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { group_id, term, members }), Reply::Done(done)) => {
+            (
+                Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { group_id, term, members, .. }),
+                Reply::Done(done),
+            ) => {
                 assert!(!done || *term == self.position.term, "an expiry of an earlier term");
                 for member in members.iter().filter(|member| member.reason == ExpiryReason::Session) {
                     let known = |view: &GroupView| view.members.iter().any(|known| known.member_id == member.member_id);
@@ -460,6 +467,7 @@ impl World {
                 self.apply(&Op::LeaveConsumerGroup(LeaveConsumerGroup::Classic {
                     group_id: group_name(*group),
                     members,
+                    now_ms: self.wall_ms(),
                 }));
             }
             Step::Sync { group, member, stale } => {
@@ -473,6 +481,7 @@ impl World {
                     protocol_type: None,
                     protocol_name: None,
                     assignments: (0..MEMBERS).map(|other| (self.member_of(*group, other), vec![other])).collect(),
+                    now_ms: self.wall_ms(),
                 }));
                 if reply == Reply::Sync(Ok(())) {
                     self.table.synced(&group_name(*group), &member_id, generation, self.now_ms);
@@ -563,12 +572,14 @@ impl World {
                             [usize::from(*reason)],
                         silent_ms: 1,
                     }],
+                    now_ms: self.wall_ms(),
                 }));
             }
             Step::StaleCompleteJoin { group, back } => {
                 self.apply(&Op::RebalancePartitions(RebalancePartitions::CompleteJoin {
                     group_id: group_name(*group),
                     since: self.position.index.saturating_sub(*back),
+                    now_ms: self.wall_ms(),
                 }));
             }
             Step::Repeat { back } => {
@@ -649,7 +660,11 @@ impl World {
     }
 
     fn assign(&mut self, group_id: &str, member_id: Option<String>) {
-        self.apply(&Op::RebalancePartitions(RebalancePartitions::Assign { group_id: group_id.to_owned(), member_id }));
+        self.apply(&Op::RebalancePartitions(RebalancePartitions::Assign {
+            group_id: group_id.to_owned(),
+            member_id,
+            now_ms: self.wall_ms(),
+        }));
     }
 
     fn pass(&mut self, ms: u64) {
@@ -657,7 +672,7 @@ impl World {
         let mut rounds = 0;
         while let Some(due_ms) = self.table.next_deadline().filter(|due_ms| *due_ms <= end_ms) {
             self.now_ms = self.now_ms.max(due_ms);
-            for op in self.table.expired(self.now_ms) {
+            for op in self.table.expired(self.now_ms, self.wall_ms()) {
                 self.apply(&op);
             }
             rounds += 1;

@@ -108,12 +108,17 @@ impl ClassicMember {
 
     /// Names of its protocols, each once.
     fn protocol_names(&self) -> impl Iterator<Item = &str> {
-        self.protocols
-            .iter()
-            .enumerate()
-            .filter(|(i, (name, _))| !self.protocols.iter().take(*i).any(|(earlier, _)| earlier == name))
-            .map(|(_, (name, _))| name.as_str())
+        protocol_names(&self.protocols)
     }
+}
+
+/// Names of protocols that a member offers, each once.
+pub(super) fn protocol_names(protocols: &[(String, Vec<u8>)]) -> impl Iterator<Item = &str> {
+    protocols
+        .iter()
+        .enumerate()
+        .filter(|(i, (name, _))| !protocols.iter().take(*i).any(|(earlier, _)| earlier == name))
+        .map(|(_, (name, _))| name.as_str())
 }
 
 impl ClassicGroup {

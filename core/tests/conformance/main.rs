@@ -9,4 +9,5 @@ mod harness;
 
 mod classic;
 mod consumer;
+mod migration;
 mod offsets;

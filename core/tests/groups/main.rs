@@ -1,6 +1,7 @@
 //! Consumer groups as their clients see them, op by op.
 //! The behaviours that coordinators get wrong have a test target of their own, `conformance`.
 
+mod admin;
 mod assignment;
 mod classic;
 mod consumer;

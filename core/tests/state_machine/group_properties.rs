@@ -67,6 +67,7 @@ fn heartbeat(member_epoch: impl Strategy<Value = i32>) -> impl Strategy<Value = 
         any::<u32>(),
         any::<u32>(),
         prop_oneof![6 => Just(100_u32), 1 => 0_u32..4],
+        any::<i64>(),
     );
     (group_id(), member_id(), member_epoch, instance_id(), any::<Option<u8>>(), subscription, timing).prop_map(
         |(group_id, member_id, member_epoch, instance_id, rack, subscription, timing)| ConsumerHeartbeat {
@@ -85,6 +86,7 @@ fn heartbeat(member_epoch: impl Strategy<Value = i32>) -> impl Strategy<Value = 
             session_timeout_ms: timing.1,
             heartbeat_interval_ms: timing.2,
             members_max: timing.3,
+            now_ms: timing.4,
         },
     )
 }
@@ -132,6 +134,7 @@ fn classic_join() -> impl Strategy<Value = ClassicJoin> {
             require_known_member_id,
             initial_rebalance_delay_ms: times.2,
             members_max,
+            now_ms: 3,
         })
 }
 
@@ -143,10 +146,11 @@ fn leave() -> impl Strategy<Value = LeaveConsumerGroup> {
     });
     prop_oneof![
         (group_id(), prop::collection::vec((member_id(), instance_id()), 0..3))
-            .prop_map(|(group_id, members)| LeaveConsumerGroup::Classic { group_id, members }),
+            .prop_map(|(group_id, members)| LeaveConsumerGroup::Classic { group_id, members, now_ms: 0 }),
         heartbeat(prop::sample::select(vec![-1, -2, -1, -2, 0, 3])).prop_map(LeaveConsumerGroup::Consumer),
-        (group_id(), 0_u64..4, prop::collection::vec(expired, 0..3))
-            .prop_map(|(group_id, term, members)| LeaveConsumerGroup::Expired { group_id, term, members }),
+        (group_id(), 0_u64..4, prop::collection::vec(expired, 0..3)).prop_map(|(group_id, term, members)| {
+            LeaveConsumerGroup::Expired { group_id, term, members, now_ms: i64::MIN }
+        }),
     ]
 }
 
@@ -164,15 +168,16 @@ fn rebalance() -> impl Strategy<Value = RebalancePartitions> {
                 protocol_type: protocol_type.map(str::to_owned),
                 protocol_name: protocol_name.map(str::to_owned),
                 assignments,
+                now_ms: 5,
             }
         },
     );
     prop_oneof![
         3 => sync,
         2 => (group_id(), prop_oneof![4 => 0_u64..60, 1 => any::<u64>()])
-            .prop_map(|(group_id, since)| RebalancePartitions::CompleteJoin { group_id, since }),
+            .prop_map(|(group_id, since)| RebalancePartitions::CompleteJoin { group_id, since, now_ms: i64::MAX }),
         3 => (group_id(), prop::option::of(member_id()))
-            .prop_map(|(group_id, member_id)| RebalancePartitions::Assign { group_id, member_id }),
+            .prop_map(|(group_id, member_id)| RebalancePartitions::Assign { group_id, member_id, now_ms: 7 }),
     ]
 }
 
