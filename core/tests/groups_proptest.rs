@@ -8,11 +8,12 @@ mod harness;
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    ClassicJoin, CommitOffset, ConsumerHeartbeat, CreateTopic, DeleteTopic, ExpiredMember, ExpiryReason,
-    HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, RebalancePartitions, UpdateMetadata,
+    ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic,
+    ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup,
+    RebalancePartitions, ResolveRegularExpression, UpdateMetadata,
 };
 use lockstep_core::reply::HeartbeatReply;
-use lockstep_core::view::{GroupType, GroupView, HeartbeatCheck};
+use lockstep_core::view::{GroupType, GroupView, HeartbeatCheck, MemberView};
 use lockstep_core::{ClusterStateMachine, Effect, GroupError, Op, Position, Reply, SessionTable, ShardId};
 use proptest::prelude::*;
 
@@ -29,6 +30,8 @@ enum Step {
         known: bool,
         instance: Option<u8>,
         protocols: u8,
+        topics: u8,
+        eager: bool,
         delay: bool,
         require_id: bool,
         max: u8,
@@ -47,6 +50,7 @@ enum Step {
         member: u8,
         instance: Option<u8>,
         topics: u8,
+        regex: bool,
         range: bool,
     },
     ConsumerBeat {
@@ -91,6 +95,25 @@ enum Step {
     Repeat {
         back: usize,
     },
+    DeleteGroup {
+        group: u8,
+    },
+    DeleteOffsets {
+        group: u8,
+        partition: u32,
+    },
+    ExpireOffsets {
+        retention_ms: u64,
+    },
+    Configure {
+        group: u8,
+        session_ms: Option<u32>,
+    },
+    Resolve {
+        group: u8,
+        topics: u8,
+        back: u64,
+    },
     Topic {
         id: u8,
         change: u8,
@@ -123,15 +146,25 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Owned::Everything),
     ];
     prop_oneof![
-        10 => (group.clone(), member.clone(), any::<bool>(), instance(), 1..4_u8, any::<bool>(), any::<bool>(), 2..7_u8)
-            .prop_map(|(group, member, known, instance, protocols, delay, require_id, max)| Step::ClassicJoin {
-                group, member, known, instance, protocols, delay, require_id, max
+        14 => (
+            (group.clone(), member.clone(), any::<bool>(), instance(), 1..4_u8),
+            (0..8_u8, any::<bool>(), any::<bool>(), any::<bool>(), 2..7_u8),
+        )
+            .prop_map(|((group, member, known, instance, protocols), (topics, eager, delay, require_id, max))| {
+                Step::ClassicJoin { group, member, known, instance, protocols, topics, eager, delay, require_id, max }
             }),
+        1 => group.clone().prop_map(|group| Step::DeleteGroup { group }),
+        2 => (group.clone(), 0..4_u32).prop_map(|(group, partition)| Step::DeleteOffsets { group, partition }),
+        2 => prop_oneof![Just(0_u64), 0..100_000_u64].prop_map(|retention_ms| Step::ExpireOffsets { retention_ms }),
+        1 => (group.clone(), proptest::option::of(1_000..90_000_u32))
+            .prop_map(|(group, session_ms)| Step::Configure { group, session_ms }),
+        3 => (group.clone(), 0..8_u8, prop_oneof![3 => Just(0_u64), 1 => 0..4_u64])
+            .prop_map(|(group, topics, back)| Step::Resolve { group, topics, back }),
         3 => (group.clone(), proptest::collection::vec((proptest::option::of(member.clone()), instance()), 1..3))
             .prop_map(|(group, members)| Step::ClassicLeave { group, members }),
         8 => (group.clone(), member.clone(), off()).prop_map(|(group, member, stale)| Step::Sync { group, member, stale }),
-        10 => (group.clone(), member.clone(), instance(), 0..4_u8, any::<bool>()).prop_map(
-            |(group, member, instance, topics, range)| Step::ConsumerJoin { group, member, instance, topics, range }
+        10 => (group.clone(), member.clone(), instance(), 0..4_u8, proptest::bool::weighted(0.2), any::<bool>()).prop_map(
+            |(group, member, instance, topics, regex, range)| Step::ConsumerJoin { group, member, instance, topics, regex, range }
         ),
         24 => (group.clone(), member.clone(), off(), owned, proptest::option::weighted(0.2, 0..4_u8), any::<bool>()).prop_map(
             |(group, member, epoch_off, owned, topics, follow)| Step::ConsumerBeat { group, member, epoch_off, owned, topics, follow }
@@ -232,7 +265,14 @@ impl World {
         assert_eq!(applied, twin);
         self.state.check_invariants().expect("invariants hold");
         assert_eq!(self.state.digest(), self.twin.digest(), "replicas agree");
-        self.epochs_go_on(&before);
+        if removes_groups(op) {
+            let state = &self.state;
+            self.committed.retain(|(group_id, topic, partition), _| {
+                state.committed_offset(group_id, topic_id(*topic), *partition).is_some()
+            });
+        } else {
+            self.epochs_go_on(&before);
+        }
         if refused(&applied.reply) {
             self.refused_changes_nothing(op, &applied.reply, digest);
         }
@@ -267,8 +307,10 @@ impl World {
                 Op::RebalancePartitions(RebalancePartitions::Sync { group_id, member_id, generation, .. }),
                 Reply::Sync(Ok(())),
             ) => {
-                assert_eq!(before[group_id].epoch, *generation, "a stale sync was taken");
-                hear(group_id, member_id);
+                if before[group_id].group_type == GroupType::Classic {
+                    assert_eq!(before[group_id].epoch, *generation, "a stale sync was taken");
+                    hear(group_id, member_id);
+                }
             }
             (
                 Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(beat))
@@ -434,13 +476,18 @@ impl World {
 
     fn run(&mut self, step: &Step) {
         match step {
-            Step::ClassicJoin { group, member, known, instance, protocols, delay, require_id, max } => {
+            Step::ClassicJoin { group, member, known, instance, protocols, topics, eager, delay, require_id, max } => {
                 let names = ["range", "roundrobin"];
+                let ids: Vec<u8> = (1..4).filter(|id| topics & (1 << (id - 1)) != 0).collect();
+                let owned =
+                    if *eager { Parts::new() } else { self.assigned_to(*group, &self.member_of(*group, *member)) };
+                // Now and then bytes that are no subscription.
+                let metadata = if ids.len() == 2 { vec![*topics] } else { harness::subscription(&ids, &owned) };
                 let protocols = names
                     .iter()
                     .enumerate()
                     .filter(|(i, _)| protocols & (1 << i) != 0)
-                    .map(|(_, name)| ((*name).to_owned(), vec![*protocols]))
+                    .map(|(_, name)| ((*name).to_owned(), metadata.clone()))
                     .collect();
                 let fresh = self.fresh_name();
                 self.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Classic(ClassicJoin {
@@ -480,14 +527,21 @@ impl World {
                     instance_id: None,
                     protocol_type: None,
                     protocol_name: None,
-                    assignments: (0..MEMBERS).map(|other| (self.member_of(*group, other), vec![other])).collect(),
+                    assignments: (0..MEMBERS)
+                        .map(|other| {
+                            (
+                                self.member_of(*group, other),
+                                harness::assignment(&Parts::from([(3, u32::from(other) % 4)])),
+                            )
+                        })
+                        .collect(),
                     now_ms: self.wall_ms(),
                 }));
                 if reply == Reply::Sync(Ok(())) {
                     self.table.synced(&group_name(*group), &member_id, generation, self.now_ms);
                 }
             }
-            Step::ConsumerJoin { group, member, instance, topics: ids, range } => {
+            Step::ConsumerJoin { group, member, instance, topics: ids, regex, range } => {
                 let ids: Vec<u8> = (1..4).filter(|id| ids & (1 << (id - 1)) != 0).collect();
                 let member_id = self.member_of(*group, *member);
                 self.beat(
@@ -496,6 +550,7 @@ impl World {
                         instance_id: instance_name(*instance),
                         rebalance_timeout_ms: 60_000,
                         subscribed_topic_names: Some(topics(&ids)),
+                        subscribed_topic_regex: Some(if *regex { "t.*".to_owned() } else { String::new() }),
                         owned: Some(Vec::new()),
                         server_assignor: range.then(|| "range".to_owned()),
                         ..heartbeat(&member_id, 0)
@@ -549,6 +604,52 @@ impl World {
                 if reply == Reply::Commit(Ok(vec![Ok(())])) {
                     self.committed.insert((group_name(*group), 3, *partition), offset);
                 }
+            }
+            Step::DeleteGroup { group } => {
+                let members = self.state.group(&group_name(*group)).map(|view| view.members.len());
+                let reply = self.apply(&Op::DeleteGroup(DeleteGroup { group_id: group_name(*group) }));
+                let expected = match members {
+                    None => Err(GroupError::GroupNotFound),
+                    Some(0) => Ok(()),
+                    Some(_) => Err(GroupError::NonEmptyGroup),
+                };
+                assert_eq!(reply, Reply::Group(expected));
+            }
+            Step::DeleteOffsets { group, partition } => {
+                let topics = topic_partitions(&Parts::from([(3, *partition)]));
+                let group_id = group_name(*group);
+                let reply = self.apply(&Op::DeleteOffsets(DeleteOffsets { group_id: group_id.clone(), topics }));
+                let left = self.state.committed_offset(&group_id, topic_id(3), *partition);
+                assert!(reply != Reply::Commit(Ok(vec![Ok(())])) || left.is_none());
+            }
+            Step::ExpireOffsets { retention_ms } => {
+                let now_ms = self.wall_ms();
+                let groups = self.state.groups_to_expire(now_ms, *retention_ms, 10);
+                let any = !groups.is_empty();
+                let op = ExpireOffsets { now_ms, retention_ms: *retention_ms, groups };
+                assert_eq!(self.apply(&Op::ExpireOffsets(op)), Reply::Done(any));
+                assert!(self.state.groups_to_expire(now_ms, *retention_ms, 10).is_empty(), "all at once");
+            }
+            Step::Configure { group, session_ms } => {
+                let value = session_ms.map(|session_ms| session_ms.to_string());
+                let changes = vec![("consumer.session.timeout.ms".to_owned(), value)];
+                let op = Op::ConfigureGroup(ConfigureGroup { group_id: group_name(*group), changes });
+                assert_eq!(self.apply(&op), Reply::Group(Ok(())));
+            }
+            Step::Resolve { group, topics: ids, back } => {
+                let directory = self.state.directory();
+                let mut topics: Vec<_> = (1..4)
+                    .filter(|id| ids & (1 << (id - 1)) != 0)
+                    .filter_map(|id| directory.topic(&topic(id)).map(|record| record.id))
+                    .collect();
+                topics.sort();
+                self.apply(&Op::ResolveRegularExpression(ResolveRegularExpression {
+                    group_id: group_name(*group),
+                    regex: "t.*".to_owned(),
+                    metadata_version: directory.version.saturating_sub(*back),
+                    topics,
+                    now_ms: self.wall_ms(),
+                }));
             }
             Step::Seen { group, members } => {
                 let mut members: Vec<String> = members.iter().map(|member| self.member_of(*group, *member)).collect();
@@ -693,6 +794,27 @@ impl World {
         assert_eq!(self.table.next_deadline(), None);
     }
 
+    /// A classic member of a consumer group does as it is told.
+    fn follow_classic(&mut self, group_id: &str, member: &MemberView) {
+        let checked = self.state.check_heartbeat(group_id, &member.member_id, None, member.member_epoch);
+        if checked != Err(GroupError::RebalanceInProgress) {
+            return;
+        }
+        // What it offered and subscribed to is not in the view: the protocols of the steps, in whatever combination it shares.
+        let ids: Vec<u8> =
+            member.subscribed_topic_names.iter().filter_map(|name| name.strip_prefix('t')?.parse().ok()).collect();
+        let metadata = harness::subscription(&ids, &parts(&member.assigned));
+        let both = ["range", "roundrobin"].map(|name| (name.to_owned(), metadata.clone()));
+        self.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Classic(ClassicJoin {
+            group_id: group_id.to_owned(),
+            member_id: member.member_id.clone(),
+            instance_id: member.instance_id.clone(),
+            protocols: both.to_vec(),
+            ..new_member("unused")
+        })));
+        self.assign(group_id, None);
+    }
+
     /// All consumer groups come to rest when their members do as they are told.
     fn all_come_to_rest(&mut self) {
         for group in 0..3 {
@@ -707,6 +829,10 @@ impl World {
                 }
                 let view = self.state.group(&group_name(group)).expect("a group with members");
                 for member in view.members {
+                    if member.speaks_classic {
+                        self.follow_classic(&group_name(group), &member);
+                        continue;
+                    }
                     // Whoever is away comes back.
                     let joins = member.member_epoch <= 0;
                     self.beat(
@@ -728,6 +854,11 @@ impl World {
     }
 }
 
+/// May a group go, or its offsets, for another reason than that it has become meaningless?
+fn removes_groups(op: &Op) -> bool {
+    matches!(op, Op::DeleteGroup(_) | Op::DeleteOffsets(_) | Op::ExpireOffsets(_))
+}
+
 fn touches_topics(op: &Op) -> bool {
     matches!(op, Op::CreateTopic(_) | Op::DeleteTopic(_) | Op::UpdateMetadata(_))
 }
@@ -740,6 +871,7 @@ fn refused(reply: &Reply) -> bool {
         Reply::Heartbeat(outcome) => outcome.is_err(),
         Reply::Commit(outcome) => outcome.is_err(),
         Reply::Done(done) => !done,
+        Reply::Group(outcome) => outcome.is_err(),
         _ => false,
     }
 }

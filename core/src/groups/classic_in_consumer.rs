@@ -199,12 +199,16 @@ impl ConsumerGroup {
                 Some(_) => {}
             }
         }
-        let member = self.members.get(member_id).ok_or_else(|| self.gone(member_id))?;
+        let member = self.members.get(member_id).ok_or(GroupError::UnknownMember)?;
         Ok((member, member.classic.as_ref().ok_or(GroupError::UnknownMember)?))
     }
 
-    fn gone(&self, member_id: &str) -> GroupError {
-        if self.activity.was_replaced(member_id) { GroupError::FencedInstance } else { GroupError::UnknownMember }
+    /// The same for a request that waits. Who replaced whom is not replicated, so no op may ask this.
+    fn waiting_classic_member(&self, member_id: &str) -> Result<(&ConsumerMember, &ClassicTerms), GroupError> {
+        if self.activity.was_replaced(member_id) && !self.members.contains_key(member_id) {
+            return Err(GroupError::FencedInstance);
+        }
+        self.check_classic_member(member_id, None)
     }
 
     /// Heartbeat.
@@ -246,7 +250,7 @@ impl ConsumerGroup {
 
     /// How far a JoinGroup is.
     pub(super) fn classic_join_progress(&self, member_id: &str) -> JoinProgress {
-        let (member, terms) = match self.check_classic_member(member_id, None) {
+        let (member, terms) = match self.waiting_classic_member(member_id) {
             Ok(found) => found,
             Err(error) => return JoinProgress::Done(Err(error)),
         };
@@ -275,7 +279,7 @@ impl ConsumerGroup {
         member_id: &str,
         generation: i32,
     ) -> SyncProgress {
-        SyncProgress::Done(self.check_classic_member(member_id, None).and_then(|(member, terms)| {
+        SyncProgress::Done(self.waiting_classic_member(member_id).and_then(|(member, terms)| {
             if generation != member.epoch || !terms.joined {
                 return Err(GroupError::RebalanceInProgress);
             }

@@ -223,8 +223,6 @@ impl ConsumerGroup {
         let Some(mut member) = self.members.get_mut(&op.member_id) else { return };
         let Some(terms) = (if member.classic.is_some() { member.classic.take() } else { None }) else { return };
         member.speak_consumer(op);
-        member.epoch = 0;
-        member.previous_epoch = 0;
         member.waiting = None;
         drop(member);
         self.uncount_classic(&terms);

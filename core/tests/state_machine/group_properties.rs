@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    ClassicJoin, CommitOffset, ConsumerHeartbeat, CreateTopic, ExpiredMember, ExpiryReason, HeartbeatConsumer,
-    JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit, RebalancePartitions, TopicPartitions,
+    ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets,
+    ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup,
+    OffsetToCommit, RebalancePartitions, ResolveRegularExpression, TopicPartitions,
 };
 use lockstep_core::{ClusterStateMachine, Op, Position, ShardId, TopicId};
 use proptest::prelude::*;
@@ -54,6 +55,7 @@ fn heartbeat(member_epoch: impl Strategy<Value = i32>) -> impl Strategy<Value = 
         prop_oneof![
             8 => Just(None),
             1 => Just(Some(String::new())),
+            2 => Just(Some("a.*".to_owned())),
             1 => any::<Option<String>>(),
         ],
         prop_oneof![
@@ -202,6 +204,34 @@ fn commit() -> impl Strategy<Value = CommitOffset> {
         })
 }
 
+/// Ops of administrators and of the leader's housekeeping.
+fn housekeeping() -> impl Strategy<Value = Op> {
+    let groups = prop::collection::vec(group_id(), 0..3);
+    let name = prop_oneof![
+        3 => Just("consumer.session.timeout.ms".to_owned()),
+        3 => Just("consumer.heartbeat.interval.ms".to_owned()),
+        1 => any::<String>(),
+    ];
+    let value = prop::option::of(prop_oneof![3 => Just("7000".to_owned()), 1 => any::<String>()]);
+    let topics = prop::collection::vec(strategies::topic_id(), 0..4);
+    prop_oneof![
+        1 => group_id().prop_map(|group_id| Op::DeleteGroup(DeleteGroup { group_id })),
+        2 => (group_id(), owned()).prop_map(|(group_id, topics)| Op::DeleteOffsets(DeleteOffsets { group_id, topics })),
+        2 => (any::<i64>(), any::<u64>(), groups)
+            .prop_map(|(now_ms, retention_ms, groups)| Op::ExpireOffsets(ExpireOffsets { now_ms, retention_ms, groups })),
+        1 => (group_id(), prop::collection::vec((name, value), 0..3))
+            .prop_map(|(group_id, changes)| Op::ConfigureGroup(ConfigureGroup { group_id, changes })),
+        4 => (group_id(), prop_oneof![9 => Just("a.*".to_owned()), 1 => any::<String>()], 0..6_u64, topics, any::<i64>())
+            .prop_map(|(group_id, regex, metadata_version, mut topics, now_ms)| {
+                if metadata_version > 0 {
+                    topics.sort();
+                    topics.dedup();
+                }
+                Op::ResolveRegularExpression(ResolveRegularExpression { group_id, regex, metadata_version, topics, now_ms })
+            }),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let seen = prop::collection::vec((group_id(), prop::collection::vec(member_id(), 0..4)), 0..3);
     prop_oneof![
@@ -212,6 +242,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => leave().prop_map(Op::LeaveConsumerGroup),
         7 => rebalance().prop_map(Op::RebalancePartitions),
         4 => commit().prop_map(Op::CommitOffset),
+        3 => housekeeping(),
         1 => seen.prop_map(|groups| Op::HeartbeatConsumer(HeartbeatConsumer::Seen { groups })),
         6 => heartbeat(epoch()).prop_map(|beat| Op::HeartbeatConsumer(HeartbeatConsumer::Consumer(beat))),
     ]
@@ -227,6 +258,9 @@ fn ask_everything(state: &ClusterStateMachine, group_id: &str, member_id: &str, 
     let _ = state.check_sync(group_id, member_id, instance_id, epoch, Some("consumer"), None);
     let _ = state.check_heartbeat(group_id, member_id, instance_id, epoch);
     let _ = state.heartbeat_reply(group_id, member_id);
+    let _ = state.group_timeline(group_id);
+    let _ = state.group_regexes(group_id);
+    let _ = state.groups_to_expire(i64::MAX, 0, 3);
     for listing in state.groups() {
         assert!(state.group(&listing.group_id).is_some_and(|view| view.members.len() == listing.members));
     }
