@@ -224,6 +224,8 @@ impl ErrorCode {
             GroupError::InvalidRequest(_) => Self::InvalidRequest,
             GroupError::UnsupportedRegularExpression => Self::UnsupportedVersion,
             GroupError::InvalidRegularExpression => Self::InvalidRegularExpression,
+            GroupError::NonEmptyGroup => Self::NonEmptyGroup,
+            GroupError::SubscribedToTopic => Self::GroupSubscribedToTopic,
         }
     }
 

@@ -35,7 +35,8 @@ pub(crate) async fn heartbeat<E: Env>(
     let group = request.group_id.to_string();
     let epoch = request.member_epoch;
     let fresh_id = || Uuid::from_bytes(E::random_uuid()).to_string();
-    let op = match to_op(&broker.config().groups, context, request, fresh_id) {
+    let now_ms = broker.env().wall_clock_ms();
+    let op = match to_op(&broker.config().groups, context, request, now_ms, fresh_id) {
         Ok(op) => op,
         Err(refused) => return refuse(&group, "", epoch, refused),
     };
@@ -93,6 +94,7 @@ fn to_op(
     limits: &GroupConfig,
     context: &RequestContext,
     request: ConsumerGroupHeartbeatRequest,
+    now_ms: i64,
     fresh_id: impl FnOnce() -> String,
 ) -> Result<ConsumerHeartbeat, Refused> {
     let member_id = if context.api_version == 0 && request.member_epoch == 0 && request.member_id.is_empty() {
@@ -118,6 +120,7 @@ fn to_op(
         session_timeout_ms: limits.session_timeout_ms,
         heartbeat_interval_ms: limits.heartbeat_interval_ms,
         members_max: limits.members_max,
+        now_ms,
     })
 }
 
@@ -159,8 +162,9 @@ async fn try_heartbeat<E: Env>(broker: &Broker<E>, op: ConsumerHeartbeat) -> Res
     if !reply.assignment_due {
         return Ok(reply);
     }
-    let assign =
-        Op::RebalancePartitions(RebalancePartitions::Assign { group_id: group.clone(), member_id: Some(member) });
+    let now_ms = broker.env().wall_clock_ms();
+    let assign = RebalancePartitions::Assign { group_id: group.clone(), member_id: Some(member), now_ms };
+    let assign = Op::RebalancePartitions(assign);
     propose_heartbeat(&shard, REQUEST, &group, assign).await
 }
 
@@ -267,7 +271,7 @@ mod tests {
     }
 
     fn op(version: i16, request: ConsumerGroupHeartbeatRequest) -> ConsumerHeartbeat {
-        to_op(&GroupConfig::default(), &context(version), request, || "made".to_owned()).expect("a sound request")
+        to_op(&GroupConfig::default(), &context(version), request, 0, || "made".to_owned()).expect("a sound request")
     }
 
     #[test]
@@ -290,7 +294,7 @@ mod tests {
         };
         let owned = |topics: Vec<asked::TopicPartitions>| {
             let request = ConsumerGroupHeartbeatRequest::default().with_topic_partitions(Some(topics));
-            to_op(&GroupConfig::default(), &context(1), request, String::new).map(|op| op.owned)
+            to_op(&GroupConfig::default(), &context(1), request, 0, String::new).map(|op| op.owned)
         };
         let expected = |id: u8, partitions: &[u32]| TopicPartitions {
             topic_id: TopicId([id; 16]),
@@ -320,6 +324,7 @@ mod tests {
             target: partitions.clone(),
             classic_metadata: Vec::new(),
             classic_assignment: Vec::new(),
+            speaks_classic: false,
         };
         let view = GroupView {
             group_id: "g".to_owned(),

@@ -24,6 +24,7 @@ fn join(member_id: &str, session_timeout_ms: u32) -> Op {
         session_timeout_ms,
         heartbeat_interval_ms: 100,
         members_max: 100,
+        now_ms: 0,
     }))
 }
 
