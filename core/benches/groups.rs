@@ -150,7 +150,11 @@ fn main() {
                 }));
             }
         });
-        measure(&format!("one member reconciled in a group of {members}"), 1, &shard, |shard| shard.assign(Some(7)));
+        measure(&format!("one member reconciled in a group of {members}"), 50, &shard, |shard| {
+            for number in 0..50 {
+                shard.assign(Some(number));
+            }
+        });
         measure(&format!("a heartbeat answered from the state of {members}"), 100, &shard, |shard| {
             for _ in 0..100 {
                 black_box(shard.state.check_consumer_heartbeat(&heartbeat(7, 1)));

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use crate::digest::{kind, row_hash};
 use crate::directory::Directory;
 use crate::effect::Effect;
-use crate::groups::Groups;
+use crate::groups::{Groups, SyncSender};
 use crate::ids::{Position, ShardId, TopicId, shard_of_group};
 use crate::invariants;
 use crate::op::{
@@ -396,7 +396,8 @@ impl ClusterStateMachine {
         protocol_type: Option<&str>,
         protocol_name: Option<&str>,
     ) -> Result<(), GroupError> {
-        self.groups.check_sync(group_id, member_id, instance_id, generation, protocol_type, protocol_name)
+        let sender = SyncSender { member_id, instance_id, generation, protocol_type, protocol_name };
+        self.groups.check_sync(group_id, &sender)
     }
     /// Is this the member whose SyncGroup carries the assignment of a classic group?
     #[must_use]

@@ -7,13 +7,13 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use super::classic::{SyncSender, check_instance, named_by_instance};
 use super::consumer::{ClassicTerms, ConsumerGroup, ConsumerMember, WaitingHeartbeat, subscription_hash};
 use super::consumer_heartbeat::sorted;
 use super::consumer_protocol::{PROTOCOL_TYPE, Subscription, existing, read_subscription};
 use super::group::{Context, Group, Protocol};
 use super::migration;
 use super::reconcile::{MemberState, Owned};
-use super::timeline::short;
 use crate::directory::Directory;
 use crate::op::ClassicJoin;
 use crate::reply::{ClassicJoined, GroupError};
@@ -84,12 +84,7 @@ impl ConsumerGroup {
         let joined = matches!(sender, Sender::New);
         match sender {
             Sender::New => {
-                cx.note(GroupEventKind::Joined {
-                    member_id: short(member_id),
-                    instance_id: op.instance_id.as_deref().map(short),
-                    client_id: short(&op.client_id),
-                    client_host: short(&op.client_host),
-                });
+                cx.note_joined(member_id, op.instance_id.as_deref(), &op.client_id, &op.client_host);
                 self.insert_member(cx, member_id, ConsumerMember::joining_classic(cx, op, &subscription), None);
             }
             Sender::Replaces(replaced) => {
@@ -135,7 +130,7 @@ impl ConsumerGroup {
     ) -> bool {
         let names = sorted(&subscription.topics);
         let Some(mut member) = self.members.get_mut(member_id) else { return false };
-        let before = core::mem::replace(&mut member.classic, Some(ClassicTerms::new(cx, op)));
+        let before = member.classic.replace(ClassicTerms::new(cx, op));
         let subscribed_before = (member.subscribed.clone(), member.regex.take());
         member.subscription_hash = subscription_hash(&names);
         member.subscribed.clone_from(&names);
@@ -192,13 +187,7 @@ impl ConsumerGroup {
         member_id: &str,
         instance_id: Option<&str>,
     ) -> Result<(&ConsumerMember, &ClassicTerms), GroupError> {
-        if let Some(instance_id) = instance_id {
-            match self.instances.get(instance_id) {
-                None => return Err(GroupError::UnknownMember),
-                Some(current) if current != member_id => return Err(GroupError::FencedInstance),
-                Some(_) => {}
-            }
-        }
+        check_instance(&self.instances, member_id, instance_id)?;
         let member = self.members.get(member_id).ok_or(GroupError::UnknownMember)?;
         Ok((member, member.classic.as_ref().ok_or(GroupError::UnknownMember)?))
     }
@@ -226,20 +215,13 @@ impl ConsumerGroup {
     }
 
     /// SyncGroup. A member that has to give up partitions has joined already: it is told what it keeps, and joins again by itself.
-    pub(super) fn check_classic_sync(
-        &self,
-        member_id: &str,
-        instance_id: Option<&str>,
-        generation: i32,
-        protocol_type: Option<&str>,
-        protocol_name: Option<&str>,
-    ) -> Result<(), GroupError> {
-        let (member, terms) = self.check_classic_member(member_id, instance_id)?;
-        if generation != member.epoch {
+    pub(super) fn check_classic_sync(&self, sender: &SyncSender<'_>) -> Result<(), GroupError> {
+        let (member, terms) = self.check_classic_member(sender.member_id, sender.instance_id)?;
+        if sender.generation != member.epoch {
             return Err(GroupError::IllegalGeneration);
         }
         let differs = |given: Option<&str>, own: &str| given.is_some_and(|given| given != own);
-        if differs(protocol_type, PROTOCOL_TYPE) || differs(protocol_name, terms.protocol_name()) {
+        if differs(sender.protocol_type, PROTOCOL_TYPE) || differs(sender.protocol_name, terms.protocol_name()) {
             return Err(GroupError::InconsistentProtocol);
         }
         if member.epoch < self.head.epoch && member.state != MemberState::Unrevoked {
@@ -283,7 +265,9 @@ impl ConsumerGroup {
             if generation != member.epoch || !terms.joined {
                 return Err(GroupError::RebalanceInProgress);
             }
-            self.check_classic_sync(member_id, None, generation, None, None)?;
+            let instance_id = member.instance_id.as_deref();
+            let sender = SyncSender { member_id, instance_id, generation, protocol_type: None, protocol_name: None };
+            self.check_classic_sync(&sender)?;
             Ok(SyncResult {
                 protocol_type: PROTOCOL_TYPE.to_string(),
                 protocol_name: terms.protocol_name().to_string(),
@@ -302,11 +286,9 @@ impl ConsumerGroup {
         let outcomes = members
             .iter()
             .map(|(member_id, instance_id)| {
-                let member_id = match instance_id {
-                    Some(instance_id) if member_id.is_empty() => {
-                        self.instances.get(instance_id).ok_or(GroupError::UnknownMember)?.clone()
-                    }
-                    _ => {
+                let member_id = match named_by_instance(&self.instances, member_id, instance_id.as_deref()) {
+                    Some(named) => named?,
+                    None => {
                         self.check_classic_member(member_id, instance_id.as_deref())?;
                         member_id.clone()
                     }

@@ -5,7 +5,9 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::classic::{ClassicGroup, ClassicMember, ClassicState, JoinPhase, PendingMember};
+use super::classic::{
+    ClassicGroup, ClassicMember, ClassicState, JoinPhase, PendingMember, SyncSender, named_by_instance,
+};
 use super::classic_in_consumer;
 use super::consumer_protocol::{PROTOCOL_TYPE, existing, read_assignment};
 use super::group::{Context, Group, Protocol};
@@ -175,12 +177,7 @@ impl ClassicGroup {
 
     fn add_member(&mut self, cx: &mut Context<'_>, member_id: &str, op: &ClassicJoin) -> ClassicJoined {
         let after_generation = self.head.generation;
-        cx.note(GroupEventKind::Joined {
-            member_id: short(member_id),
-            instance_id: op.instance_id.as_deref().map(short),
-            client_id: short(&op.client_id),
-            client_host: short(&op.client_host),
-        });
+        cx.note_joined(member_id, op.instance_id.as_deref(), &op.client_id, &op.client_host);
         self.insert_member(cx, member_id, &op.protocol_type, ClassicMember::from_join(op));
         self.prepare_rebalance_if_at_rest(cx, op.initial_rebalance_delay_ms);
         self.mark_joined(member_id);
@@ -350,13 +347,8 @@ impl ClassicGroup {
         let outcomes = members
             .iter()
             .map(|(member_id, instance_id)| {
-                let member_id = match instance_id {
-                    // An administrator names static members by instance id alone.
-                    Some(instance_id) if member_id.is_empty() => {
-                        self.instances.get(instance_id).ok_or(GroupError::UnknownMember)?.clone()
-                    }
-                    _ => member_id.clone(),
-                };
+                let named = named_by_instance(&self.instances, member_id, instance_id.as_deref());
+                let member_id = named.unwrap_or_else(|| Ok(member_id.clone()))?;
                 if self.drop_pending(cx, &member_id) {
                     return Ok(());
                 }
@@ -396,11 +388,7 @@ impl ClassicGroup {
             };
             if gone && self.remove_member(cx, &expiry.member_id).is_some() {
                 removed = true;
-                cx.note(GroupEventKind::Expired {
-                    member_id: short(&expiry.member_id),
-                    reason: expiry.reason,
-                    silent_ms: expiry.silent_ms,
-                });
+                cx.note_expired(expiry);
             }
         }
         if removed {
@@ -412,20 +400,15 @@ impl ClassicGroup {
     }
 
     /// What a SyncGroup is checked against, whoever sends it.
-    pub(super) fn check_sync(
-        &self,
-        member_id: &str,
-        instance_id: Option<&str>,
-        generation: i32,
-        protocol_type: Option<&str>,
-        protocol_name: Option<&str>,
-    ) -> Result<(), GroupError> {
-        self.check_member(member_id, instance_id)?;
-        if generation != self.head.generation {
+    pub(super) fn check_sync(&self, sender: &SyncSender<'_>) -> Result<(), GroupError> {
+        self.check_member(sender.member_id, sender.instance_id)?;
+        if sender.generation != self.head.generation {
             return Err(GroupError::IllegalGeneration);
         }
         let differs = |given: Option<&str>, ours: &Option<String>| given.is_some() && given != ours.as_deref();
-        if differs(protocol_type, &self.head.protocol_type) || differs(protocol_name, &self.head.protocol_name) {
+        if differs(sender.protocol_type, &self.head.protocol_type)
+            || differs(sender.protocol_name, &self.head.protocol_name)
+        {
             return Err(GroupError::InconsistentProtocol);
         }
         match self.head.state {

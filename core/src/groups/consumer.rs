@@ -336,6 +336,10 @@ impl ConsumerGroup {
         if let Some((_, Some(target))) = self.remove_member(cx, member_id) {
             self.head.released.insert(short(member_id), target);
         }
+        if self.members.is_empty() {
+            // Nobody is left to get any of it.
+            self.head.released = BTreeMap::new();
+        }
     }
 
     /// Everybody has its target, or is away. Looks on from the member that was found to be behind the last time, so that a rebalance

@@ -163,12 +163,7 @@ impl ConsumerGroup {
         let joined = matches!(sender, Sender::New);
         match sender {
             Sender::New => {
-                cx.note(GroupEventKind::Joined {
-                    member_id: short(member_id),
-                    instance_id: op.instance_id.as_deref().map(short),
-                    client_id: short(&op.client_id),
-                    client_host: short(&op.client_host),
-                });
+                cx.note_joined(member_id, op.instance_id.as_deref(), &op.client_id, &op.client_host);
                 self.insert_member(cx, member_id, ConsumerMember::joining(op), None);
             }
             Sender::Replaces(replaced) => {
@@ -373,11 +368,7 @@ impl ConsumerGroup {
             };
             if over {
                 self.release_member(cx, &expiry.member_id);
-                cx.note(GroupEventKind::Expired {
-                    member_id: short(&expiry.member_id),
-                    reason: expiry.reason,
-                    silent_ms: expiry.silent_ms,
-                });
+                cx.note_expired(expiry);
                 removed = true;
             }
         }
@@ -399,6 +390,10 @@ impl ConsumerGroup {
         }
         let member_id = member_id?;
         let Some(mut member) = self.members.get_mut(member_id) else { return Some(Err(GroupError::UnknownMember)) };
+        if member.classic.is_some() {
+            // Such a member takes its steps when it joins.
+            return Some(Err(GroupError::UnknownMember));
+        }
         let waiting = if member.waiting.is_some() { member.waiting.take() } else { None };
         drop(member);
         let (owned, tell) = waiting.map_or((None, true), |waiting| (waiting.owned, waiting.full));

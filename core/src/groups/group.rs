@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::activity::Activity;
-use super::classic::{ClassicGroup, ClassicState};
+use super::classic::{ClassicGroup, ClassicState, SyncSender};
 use super::consumer::ConsumerGroup;
 use super::rows::Rows;
 use super::table;
@@ -15,7 +15,7 @@ use super::timeline::{Rebalance, Timeline, short};
 use crate::digest::row_hash;
 use crate::directory::Directory;
 use crate::ids::{Position, TopicId};
-use crate::op::TopicPartitions;
+use crate::op::{ExpiredMember, TopicPartitions};
 use crate::reply::GroupError;
 use crate::view::{GroupConfig, GroupEvent, GroupEventKind};
 
@@ -60,6 +60,26 @@ impl<'a> Context<'a> {
     /// Something for the group's timeline.
     pub(super) fn note(&mut self, what: GroupEventKind) {
         self.events.push(what);
+    }
+
+    /// A member came.
+    pub(super) fn note_joined(&mut self, member_id: &str, instance_id: Option<&str>, client_id: &str, host: &str) {
+        self.events.push(GroupEventKind::Joined {
+            member_id: short(member_id),
+            instance_id: instance_id.map(short),
+            client_id: short(client_id),
+            client_host: short(host),
+        });
+    }
+
+    /// A member was removed because its time was up.
+    pub(super) fn note_expired(&mut self, expiry: &ExpiredMember) {
+        let ExpiredMember { member_id, reason, silent_ms, .. } = expiry;
+        self.events.push(GroupEventKind::Expired {
+            member_id: short(member_id),
+            reason: *reason,
+            silent_ms: *silent_ms,
+        });
     }
 
     /// The same of one member, by its id as the timeline keeps it.
@@ -228,21 +248,10 @@ impl Group {
     }
 
     /// SyncGroup, before anything is done for it.
-    pub(super) fn check_sync(
-        &self,
-        member_id: &str,
-        instance_id: Option<&str>,
-        generation: i32,
-        protocol_type: Option<&str>,
-        protocol_name: Option<&str>,
-    ) -> Result<(), GroupError> {
+    pub(super) fn check_sync(&self, sender: &SyncSender<'_>) -> Result<(), GroupError> {
         match &self.protocol {
-            Protocol::Classic(group) => {
-                group.check_sync(member_id, instance_id, generation, protocol_type, protocol_name)
-            }
-            Protocol::Consumer(group) => {
-                group.check_classic_sync(member_id, instance_id, generation, protocol_type, protocol_name)
-            }
+            Protocol::Classic(group) => group.check_sync(sender),
+            Protocol::Consumer(group) => group.check_classic_sync(sender),
         }
     }
 

@@ -37,6 +37,7 @@ use crate::ids::{Position, TopicId};
 use crate::op::{CommitOffset, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, RebalancePartitions};
 use crate::reply::{GroupError, Reply};
 use crate::view::{GroupConfig, GroupEventKind};
+pub(crate) use classic::SyncSender;
 use group::{At, Context, Group, Protocol};
 use rows::Rows;
 
@@ -179,13 +180,13 @@ impl Groups {
                 let at = At { directory, position, now_ms: Some(*now_ms) };
                 self.change(at, group_id, effects, |slot, cx| {
                     let Some(group) = slot else { return Reply::Sync(Err(GroupError::UnknownMember)) };
-                    let checked = group.check_sync(
+                    let checked = group.check_sync(&SyncSender {
                         member_id,
-                        instance_id.as_deref(),
-                        *generation,
-                        protocol_type.as_deref(),
-                        protocol_name.as_deref(),
-                    );
+                        instance_id: instance_id.as_deref(),
+                        generation: *generation,
+                        protocol_type: protocol_type.as_deref(),
+                        protocol_name: protocol_name.as_deref(),
+                    });
                     // In a consumer group nobody leads: what the client computed before the group was upgraded counts no more.
                     if let (Ok(()), Protocol::Classic(group)) = (&checked, &mut group.protocol) {
                         group.assign(cx, member_id, assignments);

@@ -94,8 +94,11 @@ pub(super) fn short(id: &str) -> String {
 /// Who had partitions and who gets them.
 #[derive(Default)]
 pub(super) struct Moves<'a> {
-    partitions: BTreeMap<(TopicId, u32), (Option<&'a str>, Option<&'a str>)>,
+    partitions: BTreeMap<(TopicId, u32), FromTo<'a>>,
 }
+
+/// Member ids; `None`: nobody.
+type FromTo<'a> = (Option<&'a str>, Option<&'a str>);
 
 impl<'a> Moves<'a> {
     pub(super) fn had(&mut self, member_id: &'a str, topic_id: TopicId, partitions: impl IntoIterator<Item = u32>) {

@@ -4,7 +4,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::Groups;
-use super::classic::{ClassicGroup, ClassicState};
+use super::classic::{ClassicGroup, ClassicState, SyncSender};
 use super::consumer::ConsumerGroup;
 use super::consumer_heartbeat;
 use super::group::{Group, Offset, Protocol, topic_partitions};
@@ -117,17 +117,8 @@ impl Groups {
     }
 
     /// See [`crate::ClusterStateMachine::check_sync`].
-    pub(crate) fn check_sync(
-        &self,
-        group_id: &str,
-        member_id: &str,
-        instance_id: Option<&str>,
-        generation: i32,
-        protocol_type: Option<&str>,
-        protocol_name: Option<&str>,
-    ) -> Result<(), GroupError> {
-        let group = self.groups.get(group_id).ok_or(GroupError::UnknownMember)?;
-        group.check_sync(member_id, instance_id, generation, protocol_type, protocol_name)
+    pub(crate) fn check_sync(&self, group_id: &str, sender: &SyncSender<'_>) -> Result<(), GroupError> {
+        self.groups.get(group_id).ok_or(GroupError::UnknownMember)?.check_sync(sender)
     }
 
     /// See [`crate::ClusterStateMachine::leads_classic_group`].
