@@ -118,7 +118,8 @@ impl<E: Env> LeaderDuties<E> {
     fn expire(&self) {
         let now_ms = self.replica.now_ms();
         let wall_ms = self.replica.env.wall_clock_ms();
-        let due = self.replica.sessions().as_mut().map(|sessions| sessions.expired(now_ms, wall_ms)).unwrap_or_default();
+        let due =
+            self.replica.sessions().as_mut().map(|sessions| sessions.expired(now_ms, wall_ms)).unwrap_or_default();
         for op in due {
             if let Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { group_id, members, .. }) = &op {
                 for member in members {
