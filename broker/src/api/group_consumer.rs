@@ -145,6 +145,9 @@ async fn try_heartbeat<E: Env>(broker: &Broker<E>, op: ConsumerHeartbeat) -> Res
     const REQUEST: &str = "ConsumerGroupHeartbeat";
     let (group, member) = (op.group_id.clone(), op.member_id.clone());
     let shard = coordinated(broker, REQUEST, &group)?;
+    if op.subscribed_topic_regex.as_ref().is_some_and(|pattern| !pattern.is_empty()) {
+        return Err(GroupError::UnsupportedRegularExpression.into());
+    }
     match shard.read(|state| state.check_consumer_heartbeat(&op)) {
         HeartbeatCheck::Answer(outcome) => {
             let reply = outcome?;
