@@ -15,6 +15,7 @@ pub(crate) mod group_admin;
 pub(crate) mod group_classic;
 pub(crate) mod group_consumer;
 pub(crate) mod group_coordinator;
+pub(crate) mod group_deletion;
 pub(crate) mod group_offsets;
 pub(crate) mod leader_epoch;
 pub(crate) mod list_offsets;

@@ -12,7 +12,7 @@ use lockstep_wire::codec::{
     JoinGroupRequest, TopicName, Uuid, join_group_request::JoinGroupRequestProtocol,
 };
 
-fn heartbeat(group: &str, member: &str, epoch: i32) -> ConsumerGroupHeartbeatRequest {
+pub(crate) fn heartbeat(group: &str, member: &str, epoch: i32) -> ConsumerGroupHeartbeatRequest {
     ConsumerGroupHeartbeatRequest::default()
         .with_group_id(group_id(group))
         .with_member_id(member.to_owned().into())
@@ -22,7 +22,7 @@ fn heartbeat(group: &str, member: &str, epoch: i32) -> ConsumerGroupHeartbeatReq
         .with_topic_partitions(None)
 }
 
-fn join(group: &str, member: &str) -> ConsumerGroupHeartbeatRequest {
+pub(crate) fn join(group: &str, member: &str) -> ConsumerGroupHeartbeatRequest {
     heartbeat(group, member, 0)
         .with_rebalance_timeout_ms(30_000)
         .with_subscribed_topic_names(Some(vec![TopicName("t".into())]))

@@ -5,6 +5,7 @@ mod connections;
 mod groups;
 mod groups_classic;
 mod groups_consumer;
+mod groups_deletion;
 mod http;
 mod records;
 mod support;
