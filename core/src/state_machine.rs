@@ -367,6 +367,11 @@ impl ClusterStateMachine {
     pub fn group_regexes(&self, group_id: &str) -> Vec<GroupRegex> {
         self.groups.regexes(group_id)
     }
+    /// Has this group a subscription by regular expression that was never resolved?
+    #[must_use]
+    pub fn has_unresolved_regexes(&self, group_id: &str) -> bool {
+        self.groups.has_unresolved_regexes(group_id)
+    }
     /// Groups with such subscriptions, ascending.
     #[must_use]
     pub fn groups_with_regexes(&self) -> Vec<String> {

@@ -202,6 +202,12 @@ fn broker_entries<E: Env>(broker: &Broker<E>, name: &str) -> Result<Vec<Entry>, 
             Int,
             "Partitions of a topic, unless said otherwise.",
         ),
+        entry(
+            "offsets.retention.minutes",
+            (node.offsets_retention.as_secs() / 60).to_string(),
+            Int,
+            "How long committed offsets are kept once nobody reads the topic any more.",
+        ),
         entry("socket.request.max.bytes", config.frame_bytes_max.to_string(), Int, "The longest request."),
     ])
 }

@@ -9,7 +9,7 @@ use lockstep_core::reply::HeartbeatReply;
 use lockstep_core::view::{GroupType, GroupView, HeartbeatCheck, MemberView};
 use lockstep_core::{Directory, GroupError, Op, Reply, TopicId};
 use lockstep_env::Env;
-use lockstep_runtime::Shard;
+use lockstep_runtime::{PatternError, Shard, TopicPattern};
 use lockstep_wire::codec::{
     ConsumerGroupDescribeRequest, ConsumerGroupDescribeResponse, ConsumerGroupHeartbeatRequest,
     ConsumerGroupHeartbeatResponse, GroupId, StrBytes, TopicName, Uuid, consumer_group_describe_response as described,
@@ -145,9 +145,6 @@ async fn try_heartbeat<E: Env>(broker: &Broker<E>, op: ConsumerHeartbeat) -> Res
     const REQUEST: &str = "ConsumerGroupHeartbeat";
     let (group, member) = (op.group_id.clone(), op.member_id.clone());
     let shard = coordinated(broker, REQUEST, &group)?;
-    if op.subscribed_topic_regex.as_ref().is_some_and(|pattern| !pattern.is_empty()) {
-        return Err(GroupError::UnsupportedRegularExpression.into());
-    }
     match shard.read(|state| state.check_consumer_heartbeat(&op)) {
         HeartbeatCheck::Answer(outcome) => {
             let reply = outcome?;
@@ -155,6 +152,9 @@ async fn try_heartbeat<E: Env>(broker: &Broker<E>, op: ConsumerHeartbeat) -> Res
             return Ok(reply);
         }
         HeartbeatCheck::Propose => {}
+    }
+    if let Some(pattern) = &op.subscribed_topic_regex {
+        check_pattern(pattern)?;
     }
     let op = match op.member_epoch {
         0 => Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(op)),
@@ -169,6 +169,18 @@ async fn try_heartbeat<E: Env>(broker: &Broker<E>, op: ConsumerHeartbeat) -> Res
     let assign = RebalancePartitions::Assign { group_id: group.clone(), member_id: Some(member), now_ms };
     let assign = Op::RebalancePartitions(assign);
     propose_heartbeat(&shard, REQUEST, &group, assign).await
+}
+
+/// An empty one takes the subscription back.
+fn check_pattern(pattern: &str) -> Result<(), Refused> {
+    if pattern.is_empty() {
+        return Ok(());
+    }
+    let refuse = |error: PatternError| Refused {
+        error: ErrorCode::InvalidRegularExpression,
+        message: format!("SubscribedTopicRegex is not a valid regular expression: {error}").into(),
+    };
+    TopicPattern::new(pattern).map(|_| ()).map_err(refuse)
 }
 
 async fn propose_heartbeat<E: Env>(

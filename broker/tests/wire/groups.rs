@@ -35,6 +35,7 @@ pub(crate) mod error {
     pub(crate) const UNRELEASED_INSTANCE_ID: i16 = 111;
     pub(crate) const UNSUPPORTED_ASSIGNOR: i16 = 112;
     pub(crate) const STALE_MEMBER_EPOCH: i16 = 113;
+    pub(crate) const INVALID_REGULAR_EXPRESSION: i16 = 128;
 }
 
 pub(crate) fn group_id(group: &str) -> GroupId {

@@ -57,6 +57,16 @@ impl Groups {
             .collect()
     }
 
+    /// See [`crate::ClusterStateMachine::has_unresolved_regexes`].
+    pub(crate) fn has_unresolved_regexes(&self, group_id: &str) -> bool {
+        match self.groups.get(group_id).map(|group| &group.protocol) {
+            Some(Protocol::Consumer(group)) => {
+                group.regex_subscribers.keys().any(|regex| group.regexes.get(regex).is_none())
+            }
+            _ => false,
+        }
+    }
+
     /// See [`crate::ClusterStateMachine::groups_with_regexes`].
     pub(crate) fn with_regexes(&self) -> Vec<String> {
         self.groups

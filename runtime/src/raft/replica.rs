@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use super::group_watch::GroupWatch;
 use super::snapshot::{Incoming, Outgoing};
 use super::type_config::{LogId, StoredMembership, position};
+use crate::group_upkeep::DueRegexes;
 use crate::storage::{Checkpoints, PartitionStore};
 
 /// So many digests are kept, for comparison with other replicas that are not quite as far.
@@ -42,6 +43,10 @@ pub(crate) struct Replica<E: Env> {
     pub(crate) assignments: Mutex<BTreeSet<String>>,
     /// Wakes the leader's duties.
     pub(crate) duties: Notify,
+    /// Regular expressions that members subscribe to and that the leader has to look at.
+    due_regexes: Mutex<DueRegexes>,
+    /// Wakes the leader's upkeep of groups.
+    pub(crate) upkeep: Notify,
     /// Wakes whoever follows the directory of topics and brokers.
     pub(crate) directory: Notify,
     core: RwLock<ClusterStateMachine>,
@@ -98,6 +103,8 @@ impl<E: Env> Replica<E> {
             incoming: Mutex::default(),
             assignments: Mutex::default(),
             duties: Notify::new(),
+            due_regexes: Mutex::default(),
+            upkeep: Notify::new(),
             directory: Notify::new(),
             core: RwLock::new(core),
             sessions: Mutex::default(),
@@ -168,6 +175,7 @@ impl<E: Env> Replica<E> {
         lock(&self.stopped).get_or_insert(reason);
         self.groups.change_all();
         self.duties.notify_waiters();
+        self.upkeep.notify_waiters();
     }
 
     pub(crate) fn stopped(&self) -> Option<String> {
@@ -180,6 +188,10 @@ impl<E: Env> Replica<E> {
 
     pub(crate) fn lock_assignments(&self) -> MutexGuard<'_, BTreeSet<String>> {
         lock(&self.assignments)
+    }
+
+    pub(crate) fn lock_due_regexes(&self) -> MutexGuard<'_, DueRegexes> {
+        lock(&self.due_regexes)
     }
 
     pub(crate) fn lock_outgoing(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Outgoing>>> {
