@@ -24,7 +24,8 @@ use crate::dispatch::RequestContext;
 use crate::error_code::ErrorCode;
 use crate::topics;
 
-/// ConsumerGroupDescribe v1 says which protocol a member speaks: 1 is the consumer protocol.
+/// ConsumerGroupDescribe v1 says which protocol a member speaks.
+const MEMBER_TYPE_CLASSIC: i8 = 0;
 const MEMBER_TYPE_CONSUMER: i8 = 1;
 
 pub(crate) async fn heartbeat<E: Env>(
@@ -272,7 +273,8 @@ fn answer_member(version: i16, member: MemberView, directory: &Directory) -> des
         )
         .with_assignment(assignment(member.assigned))
         .with_target_assignment(assignment(member.target));
-    if version >= 1 { described.with_member_type(MEMBER_TYPE_CONSUMER) } else { described }
+    let member_type = if member.speaks_classic { MEMBER_TYPE_CLASSIC } else { MEMBER_TYPE_CONSUMER };
+    if version >= 1 { described.with_member_type(member_type) } else { described }
 }
 
 #[cfg(test)]
@@ -323,10 +325,12 @@ mod tests {
         assert_eq!(owned(vec![topic(1, &[-1])]).map_err(|refused| refused.error), Err(ErrorCode::InvalidRequest));
     }
 
-    #[test]
-    fn responses_encode_in_every_version() {
-        let partitions = vec![TopicPartitions { topic_id: TopicId([1; 16]), partitions: vec![0, 1] }];
-        let member = MemberView {
+    fn partitions() -> Vec<TopicPartitions> {
+        vec![TopicPartitions { topic_id: TopicId([1; 16]), partitions: vec![0, 1] }]
+    }
+
+    fn member() -> MemberView {
+        MemberView {
             member_id: "m".to_owned(),
             instance_id: None,
             rack_id: None,
@@ -335,12 +339,28 @@ mod tests {
             member_epoch: 3,
             subscribed_topic_names: vec!["t".to_owned()],
             subscribed_topic_regex: String::new(),
-            assigned: partitions.clone(),
-            target: partitions.clone(),
+            assigned: partitions(),
+            target: partitions(),
             classic_metadata: Vec::new(),
             classic_assignment: Vec::new(),
             speaks_classic: false,
-        };
+        }
+    }
+
+    #[test]
+    fn a_members_protocol_is_told_from_version_1_on() {
+        for (version, speaks_classic, expected) in [(0, false, -1), (0, true, -1), (1, false, 1), (1, true, 0)] {
+            let mut member = member();
+            member.speaks_classic = speaks_classic;
+            let told = answer_member(version, member, &Directory::default());
+            assert_eq!(told.member_type, expected, "version {version}, classic: {speaks_classic}");
+        }
+    }
+
+    #[test]
+    fn responses_encode_in_every_version() {
+        let partitions = partitions();
+        let member = member();
         let view = GroupView {
             group_id: "g".to_owned(),
             group_type: GroupType::Consumer,

@@ -13,6 +13,7 @@ pub(crate) mod fetch;
 pub(crate) mod fetch_session;
 pub(crate) mod group_admin;
 pub(crate) mod group_classic;
+pub(crate) mod group_configs;
 pub(crate) mod group_consumer;
 pub(crate) mod group_coordinator;
 pub(crate) mod group_deletion;

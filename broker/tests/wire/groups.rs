@@ -25,6 +25,7 @@ pub(crate) mod error {
     pub(crate) const INVALID_SESSION_TIMEOUT: i16 = 26;
     pub(crate) const REBALANCE_IN_PROGRESS: i16 = 27;
     pub(crate) const UNSUPPORTED_VERSION: i16 = 35;
+    pub(crate) const INVALID_CONFIG: i16 = 40;
     pub(crate) const INVALID_REQUEST: i16 = 42;
     pub(crate) const NON_EMPTY_GROUP: i16 = 68;
     pub(crate) const GROUP_ID_NOT_FOUND: i16 = 69;

@@ -4,6 +4,7 @@ mod cluster;
 mod connections;
 mod groups;
 mod groups_classic;
+mod groups_configs;
 mod groups_consumer;
 mod groups_deletion;
 mod http;
