@@ -172,7 +172,7 @@ async fn settle(proposed: &mut Vec<Proposed>, failed: &mut BTreeSet<String>) {
     }
 }
 
-/// Topics whose whole names match. There are no internal topics here that would have to be left out, as Kafka does.
+/// Topics whose whole names match. None is left out: groups and their offsets are no topics here, as they are in Kafka.
 async fn matching<E: Env>(regex: &str, topics: &[(TopicId, String)]) -> Vec<TopicId> {
     let pattern = match TopicPattern::new(regex) {
         Ok(pattern) => pattern,
