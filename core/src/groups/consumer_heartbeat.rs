@@ -203,14 +203,19 @@ impl ConsumerGroup {
         by: &str,
         change: impl FnOnce(&mut ConsumerMember),
     ) {
-        let Some((mut member, target)) = self.remove_member(cx, replaced) else { return };
-        member.epoch = 0;
-        member.previous_epoch = 0;
-        member.waiting = None;
-        change(&mut member);
-        self.activity.note_replaced(replaced);
-        self.insert_member(cx, by, member, target);
-        cx.note(GroupEventKind::Replaced { member_id: short(replaced), by: short(by) });
+        // What its regular expression matches must not be forgotten in between: nobody else may subscribe by it.
+        let regex = self.members.get(replaced).and_then(|member| member.regex.clone());
+        self.count_subscription(&[], regex.as_deref());
+        if let Some((mut member, target)) = self.remove_member(cx, replaced) {
+            member.epoch = 0;
+            member.previous_epoch = 0;
+            member.waiting = None;
+            change(&mut member);
+            self.activity.note_replaced(replaced);
+            self.insert_member(cx, by, member, target);
+            cx.note(GroupEventKind::Replaced { member_id: short(replaced), by: short(by) });
+        }
+        self.uncount_subscription(&[], regex.as_deref());
     }
 
     /// A member that spoke the classic protocol joins with the consumer protocol under the same id.

@@ -144,6 +144,30 @@ fn a_regular_expression_and_names_are_added_up_and_each_member_has_its_own() {
     assert_eq!(shard.owns("b"), Parts::from([(2, 0)]));
 }
 
+#[test]
+fn a_static_member_that_comes_back_finds_its_regular_expression_resolved() {
+    let mut shard = Shard::with_topics(&[2, 1]);
+    let by_instance =
+        |member_id: &str| ConsumerHeartbeat { instance_id: Some("i".to_owned()), ..by_regex(member_id) };
+    shard.beat(&by_instance("a")).expect("joins");
+    assert!(resolve(&mut shard, 2, &[1, 2]));
+    let beat = ConsumerHeartbeat { instance_id: Some("i".to_owned()), ..owning("a", 1, &[]) };
+    shard.beat(&beat).expect("told");
+    let (epoch, owned) = (shard.view().epoch, shard.owns("a"));
+    assert_eq!(owned.len(), 3);
+    let away = ConsumerHeartbeat { instance_id: Some("i".to_owned()), ..heartbeat("a", -2) };
+    shard.beat(&away).expect("goes for a while");
+
+    let reply = shard.propose(&by_instance("b")).expect("takes the place");
+    assert!(!reply.assignment_due, "nothing is to be assigned anew");
+    assert_eq!(parts(&reply.assignment.expect("told")), owned);
+    assert_eq!(shard.view().epoch, epoch);
+    assert!(!shard.state.has_unresolved_regexes(GROUP));
+    assert_eq!(shard.state.group_regexes(GROUP)[0].resolved.as_ref().map(|(version, _)| *version), Some(2));
+    shard.beat(&ConsumerHeartbeat { instance_id: Some("i".to_owned()), ..heartbeat("b", -1) }).expect("leaves");
+    assert!(shard.state.group_regexes(GROUP).is_empty(), "forgotten with its last subscriber");
+}
+
 fn timeline(shard: &Shard) -> Vec<GroupEvent> {
     shard.state.group_timeline(GROUP)
 }
