@@ -196,6 +196,8 @@ impl SubscribedTopics {
 fn subscribed_topics(group: &Group, directory: &Directory) -> SubscribedTopics {
     match &group.protocol {
         Protocol::Classic(classic) => classic_topics(classic, directory),
+        // What an expression matches that was not resolved yet may be any topic.
+        Protocol::Consumer(consumer) if consumer.has_unresolved_regexes() => SubscribedTopics::Unknown,
         Protocol::Consumer(consumer) => {
             SubscribedTopics::Known(consumer.subscribed_topics(directory).map(|topic| topic.id).collect())
         }

@@ -60,9 +60,7 @@ impl Groups {
     /// See [`crate::ClusterStateMachine::has_unresolved_regexes`].
     pub(crate) fn has_unresolved_regexes(&self, group_id: &str) -> bool {
         match self.groups.get(group_id).map(|group| &group.protocol) {
-            Some(Protocol::Consumer(group)) => {
-                group.regex_subscribers.keys().any(|regex| group.regexes.get(regex).is_none())
-            }
+            Some(Protocol::Consumer(group)) => group.has_unresolved_regexes(),
             _ => false,
         }
     }
@@ -80,6 +78,12 @@ impl Groups {
 }
 
 impl ConsumerGroup {
+    /// Does anybody subscribe by an expression that was never resolved? Only those with subscribers are kept resolved, so that counting
+    /// is enough.
+    pub(super) fn has_unresolved_regexes(&self) -> bool {
+        self.regexes.len() < self.regex_subscribers.len()
+    }
+
     /// True when it says something that was not known. Of two resolutions the one by the later directory holds, in whatever order they
     /// come; one by a directory that this shard has not yet is refused, because the topics it names may not be there.
     fn resolve(&mut self, cx: &mut Context<'_>, op: &ResolveRegularExpression) -> bool {

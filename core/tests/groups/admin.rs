@@ -1,6 +1,9 @@
 //! What administrators do to groups, and subscriptions by regular expression, and what is told of a group's past.
 
-use lockstep_core::op::{ConfigureGroup, ConsumerHeartbeat, DeleteGroup, ResolveRegularExpression};
+use lockstep_core::op::{
+    ConfigureGroup, ConsumerHeartbeat, DeleteGroup, DeleteOffsets, ExpireOffsets, ResolveRegularExpression,
+    TopicPartitions,
+};
 use lockstep_core::view::{GroupConfig, GroupEvent, GroupEventKind, GroupState, GroupType, PartitionsMoved};
 use lockstep_core::{GroupError, Op, Reply, TopicId};
 
@@ -166,6 +169,33 @@ fn a_static_member_that_comes_back_finds_its_regular_expression_resolved() {
     assert_eq!(shard.state.group_regexes(GROUP)[0].resolved.as_ref().map(|(version, _)| *version), Some(2));
     shard.beat(&ConsumerHeartbeat { instance_id: Some("i".to_owned()), ..heartbeat("b", -1) }).expect("leaves");
     assert!(shard.state.group_regexes(GROUP).is_empty(), "forgotten with its last subscriber");
+}
+
+#[test]
+fn while_a_regular_expression_is_not_resolved_no_offset_is_removed() {
+    let mut shard = Shard::with_topics(&[2]);
+    shard.commit(&commit("", -1, 5)).expect("taken");
+    shard.beat(&by_regex("a")).expect("joins");
+    assert_eq!(shard.group_state(), GroupState::Stable);
+    let expire = Op::ExpireOffsets(ExpireOffsets {
+        groups: vec![GROUP.to_owned()],
+        retention_ms: 1_000,
+        now_ms: WALL_MS + 5_000,
+    });
+    let delete = Op::DeleteOffsets(DeleteOffsets {
+        group_id: GROUP.to_owned(),
+        topics: vec![TopicPartitions { topic_id: topic_id(1), partitions: vec![0] }],
+    });
+    assert!(shard.state.groups_to_expire(WALL_MS + 5_000, 1_000, 10).is_empty());
+    assert_eq!(shard.apply(&expire), Reply::Done(false));
+    assert_eq!(shard.apply(&delete), Reply::Commit(Ok(vec![Err(GroupError::SubscribedToTopic)])));
+    assert_eq!(shard.fetched(1, 0), Some(5));
+
+    // It matches nothing: nobody reads the topic.
+    assert!(resolve(&mut shard, 1, &[]));
+    assert_eq!(shard.group_state(), GroupState::Stable);
+    assert_eq!(shard.apply(&expire), Reply::Done(true));
+    assert_eq!(shard.fetched(1, 0), None);
 }
 
 fn timeline(shard: &Shard) -> Vec<GroupEvent> {
