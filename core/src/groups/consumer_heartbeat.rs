@@ -150,6 +150,17 @@ impl ConsumerGroup {
                 return Err(GroupError::FencedMemberEpoch);
             }
         }
+        if op.member_epoch >= 0
+            && let Some(regex) = &op.subscribed_topic_regex
+        {
+            let member_id = match &sender {
+                Sender::New => None,
+                Sender::Known => Some(&op.member_id),
+                Sender::Replaces(replaced) => Some(replaced),
+            };
+            let before = member_id.and_then(|member_id| self.members.get(member_id)?.regex.as_deref());
+            self.check_room_for_regex(before, regex)?;
+        }
         Ok(sender)
     }
 

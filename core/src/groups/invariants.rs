@@ -9,6 +9,7 @@ use super::classic::{ClassicGroup, ClassicState, protocol_names};
 use super::consumer::{ConsumerGroup, subscription_hash};
 use super::group::{Group, Protocol};
 use super::reconcile::MemberState;
+use super::regexes::REGEXES_MAX;
 use super::timeline::{BYTES_MAX, EVENTS_MAX};
 use crate::directory::Directory;
 use crate::ids::TopicId;
@@ -108,6 +109,7 @@ fn regexes_have_subscribers(group: &ConsumerGroup) -> Result<(), String> {
     }
     let unused = group.regexes.keys().any(|regex| !subscribers.contains_key(regex.as_str()));
     holds(!unused, || "a regular expression without subscribers".into())?;
+    holds(subscribers.len() <= REGEXES_MAX, || format!("{} regular expressions", subscribers.len()))?;
     let unsorted =
         group.regexes.values().any(|resolved| !resolved.topics.is_sorted_by(|earlier, later| earlier < later));
     holds(!unsorted, || "topics of a regular expression out of order".into())?;

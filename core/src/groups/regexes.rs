@@ -1,5 +1,6 @@
 //! Subscriptions by regular expression. What one matches is found out outside, and comes as an op.
 
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -13,8 +14,11 @@ use crate::directory::Directory;
 use crate::effect::Effect;
 use crate::ids::{Position, TopicId};
 use crate::op::ResolveRegularExpression;
-use crate::reply::Reply;
+use crate::reply::{GroupError, Reply};
 use crate::view::{GroupEventKind, GroupRegex};
+
+/// Different regular expressions in one group, at most: each costs the leader a match against all topics.
+pub(super) const REGEXES_MAX: usize = 100;
 
 /// What a regular expression matches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +86,19 @@ impl ConsumerGroup {
     /// is enough.
     pub(super) fn has_unresolved_regexes(&self) -> bool {
         self.regexes.len() < self.regex_subscribers.len()
+    }
+
+    /// Is there room for the regular expression of a member? `before` is the one that it has so far, which makes room when nobody else
+    /// subscribes by it.
+    pub(super) fn check_room_for_regex(&self, before: Option<&str>, regex: &str) -> Result<(), GroupError> {
+        if regex.is_empty() || self.regex_subscribers.contains_key(regex) {
+            return Ok(());
+        }
+        let given_up = before.is_some_and(|before| self.regex_subscribers.get(before) == Some(&1));
+        if self.regex_subscribers.len().saturating_sub(usize::from(given_up)) < REGEXES_MAX {
+            return Ok(());
+        }
+        Err(GroupError::InvalidRequest(format!("a group subscribes by at most {REGEXES_MAX} regular expressions")))
     }
 
     /// True when it says something that was not known. Of two resolutions the one by the later directory holds, in whatever order they

@@ -198,6 +198,32 @@ fn while_a_regular_expression_is_not_resolved_no_offset_is_removed() {
     assert_eq!(shard.fetched(1, 0), None);
 }
 
+#[test]
+fn a_group_has_at_most_a_hundred_regular_expressions() {
+    let mut shard = Shard::with_topics(&[1]);
+    let with = |member_id: &str, member_epoch: i32, regex: &str| ConsumerHeartbeat {
+        subscribed_topic_names: None,
+        subscribed_topic_regex: Some(regex.to_owned()),
+        member_epoch,
+        ..joining(member_id)
+    };
+    for i in 0..100 {
+        shard.beat(&with(&format!("m{i}"), 0, &format!("r{i}"))).expect("joins");
+    }
+    let digest = shard.digest();
+    let refused = |outcome| matches!(outcome, Err(GroupError::InvalidRequest(_)));
+    assert!(refused(shard.beat(&with("one more", 0, "r100"))));
+    assert_eq!((shard.digest(), shard.find_member("one more")), (digest, None), "nothing of it was taken in");
+    shard.beat(&with("one more", 0, "r0")).expect("one that is there costs nothing");
+    let epoch = shard.member("one more").member_epoch;
+    assert!(refused(shard.beat(&with("one more", epoch, "r100"))), "the one it has is used by another member");
+    shard.beat(&with("m99", shard.member("m99").member_epoch, "r100")).expect("in place of its own");
+    shard.beat(&with("one more", epoch, "")).expect("none at all");
+    assert_eq!(shard.state.group_regexes(GROUP).len(), 100);
+    shard.beat(&heartbeat("m1", -1)).expect("leaves");
+    shard.beat(&with("one more", shard.member("one more").member_epoch, "r101")).expect("there is room again");
+}
+
 fn timeline(shard: &Shard) -> Vec<GroupEvent> {
     shard.state.group_timeline(GROUP)
 }
