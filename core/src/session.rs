@@ -424,7 +424,9 @@ impl SessionTable {
                 self.start_timer(key, What::Revocation(member_key.clone()), u64::from(timeout_ms))
             });
         }
-        if timed.joined != session.timed.joined {
+        // Of a member that a new leader finds it cannot be told whether its SyncGroup came; one that comes later owes it.
+        let owes_sync = !known && timers.observed.is_some();
+        if timed.joined != session.timed.joined || owes_sync {
             if let Some(timer) = session.sync.take() {
                 self.stop_timer(timer);
             }

@@ -234,6 +234,46 @@ fn b13_a_classic_member_that_never_syncs_is_removed() {
     assert!(shard.find_member("b").is_some());
 }
 
+/// "n" has the only partition; the classic consumer "c" comes to its group and waits for one.
+fn with_classic_newcomer() -> (Shard, i32) {
+    let mut shard = Shard::with_topics(&[1]);
+    shard.enter("n");
+    let joined = shard.join_and_assign(&consuming("c", false, &[])).expect("joins");
+    shard.settle(&["n"]);
+    assert_eq!((shard.view().group_type, shard.owns("c")), (GroupType::Consumer, Parts::new()));
+    (shard, joined.generation)
+}
+
+fn alive_for_longer_than_a_rebalance(shard: &mut Shard, generation: i32) {
+    for _ in 0..7 {
+        shard.pass(REBALANCE_MS / 6);
+        let _ = shard.classic_beat("c", generation);
+        shard.beat_each(&["n"]);
+    }
+}
+
+#[test]
+fn b13_a_classic_member_that_is_new_and_never_syncs_is_removed() {
+    let (mut shard, generation) = with_classic_newcomer();
+    shard.pass(REBALANCE_MS / 2);
+    shard.classic_beat("c", generation).expect("alive");
+    shard.beat_each(&["n"]);
+    assert!(shard.find_member("c").is_some(), "it has time left");
+    alive_for_longer_than_a_rebalance(&mut shard, generation);
+    assert_eq!(shard.member_ids(), ["n"]);
+}
+
+#[test]
+fn b13_a_classic_member_that_has_synced_stays_also_with_a_new_leader() {
+    let (mut shard, generation) = with_classic_newcomer();
+    shard.sync_follower("c", generation).expect("synced");
+    alive_for_longer_than_a_rebalance(&mut shard, generation);
+    assert_eq!(shard.member_ids(), ["c", "n"]);
+    shard.fail_over();
+    alive_for_longer_than_a_rebalance(&mut shard, generation);
+    assert_eq!(shard.member_ids(), ["c", "n"], "the new leader cannot know of the SyncGroup");
+}
+
 #[test]
 fn b13_a_static_member_is_replaced_by_a_process_of_the_other_protocol() {
     let mut shard = Shard::with_topics(&[4]);
