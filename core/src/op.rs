@@ -419,7 +419,9 @@ pub struct ExpireOffsets {
     pub groups: Vec<String>,
 }
 
-/// Changes the configuration of a group, which need not exist (IncrementalAlterConfigs for a resource of type GROUP).
+/// Changes the configuration of a group, which need not exist (IncrementalAlterConfigs for a resource of type GROUP). Refused as an
+/// invalid request: a heartbeat interval that is not below the session timeout, a group id above 1,024 bytes, and a configuration for
+/// one more group when 10,000 of the shard have one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigureGroup {
     /// Group.

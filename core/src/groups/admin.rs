@@ -16,6 +16,10 @@ use crate::op::{ConfigureGroup, DeleteGroup, DeleteOffsets, ExpireOffsets};
 use crate::reply::{GroupError, Reply};
 use crate::view::{GroupConfig, GroupState};
 
+/// Groups that have a configuration of their own, at most, in one shard: they need not exist, so nothing else bounds them.
+const CONFIGS_MAX: usize = 10_000;
+/// The longest group id that is configured.
+const GROUP_ID_BYTES_MAX: usize = 1024;
 /// Kafka's name of [`GroupConfig::session_timeout_ms`].
 const SESSION_TIMEOUT: &str = "consumer.session.timeout.ms";
 /// Kafka's name of [`GroupConfig::heartbeat_interval_ms`].
@@ -90,9 +94,8 @@ impl Groups {
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, String> {
         let before = self.config(&op.group_id);
-        let config = match configured(before, &op.changes) {
-            Ok(config) if !op.group_id.is_empty() => config,
-            Ok(_) => return Ok(Reply::Group(Err(GroupError::InvalidGroupId))),
+        let config = match self.check_configure(before, op) {
+            Ok(config) => config,
             Err(error) => return Ok(Reply::Group(Err(error))),
         };
         if config != before {
@@ -106,6 +109,23 @@ impl Groups {
             self.change(at, &op.group_id, effects, |_, cx| cx.changed = true)?;
         }
         Ok(Reply::Group(Ok(())))
+    }
+
+    /// What the configuration is after the change, if that is in order.
+    fn check_configure(&self, before: GroupConfig, op: &ConfigureGroup) -> Result<GroupConfig, GroupError> {
+        let config = configured(before, &op.changes)?;
+        if op.group_id.is_empty() {
+            return Err(GroupError::InvalidGroupId);
+        }
+        if op.group_id.len() > GROUP_ID_BYTES_MAX {
+            let text = format!("the id of a group with a configuration has at most {GROUP_ID_BYTES_MAX} bytes");
+            return Err(GroupError::InvalidRequest(text));
+        }
+        let new = config != GroupConfig::default() && !self.configs.contains_key(&op.group_id);
+        if new && self.configs.len() >= CONFIGS_MAX {
+            return Err(GroupError::InvalidRequest(format!("{CONFIGS_MAX} groups have a configuration already")));
+        }
+        Ok(config)
     }
 
     /// See [`crate::ClusterStateMachine::group_config`].
@@ -139,6 +159,13 @@ fn configured(mut config: GroupConfig, changes: &[(String, Option<String>)]) -> 
             HEARTBEAT_INTERVAL => config.heartbeat_interval_ms = value,
             _ => return Err(GroupError::InvalidRequest("no such configuration of a group".to_string())),
         }
+    }
+    if let (Some(session_timeout_ms), Some(heartbeat_interval_ms)) =
+        (config.session_timeout_ms, config.heartbeat_interval_ms)
+        && heartbeat_interval_ms >= session_timeout_ms
+    {
+        // Members that do as they are told would be removed between two heartbeats.
+        return Err(GroupError::InvalidRequest(format!("{HEARTBEAT_INTERVAL} must be below {SESSION_TIMEOUT}")));
     }
     Ok(config)
 }

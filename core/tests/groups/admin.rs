@@ -53,8 +53,8 @@ fn a_groups_configuration_is_what_its_members_are_told_and_timed_by() {
     shard.pass(59_999);
     assert_eq!(shard.member_ids(), ["a"], "the longer session holds");
     shard.beat_each(&["a"]);
-    configure(&mut shard, "consumer.session.timeout.ms", Some("1000")).expect("set");
-    shard.pass(1_000);
+    configure(&mut shard, "consumer.session.timeout.ms", Some("8000")).expect("set");
+    shard.pass(8_000);
     assert_eq!(shard.group_state(), GroupState::Empty, "the shorter one at once");
     configure(&mut shard, "consumer.session.timeout.ms", None).expect("unset");
     configure(&mut shard, "consumer.heartbeat.interval.ms", None).expect("unset");
@@ -64,6 +64,51 @@ fn a_groups_configuration_is_what_its_members_are_told_and_timed_by() {
         assert!(matches!(configure(&mut shard, name, Some(value)), Err(GroupError::InvalidRequest(_))), "{name}");
     }
     assert_eq!(shard.digest(), digest);
+}
+
+#[test]
+fn a_heartbeat_interval_stays_below_the_session_timeout() {
+    let mut shard = Shard::with_topics(&[1]);
+    let (session, interval) = ("consumer.session.timeout.ms", "consumer.heartbeat.interval.ms");
+    configure(&mut shard, interval, Some("7000")).expect("alone");
+    for refused in ["6999", "7000"] {
+        let outcome = configure(&mut shard, session, Some(refused));
+        assert!(matches!(outcome, Err(GroupError::InvalidRequest(_))), "{refused}: {outcome:?}");
+    }
+    configure(&mut shard, session, Some("7001")).expect("above the interval");
+    assert!(matches!(configure(&mut shard, interval, Some("7001")), Err(GroupError::InvalidRequest(_))));
+    let changes = vec![(session.to_owned(), Some("500".to_owned())), (interval.to_owned(), Some("100".to_owned()))];
+    let both = Op::ConfigureGroup(ConfigureGroup { group_id: GROUP.to_owned(), changes });
+    assert_eq!(shard.apply(&both), Reply::Group(Ok(())), "what counts is where both end");
+    let config = GroupConfig { session_timeout_ms: Some(500), heartbeat_interval_ms: Some(100) };
+    assert_eq!(shard.state.group_config(GROUP), config);
+}
+
+#[test]
+fn configurations_are_bounded_in_number_and_by_the_length_of_the_group_id() {
+    let mut shard = Shard::with_topics(&[1]);
+    // Direct to the state: the self-checks of the harness are linear in the configurations.
+    let mut set = |group_id: String, value: Option<&str>| {
+        shard.position.index += 1;
+        let changes = vec![("consumer.session.timeout.ms".to_owned(), value.map(ToOwned::to_owned))];
+        let op = Op::ConfigureGroup(ConfigureGroup { group_id, changes });
+        match shard.state.apply(shard.position, &op, 0).expect("no invariant breaks").reply {
+            Reply::Group(outcome) => outcome,
+            other => panic!("not a configuration's reply: {other:?}"),
+        }
+    };
+    let refused = |outcome| matches!(outcome, Err(GroupError::InvalidRequest(_)));
+    assert!(refused(set("g".repeat(1_025), Some("60000"))));
+    set("g".repeat(1_024), Some("60000")).expect("the longest");
+    for i in 1..10_000 {
+        set(format!("g{i}"), Some("60000")).expect("there is room");
+    }
+    assert!(refused(set("one more".to_owned(), Some("60000"))));
+    set("one more".to_owned(), None).expect("the default takes no room");
+    set("g1".to_owned(), Some("70000")).expect("one that is there changes");
+    set("g1".to_owned(), None).expect("and goes");
+    set("one more".to_owned(), Some("60000")).expect("there is room again");
+    shard.state.check_invariants().expect("invariants hold");
 }
 
 fn by_regex(member_id: &str) -> ConsumerHeartbeat {
@@ -150,8 +195,7 @@ fn a_regular_expression_and_names_are_added_up_and_each_member_has_its_own() {
 #[test]
 fn a_static_member_that_comes_back_finds_its_regular_expression_resolved() {
     let mut shard = Shard::with_topics(&[2, 1]);
-    let by_instance =
-        |member_id: &str| ConsumerHeartbeat { instance_id: Some("i".to_owned()), ..by_regex(member_id) };
+    let by_instance = |member_id: &str| ConsumerHeartbeat { instance_id: Some("i".to_owned()), ..by_regex(member_id) };
     shard.beat(&by_instance("a")).expect("joins");
     assert!(resolve(&mut shard, 2, &[1, 2]));
     let beat = ConsumerHeartbeat { instance_id: Some("i".to_owned()), ..owning("a", 1, &[]) };
