@@ -13,7 +13,6 @@ use tokio::sync::Notify;
 use super::group_watch::GroupWatch;
 use super::snapshot::{Incoming, Outgoing};
 use super::type_config::{LogId, StoredMembership, position};
-use crate::group_upkeep::DueRegexes;
 use crate::storage::{Checkpoints, PartitionStore};
 
 /// So many digests are kept, for comparison with other replicas that are not quite as far.
@@ -43,8 +42,8 @@ pub(crate) struct Replica<E: Env> {
     pub(crate) assignments: Mutex<BTreeSet<String>>,
     /// Wakes the leader's duties.
     pub(crate) duties: Notify,
-    /// Regular expressions that members subscribe to and that the leader has to look at.
-    due_regexes: Mutex<DueRegexes>,
+    /// Groups with subscriptions by regular expressions that the leader has to resolve.
+    unresolved_regexes: Mutex<BTreeSet<String>>,
     /// Wakes the leader's upkeep of groups.
     pub(crate) upkeep: Notify,
     /// Wakes whoever follows the directory of topics and brokers.
@@ -103,7 +102,7 @@ impl<E: Env> Replica<E> {
             incoming: Mutex::default(),
             assignments: Mutex::default(),
             duties: Notify::new(),
-            due_regexes: Mutex::default(),
+            unresolved_regexes: Mutex::default(),
             upkeep: Notify::new(),
             directory: Notify::new(),
             core: RwLock::new(core),
@@ -190,8 +189,8 @@ impl<E: Env> Replica<E> {
         lock(&self.assignments)
     }
 
-    pub(crate) fn lock_due_regexes(&self) -> MutexGuard<'_, DueRegexes> {
-        lock(&self.due_regexes)
+    pub(crate) fn lock_unresolved_regexes(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        lock(&self.unresolved_regexes)
     }
 
     pub(crate) fn lock_outgoing(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Outgoing>>> {

@@ -67,14 +67,13 @@ impl<E: Env> StateMachine<E> {
                 }
                 Effect::DirectoryChanged { .. } => {
                     replica.directory.notify_waiters();
-                    replica.lock_due_regexes().all = true;
                     replica.upkeep.notify_one();
                 }
                 _ => {}
             }
         }
         if !unresolved.is_empty() {
-            replica.lock_due_regexes().groups.extend(unresolved);
+            replica.lock_unresolved_regexes().extend(unresolved);
             replica.upkeep.notify_one();
         }
         Ok((applied.reply, digest))
@@ -107,7 +106,7 @@ fn unresolved_regexes(core: &ClusterStateMachine, effects: &[Effect]) -> Vec<Str
 }
 
 /// Lets the executor run other tasks once.
-async fn take_turns() {
+pub(crate) async fn take_turns() {
     let mut yielded = false;
     poll_fn(|cx| {
         if yielded {
