@@ -1,9 +1,10 @@
 //! DeleteGroups, and OffsetDelete (KIP-496).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use lockstep_core::op::{DeleteGroup, DeleteOffsets, TopicPartitions};
-use lockstep_core::{Op, Reply, TopicId};
+use lockstep_core::{GroupError, Op, Reply, TopicId};
 use lockstep_env::Env;
 use lockstep_wire::codec::delete_groups_response::DeletableGroupResult;
 use lockstep_wire::codec::offset_delete_request::OffsetDeleteRequestTopic;
@@ -16,13 +17,26 @@ use crate::broker::Broker;
 use crate::dispatch::RequestContext;
 use crate::error_code::ErrorCode;
 
+/// Groups of one request that are deleted; what it names beyond these is refused.
+const DELETED_GROUPS_MAX: usize = 10_000;
+/// After so many groups other tasks get a turn: groups that are not there need no waiting.
+const GROUPS_IN_A_ROW: usize = 128;
+
 pub(crate) async fn groups<E: Env>(
     broker: &Broker<E>,
     _context: &RequestContext,
     request: DeleteGroupsRequest,
 ) -> DeleteGroupsResponse {
-    let mut results = Vec::with_capacity(request.groups_names.len());
-    for group_id in each_once(request.groups_names) {
+    let mut named = each_once(request.groups_names);
+    let beyond = named.split_off(named.len().min(DELETED_GROUPS_MAX));
+    let mut results = Vec::with_capacity(named.len() + beyond.len());
+    let result = |group_id, error: ErrorCode| {
+        DeletableGroupResult::default().with_group_id(group_id).with_error_code(error.code())
+    };
+    for (at, group_id) in named.into_iter().enumerate() {
+        if at > 0 && at.is_multiple_of(GROUPS_IN_A_ROW) {
+            E::sleep(Duration::ZERO).await;
+        }
         let error = match delete_group(broker, &group_id).await {
             Ok(()) => {
                 tracing::info!(group = group_id.as_str(), "group deleted");
@@ -33,8 +47,12 @@ pub(crate) async fn groups<E: Env>(
                 refused.error
             }
         };
-        results.push(DeletableGroupResult::default().with_group_id(group_id).with_error_code(error.code()));
+        results.push(result(group_id, error));
     }
+    if !beyond.is_empty() {
+        tracing::info!(groups = beyond.len(), "DeleteGroups names more than {DELETED_GROUPS_MAX} groups");
+    }
+    results.extend(beyond.into_iter().map(|group_id| result(group_id, ErrorCode::InvalidRequest)));
     DeleteGroupsResponse::default().with_results(results)
 }
 
@@ -44,6 +62,13 @@ async fn delete_group<E: Env>(broker: &Broker<E>, group: &str) -> Result<(), Ref
         return Err(ErrorCode::InvalidGroupId.into());
     }
     let shard = coordinated(broker, REQUEST, group)?;
+    // What was acknowledged is applied here while this broker coordinates: a refusal needs no place in the log, which made-up ids
+    // would fill otherwise.
+    match shard.read(|state| state.group(group).map(|group| group.members.is_empty())) {
+        None => return Err(GroupError::GroupNotFound.into()),
+        Some(false) => return Err(GroupError::NonEmptyGroup.into()),
+        Some(true) => {}
+    }
     let op = Op::DeleteGroup(DeleteGroup { group_id: group.to_owned() });
     match propose(&shard, REQUEST, group, op).await? {
         Reply::Group(outcome) => Ok(outcome?),
@@ -126,8 +151,15 @@ async fn delete_offsets<E: Env>(
         Reply::Commit(outcome) => outcome?,
         other => return Err(wrong_reply(REQUEST, group, &other)),
     };
-    let asked = wanted.iter().flat_map(|(topic_id, partitions)| partitions.iter().map(|one| (*topic_id, *one)));
+    let asked: Vec<(TopicId, u32)> = wanted
+        .iter()
+        .flat_map(|(topic_id, partitions)| partitions.iter().map(|partition| (*topic_id, *partition)))
+        .collect();
+    if asked.len() != deleted.len() {
+        return Err(wrong_reply(REQUEST, group, &Reply::Commit(Ok(deleted))));
+    }
     let outcomes: BTreeMap<(TopicId, u32), ErrorCode> = asked
+        .into_iter()
         .zip(deleted)
         .map(|(key, outcome)| (key, outcome.map_or_else(|error| ErrorCode::of_group(&error), |()| ErrorCode::None)))
         .collect();

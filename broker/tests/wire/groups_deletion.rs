@@ -59,6 +59,25 @@ async fn each_group_to_delete_has_its_own_outcome() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_deletes_no_more_than_ten_thousand_groups() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("t", 2).await;
+    let mut client = broker.connect().await;
+    assert_eq!(committed(&mut client, 9, commit("first", "", -1, 0, 7)).await, 0);
+    assert_eq!(committed(&mut client, 9, commit("last", "", -1, 0, 7)).await, 0);
+    let made_up: Vec<String> = (0..9_999).map(|number| format!("made-up-{number}")).collect();
+    let mut names = vec!["first"];
+    names.extend(made_up.iter().map(String::as_str));
+    names.push("last");
+    let outcomes = deleted(&mut client, 2, &names).await;
+    assert!(outcomes.iter().map(|(group, _)| group.as_str()).eq(names.iter().copied()));
+    let errors: Vec<i16> = outcomes.into_iter().map(|(_, error)| error).collect();
+    assert_eq!((errors[0], errors[10_000]), (0, error::INVALID_REQUEST));
+    assert!(errors[1..10_000].iter().all(|code| *code == error::GROUP_ID_NOT_FOUND));
+    assert_eq!(deleted(&mut client, 2, &["last"]).await, [("last".to_owned(), 0)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn offsets_are_deleted_one_by_one() {
     let broker = TestBroker::start().await;
     broker.create_topic("t", 2).await;
