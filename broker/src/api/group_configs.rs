@@ -77,8 +77,7 @@ pub(crate) async fn alter<E: Env>(
         Some((setting.name.to_owned(), value))
     });
     let before: BTreeMap<String, String> = set.collect();
-    let after = next(&before)?;
-    check(defaults, &after)?;
+    let after = check(defaults, &next(&before)?)?;
     // Only what differs: another client may be changing the rest.
     let changes: Vec<(String, Option<String>)> = settings(defaults, config)
         .iter()
@@ -107,10 +106,12 @@ pub(crate) async fn alter<E: Env>(
     }
 }
 
-/// Checks a whole configuration against the bounds of this broker.
-fn check(limits: &GroupDefaults, configs: &BTreeMap<String, String>) -> Result<(), Refusal> {
+/// Checks a whole configuration against the bounds of this broker, and gives it as it is written down: plain numbers, whatever
+/// signs and blanks they came with.
+fn check(limits: &GroupDefaults, configs: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
     let invalid = |message: String| Err(Refusal::new(ErrorCode::InvalidConfig, message));
     let (mut session_timeout_ms, mut heartbeat_interval_ms) = (limits.session_timeout_ms, limits.heartbeat_interval_ms);
+    let mut checked = BTreeMap::new();
     for (name, value) in configs {
         let (setting, min, max) = match name.as_str() {
             SESSION_TIMEOUT => {
@@ -120,7 +121,10 @@ fn check(limits: &GroupDefaults, configs: &BTreeMap<String, String>) -> Result<(
             _ => return invalid(format!("Groups have no configuration {name}.")),
         };
         match value.trim().parse::<u32>() {
-            Ok(number) if (min..=max).contains(&number) && i32::try_from(number).is_ok() => *setting = number,
+            Ok(number) if (min..=max).contains(&number) && i32::try_from(number).is_ok() => {
+                *setting = number;
+                checked.insert(name.clone(), number.to_string());
+            }
             _ => return invalid(format!("{name} is {value}, but must be a number between {min} and {max}.")),
         }
     }
@@ -129,7 +133,7 @@ fn check(limits: &GroupDefaults, configs: &BTreeMap<String, String>) -> Result<(
             "{HEARTBEAT_INTERVAL} would be {heartbeat_interval_ms}, which must be less than {SESSION_TIMEOUT}, {session_timeout_ms}."
         ));
     }
-    Ok(())
+    Ok(checked)
 }
 
 #[cfg(test)]
@@ -141,11 +145,15 @@ mod tests {
         let limits = GroupDefaults::default();
         let check = |configs: &[(&str, &str)]| {
             let configs = configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-            check(&limits, &configs).map_err(|refusal| refusal.error)
+            check(&limits, &configs)
+                .map(|checked| checked.into_values().collect::<Vec<_>>())
+                .map_err(|refusal| refusal.error)
         };
-        assert_eq!(check(&[]), Ok(()));
-        assert_eq!(check(&[(SESSION_TIMEOUT, "6000")]), Ok(()));
-        assert_eq!(check(&[(SESSION_TIMEOUT, "60000"), (HEARTBEAT_INTERVAL, "59999")]), Ok(()));
+        assert_eq!(check(&[]), Ok(vec![]));
+        assert_eq!(check(&[(SESSION_TIMEOUT, "6000")]), Ok(vec!["6000".to_owned()]));
+        assert_eq!(check(&[(SESSION_TIMEOUT, " +6000\t")]), Ok(vec!["6000".to_owned()]));
+        let both = check(&[(SESSION_TIMEOUT, "60000"), (HEARTBEAT_INTERVAL, "059999")]);
+        assert_eq!(both, Ok(vec!["59999".to_owned(), "60000".to_owned()]));
         for configs in [
             &[(SESSION_TIMEOUT, "5999")][..],
             &[(SESSION_TIMEOUT, "1800001")],

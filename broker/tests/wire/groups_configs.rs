@@ -70,6 +70,12 @@ async fn a_group_is_configured_and_its_members_are_told() {
     let beat = client.call(1, heartbeat("g", "m", joined.member_epoch)).await;
     assert_eq!((beat.error_code, beat.heartbeat_interval_ms), (0, 700));
 
+    // However a number is written, it is the number that counts.
+    let response = client.call(1, incremental("g", &[(SESSION_TIMEOUT, SET, Some(" +021000 "))])).await;
+    assert_eq!(response.responses[0].error_code, 0);
+    let set = [entry(HEARTBEAT_INTERVAL, "700", 8), entry(SESSION_TIMEOUT, "21000", 8)];
+    assert_eq!(described(&mut client, "g").await, set);
+
     let response = client.call(1, incremental("g", &[(SESSION_TIMEOUT, DELETE, None)])).await;
     assert_eq!(response.responses[0].error_code, 0);
     let left = [entry(HEARTBEAT_INTERVAL, "700", 8), entry(SESSION_TIMEOUT, "45000", 5)];
