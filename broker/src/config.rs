@@ -233,6 +233,7 @@ pub struct GroupsSection {
     max_size: Option<u32>,
     min_session_timeout_ms: Option<u32>,
     max_session_timeout_ms: Option<u32>,
+    offsets_retention_minutes: Option<u32>,
 }
 
 /// A port, written as a number or as a string.
@@ -356,6 +357,12 @@ impl ConfigFile {
             config.topics.partitions = partitions;
         }
         config.groups = self.groups.check()?;
+        if let Some(minutes) = self.groups.offsets_retention_minutes {
+            if minutes == 0 {
+                return Err(ConfigError::new("groups.offsets_retention_minutes", "must be at least 1"));
+            }
+            config.node.offsets_retention = Duration::from_secs(u64::from(minutes) * 60);
+        }
         Ok(config)
     }
 }
@@ -633,6 +640,7 @@ mod tests {
             (r#"{"cluster":{"heartbeat_interval_ms":500}}"#, "cluster.heartbeat_interval_ms: "),
             (r#"{"cluster":{"election_timeout_max_ms":200}}"#, "cluster.election_timeout_max_ms: "),
             (r#"{"groups":{"heartbeat_interval_ms":50000}}"#, "groups.heartbeat_interval_ms: "),
+            (r#"{"groups":{"offsets_retention_minutes":0}}"#, "groups.offsets_retention_minutes: "),
             (
                 r#"{"groups":{"min_session_timeout_ms":5,"max_session_timeout_ms":4}}"#,
                 "groups.min_session_timeout_ms: ",

@@ -70,6 +70,8 @@ pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContex
         Request::LeaveGroup(request) => api::group_classic::leave(broker, context, request).await.into(),
         Request::OffsetCommit(request) => api::group_offsets::commit(broker, context, request).await.into(),
         Request::OffsetFetch(request) => api::group_offsets::fetch(broker, context, request).await.into(),
+        Request::OffsetDelete(request) => api::group_deletion::offsets(broker, context, request).await.into(),
+        Request::DeleteGroups(request) => api::group_deletion::groups(broker, context, request).await.into(),
         Request::ConsumerGroupHeartbeat(request) => {
             api::group_consumer::heartbeat(broker, context, request).await.into()
         }

@@ -224,6 +224,8 @@ impl ErrorCode {
             GroupError::InvalidRequest(_) => Self::InvalidRequest,
             GroupError::UnsupportedRegularExpression => Self::UnsupportedVersion,
             GroupError::InvalidRegularExpression => Self::InvalidRegularExpression,
+            GroupError::NonEmptyGroup => Self::NonEmptyGroup,
+            GroupError::SubscribedToTopic => Self::GroupSubscribedToTopic,
         }
     }
 
@@ -268,10 +270,13 @@ impl ErrorCode {
             Self::InvalidSessionTimeout => "The session timeout lies outside the bounds of the broker.",
             Self::RebalanceInProgress => "The group is rebalancing: the member must join again.",
             Self::InvalidCommitOffsetSize => "The offsets and their metadata are too large for one request.",
+            Self::NonEmptyGroup => "The group has members.",
             Self::GroupIdNotFound => "There is no such group.",
             Self::MemberIdRequired => "The member must join again, with the id that it was given.",
             Self::GroupMaxSizeReached => "The group has as many members as it may have.",
             Self::FencedInstanceId => "Another member uses this instance id.",
+            Self::GroupSubscribedToTopic => "Members of the group subscribe to the topic.",
+            Self::InvalidRegularExpression => "The regular expression is not valid, or too large.",
             Self::FencedMemberEpoch => "The member epoch is not the member's current one: it must join again.",
             Self::UnreleasedInstanceId => "The instance id is in use by a member that has not left.",
             Self::UnsupportedAssignor => "The assignor is not supported; supported are uniform and range.",

@@ -2,6 +2,7 @@
 
 mod config;
 mod consumer;
+mod delete;
 mod describe;
 mod member;
 mod reconciliation;

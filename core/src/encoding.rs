@@ -41,6 +41,11 @@ impl Op {
             Self::CommitOffset(op) => postcard::to_extend(op, head),
             Self::HeartbeatConsumer(op) => postcard::to_extend(op, head),
             Self::AllocateProducerIds(op) => postcard::to_extend(op, head),
+            Self::DeleteGroup(op) => postcard::to_extend(op, head),
+            Self::DeleteOffsets(op) => postcard::to_extend(op, head),
+            Self::ExpireOffsets(op) => postcard::to_extend(op, head),
+            Self::ConfigureGroup(op) => postcard::to_extend(op, head),
+            Self::ResolveRegularExpression(op) => postcard::to_extend(op, head),
         };
         // postcard fails only on sequences of unknown length, which no op has; nothing at all would be refused by `decode`.
         bytes.unwrap_or_default()
@@ -67,6 +72,11 @@ impl Op {
             10 => Self::CommitOffset(body(bytes)?),
             11 => Self::HeartbeatConsumer(body(bytes)?),
             12 => Self::AllocateProducerIds(body(bytes)?),
+            13 => Self::DeleteGroup(body(bytes)?),
+            14 => Self::DeleteOffsets(body(bytes)?),
+            15 => Self::ExpireOffsets(body(bytes)?),
+            16 => Self::ConfigureGroup(body(bytes)?),
+            17 => Self::ResolveRegularExpression(body(bytes)?),
             _ => return Err(DecodeError { reason: "an op of an unknown code" }),
         })
     }

@@ -37,6 +37,16 @@ pub enum Op {
     HeartbeatConsumer(HeartbeatConsumer),
     /// Code 12, shard 0: a block of producer ids for one broker.
     AllocateProducerIds(AllocateProducerIds),
+    /// Code 13.
+    DeleteGroup(DeleteGroup),
+    /// Code 14.
+    DeleteOffsets(DeleteOffsets),
+    /// Code 15.
+    ExpireOffsets(ExpireOffsets),
+    /// Code 16.
+    ConfigureGroup(ConfigureGroup),
+    /// Code 17.
+    ResolveRegularExpression(ResolveRegularExpression),
 }
 
 /// Makes a topic. Partition `p` goes to shard `(s + p) % shard_count`, where `s` is the number of partitions ever created
@@ -186,6 +196,8 @@ pub struct ClassicJoin {
     pub initial_rebalance_delay_ms: u32,
     /// `group.max.size` of the proposer.
     pub members_max: u32,
+    /// The proposer's wall clock, in milliseconds, for people: no deadline depends on it.
+    pub now_ms: i64,
 }
 
 /// A ConsumerGroupHeartbeat request (KIP-848); which op carries it depends on the member epoch.
@@ -221,6 +233,8 @@ pub struct ConsumerHeartbeat {
     pub heartbeat_interval_ms: u32,
     /// `group.max.size` of the proposer.
     pub members_max: u32,
+    /// The proposer's wall clock, in milliseconds, for people: no deadline depends on it.
+    pub now_ms: i64,
 }
 
 /// Partitions of one topic.
@@ -242,6 +256,8 @@ pub enum LeaveConsumerGroup {
         group_id: String,
         /// Member id (may be empty when the instance id is given) and instance id.
         members: Vec<(String, Option<String>)>,
+        /// The proposer's wall clock, for people and for the expiry of offsets.
+        now_ms: i64,
     },
     /// ConsumerGroupHeartbeat with member epoch −1 or −2.
     Consumer(ConsumerHeartbeat),
@@ -253,6 +269,8 @@ pub enum LeaveConsumerGroup {
         term: u64,
         /// Who.
         members: Vec<ExpiredMember>,
+        /// The proposer's wall clock, for people and for the expiry of offsets.
+        now_ms: i64,
     },
 }
 
@@ -301,6 +319,8 @@ pub enum RebalancePartitions {
         protocol_name: Option<String>,
         /// Member id → assignment bytes.
         assignments: Vec<(String, Vec<u8>)>,
+        /// The proposer's wall clock, for people.
+        now_ms: i64,
     },
     /// The coordinator's timer: the join phase that began at log index `since` is over with whoever has rejoined.
     /// Does nothing if that phase is over.
@@ -309,6 +329,8 @@ pub enum RebalancePartitions {
         group_id: String,
         /// Log index at which the phase began.
         since: u64,
+        /// The proposer's wall clock, for people and for the expiry of offsets.
+        now_ms: i64,
     },
     /// Consumer: compute the target assignment if the group epoch is ahead of it. Then, for each member named, reconcile it as
     /// its own heartbeat would. Issued by the coordinator whenever [`crate::Effect::AssignmentNeeded`] was emitted.
@@ -317,6 +339,8 @@ pub enum RebalancePartitions {
         group_id: String,
         /// Member whose request waits for the outcome; the reply is for it.
         member_id: Option<String>,
+        /// The proposer's wall clock, for people.
+        now_ms: i64,
     },
 }
 
@@ -367,6 +391,63 @@ pub enum HeartbeatConsumer {
     Consumer(ConsumerHeartbeat),
 }
 
+/// Removes a group without members, with its committed offsets and its timeline. Its configuration stays, as in Kafka.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteGroup {
+    /// Group.
+    pub group_id: String,
+}
+
+/// Removes committed offsets of one group, each partition with its own outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteOffsets {
+    /// Group.
+    pub group_id: String,
+    /// Of which partitions. A partition without an offset is no error.
+    pub topics: Vec<TopicPartitions>,
+}
+
+/// Removes committed offsets that are older than the retention allows, and empty groups that have none left. Proposed by the leader
+/// for the groups that [`crate::ClusterStateMachine::groups_to_expire`] names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpireOffsets {
+    /// The proposer's wall clock, in milliseconds.
+    pub now_ms: i64,
+    /// `offsets.retention.minutes`, in milliseconds.
+    pub retention_ms: u64,
+    /// Groups to look at; one that has nothing to expire stays as it is.
+    pub groups: Vec<String>,
+}
+
+/// Changes the configuration of a group, which need not exist (IncrementalAlterConfigs for a resource of type GROUP). Refused as an
+/// invalid request: a heartbeat interval that is not below the session timeout, a group id above 1,024 bytes, and a configuration for
+/// one more group when 10,000 of the shard have one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigureGroup {
+    /// Group.
+    pub group_id: String,
+    /// Name and new value, or `None` for the default; by Kafka's names: `consumer.session.timeout.ms` and
+    /// `consumer.heartbeat.interval.ms`. The proposer has checked the values against its bounds.
+    pub changes: Vec<(String, Option<String>)>,
+}
+
+/// What a regular expression that members of a group subscribe to matches. `core` knows no regular expressions: the leader
+/// resolves those that [`crate::ClusterStateMachine::group_regexes`] names. Does nothing when nobody subscribes to it any more, and
+/// when it was resolved by a later directory already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolveRegularExpression {
+    /// Group.
+    pub group_id: String,
+    /// As the members wrote it.
+    pub regex: String,
+    /// Version of the directory that it was matched with.
+    pub metadata_version: u64,
+    /// Topics whose names match, ascending, each once.
+    pub topics: Vec<TopicId>,
+    /// The proposer's wall clock, for people.
+    pub now_ms: i64,
+}
+
 /// Bytes that are not an op or a snapshot of a version known here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeError {
@@ -399,6 +480,11 @@ impl Op {
             Self::CommitOffset(_) => 10,
             Self::HeartbeatConsumer(_) => 11,
             Self::AllocateProducerIds(_) => 12,
+            Self::DeleteGroup(_) => 13,
+            Self::DeleteOffsets(_) => 14,
+            Self::ExpireOffsets(_) => 15,
+            Self::ConfigureGroup(_) => 16,
+            Self::ResolveRegularExpression(_) => 17,
         }
     }
 }

@@ -33,10 +33,12 @@ pub enum Reply {
     Sync(Result<(), GroupError>),
     /// ConsumerGroupHeartbeat in all its forms, and Assign with a member.
     Heartbeat(Result<HeartbeatReply, GroupError>),
-    /// CommitOffset: the request's error, or one outcome a partition.
+    /// CommitOffset, DeleteOffsets: the request's error, or one outcome a partition, in the order of the request.
     Commit(Result<Vec<Result<(), GroupError>>, GroupError>),
     /// Ops of the coordinator itself, and ops that came to the wrong shard (`false`: nothing was done).
     Done(bool),
+    /// DeleteGroup, ConfigureGroup.
+    Group(Result<(), GroupError>),
 }
 
 /// Why a change to a topic was refused.
@@ -138,9 +140,13 @@ pub enum GroupError {
     InvalidRequest(String),
     /// INVALID_REGULAR_EXPRESSION.
     InvalidRegularExpression,
-    /// UNSUPPORTED_VERSION: a subscription by regular expression, which this coordinator does not resolve. The text for
-    /// clients: "subscription by regular expression is not supported; subscribe to topics by name".
+    /// UNSUPPORTED_VERSION: a subscription by regular expression, of a coordinator that cannot have them resolved. Kept for peers; the
+    /// text for clients: "subscription by regular expression is not supported; subscribe to topics by name".
     UnsupportedRegularExpression,
+    /// NON_EMPTY_GROUP.
+    NonEmptyGroup,
+    /// GROUP_SUBSCRIBED_TO_TOPIC.
+    SubscribedToTopic,
 }
 
 /// The answer to a ConsumerGroupHeartbeat.

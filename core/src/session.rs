@@ -5,7 +5,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::groups::timers::{Group, MemberTimed, Phase};
+use crate::groups::timers::{MemberTimed, Phase, TimedGroup};
 use crate::op::{ExpiredMember, ExpiryReason, HeartbeatConsumer, LeaveConsumerGroup, Op, RebalancePartitions};
 use crate::state_machine::ClusterStateMachine;
 
@@ -54,6 +54,8 @@ enum What {
     Join,
     /// SyncGroups that are missing.
     Sync,
+    /// The SyncGroup of a classic member of a consumer group.
+    MemberSync(Arc<str>),
     /// The target assignment.
     Assignment,
 }
@@ -80,6 +82,8 @@ struct MemberSession {
     waits_to_sync: bool,
     session: Option<u64>,
     revocation: Option<u64>,
+    /// Runs from a JoinGroup to its SyncGroup in a consumer group.
+    sync: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -151,27 +155,27 @@ impl SessionTable {
         // Everybody has just heard of the new generation, or is about to.
         let fresh = new_phase && matches!(phase, Phase::AwaitingSync { .. });
         if new_phase {
-            self.enter_phase(&key, &mut timers, group);
+            self.enter_phase(&key, &mut timers, &group);
         }
         if let Some(changed) = changed {
             for member_id in changed {
-                self.follow_member(&key, &mut timers, group, member_id, false);
+                self.follow_member(&key, &mut timers, &group, member_id, false);
             }
         } else {
             let gone: Vec<Arc<str>> =
                 timers.members.keys().filter(|member_id| group.timed_member(member_id).is_none()).cloned().collect();
             for member_id in gone {
-                self.follow_member(&key, &mut timers, group, &member_id, false);
+                self.follow_member(&key, &mut timers, &group, &member_id, false);
             }
             for member_id in group.timed_members() {
-                self.follow_member(&key, &mut timers, group, member_id, fresh);
+                self.follow_member(&key, &mut timers, &group, member_id, fresh);
             }
         }
         if let (Some(JoinTimer { initial: Some(initial), .. }), Some(joining)) = (&mut timers.join, group.join_phase())
         {
             initial.arrivals = joining.arrivals;
         }
-        self.follow_assignment(&key, &mut timers, group);
+        self.follow_assignment(&key, &mut timers, &group);
         timers.observed = Some(applied);
         self.groups.insert(key, timers);
     }
@@ -197,6 +201,10 @@ impl SessionTable {
     /// This member's SyncGroup for this generation arrived and was in order. While it waits for the leader's, its session does not run.
     pub fn synced(&mut self, group_id: &str, member_id: &str, generation: i32, now_ms: u64) {
         self.advance_clock(now_ms);
+        if matches!(self.groups.get(group_id), Some(timers) if matches!(timers.phase, Phase::Consumer { .. })) {
+            self.synced_in_consumer_group(group_id, member_id);
+            return;
+        }
         let Some((key, mut timers)) = self.groups.remove_entry(group_id) else { return };
         if timers.generation == Some(generation)
             && let Some((member_key, session)) = timers.members.get_key_value(member_id)
@@ -222,8 +230,16 @@ impl SessionTable {
         self.groups.insert(key, timers);
     }
 
-    /// Ops due at `now_ms`. An op whose proposal fails is offered again later.
-    pub fn expired(&mut self, now_ms: u64) -> Vec<Op> {
+    fn synced_in_consumer_group(&mut self, group_id: &str, member_id: &str) {
+        let session = self.groups.get_mut(group_id).and_then(|timers| timers.members.get_mut(member_id));
+        if let Some(timer) = session.and_then(|session| session.sync.take()) {
+            self.stop_timer(timer);
+        }
+        self.heartbeat(group_id, member_id, self.now_ms);
+    }
+
+    /// Ops due at `now_ms`, with the wall clock's `wall_ms` as data for people. An op whose proposal fails is offered again later.
+    pub fn expired(&mut self, now_ms: u64, wall_ms: i64) -> Vec<Op> {
         self.advance_clock(now_ms);
         let later = self.due.split_off(&(self.now_ms.saturating_add(1), 0));
         let due = core::mem::replace(&mut self.due, later);
@@ -243,10 +259,14 @@ impl SessionTable {
                     members.entry(group_id.clone()).or_default().extend(self.expired_revocation(&group_id, &member_id));
                 }
                 What::Sync => members.entry(group_id.clone()).or_default().extend(self.missing_syncs(&group_id)),
-                What::Join => ops.extend(self.join_phase_over(&group_id, number)),
+                What::MemberSync(member_id) => {
+                    members.entry(group_id.clone()).or_default().extend(self.missing_sync(&group_id, &member_id));
+                }
+                What::Join => ops.extend(self.join_phase_over(&group_id, number, wall_ms)),
                 What::Assignment => ops.push(Op::RebalancePartitions(RebalancePartitions::Assign {
                     group_id: group_id.to_string(),
                     member_id: None,
+                    now_ms: wall_ms,
                 })),
             }
         }
@@ -257,6 +277,7 @@ impl SessionTable {
                     group_id: group_id.to_string(),
                     term: self.term,
                     members,
+                    now_ms: wall_ms,
                 }));
             }
         }
@@ -300,7 +321,8 @@ impl SessionTable {
     fn forget_group(&mut self, group_id: &str) {
         self.seen.remove(group_id);
         let Some(timers) = self.groups.remove(group_id) else { return };
-        let of_members = timers.members.into_values().flat_map(|session| [session.session, session.revocation]);
+        let of_members =
+            timers.members.into_values().flat_map(|session| [session.session, session.revocation, session.sync]);
         let of_group = [timers.join.map(|join| join.timer), timers.sync.map(|sync| sync.timer), timers.assignment];
         for timer in of_members.chain(of_group).flatten() {
             self.stop_timer(timer);
@@ -308,7 +330,7 @@ impl SessionTable {
     }
 
     /// The group's own timers start anew.
-    fn enter_phase(&mut self, key: &Arc<str>, timers: &mut GroupTimers, group: &Group) {
+    fn enter_phase(&mut self, key: &Arc<str>, timers: &mut GroupTimers, group: &TimedGroup<'_>) {
         let known_generation =
             matches!(&timers.sync, Some(sync) if timers.phase == Phase::Stable { since: sync.since });
         if let Some(join) = timers.join.take() {
@@ -344,7 +366,7 @@ impl SessionTable {
                 }
                 self.stop_sync_timer_if_all_came(timers);
             }
-            Phase::Empty | Phase::Consumer => {}
+            Phase::Empty | Phase::Consumer { .. } => {}
         }
         for session in timers.members.values_mut() {
             session.waits_to_sync = false;
@@ -352,10 +374,17 @@ impl SessionTable {
     }
 
     /// One member's timers follow its state. `fresh`: the phase is new, so its session starts anew whether or not it was heard from.
-    fn follow_member(&mut self, key: &Arc<str>, timers: &mut GroupTimers, group: &Group, member_id: &str, fresh: bool) {
+    fn follow_member(
+        &mut self,
+        key: &Arc<str>,
+        timers: &mut GroupTimers,
+        group: &TimedGroup<'_>,
+        member_id: &str,
+        fresh: bool,
+    ) {
         let Some(timed) = group.timed_member(member_id) else {
             if let Some(session) = timers.members.remove(member_id) {
-                for timer in [session.session, session.revocation].into_iter().flatten() {
+                for timer in [session.session, session.revocation, session.sync].into_iter().flatten() {
                     self.stop_timer(timer);
                 }
             }
@@ -381,6 +410,7 @@ impl SessionTable {
             waits_to_sync: false,
             session: None,
             revocation: None,
+            sync: None,
         });
         let heard = !known || fresh || timed.last_seen > session.timed.last_seen;
         if heard {
@@ -394,14 +424,25 @@ impl SessionTable {
                 self.start_timer(key, What::Revocation(member_key.clone()), u64::from(timeout_ms))
             });
         }
+        // Of a member that a new leader finds it cannot be told whether its SyncGroup came; one that comes later owes it.
+        let owes_sync = !known && timers.observed.is_some();
+        if timed.joined != session.timed.joined || owes_sync {
+            if let Some(timer) = session.sync.take() {
+                self.stop_timer(timer);
+            }
+            session.sync = timed.joined.map(|(_, timeout_ms)| {
+                self.start_timer(key, What::MemberSync(member_key.clone()), u64::from(timeout_ms))
+            });
+        }
         let silent = timed.waits_to_join || session.waits_to_sync;
+        let retimed = timed.session_timeout_ms != session.timed.session_timeout_ms;
         match session.session {
             Some(timer) if silent => {
                 self.stop_timer(timer);
                 session.session = None;
             }
-            Some(timer) if heard => {
-                self.move_timer(timer, now_ms.saturating_add(u64::from(timed.session_timeout_ms)));
+            Some(timer) if heard || retimed => {
+                self.move_timer(timer, session.heard_ms.saturating_add(u64::from(timed.session_timeout_ms)));
             }
             None if !silent => {
                 let wait_ms = u64::from(timed.session_timeout_ms);
@@ -419,7 +460,7 @@ impl SessionTable {
         }
     }
 
-    fn follow_assignment(&mut self, key: &Arc<str>, timers: &mut GroupTimers, group: &Group) {
+    fn follow_assignment(&mut self, key: &Arc<str>, timers: &mut GroupTimers, group: &TimedGroup<'_>) {
         match (group.assignment_due(), timers.assignment) {
             (true, None) => {
                 timers.assignment = Some(self.start_timer(key, What::Assignment, ASSIGNMENT_PATIENCE_MS));
@@ -448,6 +489,12 @@ impl SessionTable {
         Some(self.late(session, member_id, since))
     }
 
+    fn missing_sync(&self, group_id: &str, member_id: &str) -> Option<ExpiredMember> {
+        let session = self.groups.get(group_id)?.members.get(member_id)?;
+        let (joined_at, _) = session.timed.joined?;
+        Some(self.late(session, member_id, joined_at))
+    }
+
     fn missing_syncs(&self, group_id: &str) -> Vec<ExpiredMember> {
         let Some(timers) = self.groups.get(group_id) else { return Vec::new() };
         let Some(sync) = &timers.sync else { return Vec::new() };
@@ -467,7 +514,7 @@ impl SessionTable {
     }
 
     /// The join phase's timer ran out: while the initial delay is extended by members that keep coming, it goes on.
-    fn join_phase_over(&mut self, group_id: &str, timer: u64) -> Option<Op> {
+    fn join_phase_over(&mut self, group_id: &str, timer: u64, wall_ms: i64) -> Option<Op> {
         let now_ms = self.now_ms;
         let timers = self.groups.get_mut(group_id)?;
         let join = timers.join.as_mut()?;
@@ -481,7 +528,8 @@ impl SessionTable {
             self.move_timer(timer, due_ms);
             return None;
         }
-        Some(Op::RebalancePartitions(RebalancePartitions::CompleteJoin { group_id: group_id.to_string(), since }))
+        let group_id = group_id.to_string();
+        Some(Op::RebalancePartitions(RebalancePartitions::CompleteJoin { group_id, since, now_ms: wall_ms }))
     }
 
     fn start_timer(&mut self, group_id: &Arc<str>, what: What, wait_ms: u64) -> u64 {

@@ -9,18 +9,20 @@ use alloc::vec::Vec;
 use crate::digest::{kind, row_hash};
 use crate::directory::Directory;
 use crate::effect::Effect;
-use crate::groups::Groups;
+use crate::groups::{Groups, SyncSender};
 use crate::ids::{Position, ShardId, TopicId, shard_of_group};
 use crate::invariants;
 use crate::op::{
-    ClassicJoin, CommitOffset, ConsumerHeartbeat, CreateTopic, DeleteTopic, HeartbeatConsumer, JoinConsumerGroup,
-    LeaveConsumerGroup, Op, RebalancePartitions, UpdateMetadata,
+    ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic,
+    HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, Op, RebalancePartitions, ResolveRegularExpression,
+    UpdateMetadata,
 };
 use crate::partitions::{Partition, Partitions};
 use crate::reply::{GroupError, HeartbeatReply, Reply, TopicError};
 use crate::topics::{Fed, Feed, TopicChange, Topics};
 use crate::view::{
-    CommittedOffset, GroupListing, GroupView, HeartbeatCheck, JoinProgress, PartitionView, SyncProgress,
+    CommittedOffset, GroupConfig, GroupEvent, GroupListing, GroupRegex, GroupView, HeartbeatCheck, JoinProgress,
+    PartitionView, SyncProgress,
 };
 
 /// What `apply` returns.
@@ -137,6 +139,11 @@ impl ClusterStateMachine {
             Op::RebalancePartitions(op) => self.groups.apply_rebalance(directory, position, op, effects),
             Op::CommitOffset(op) => self.groups.apply_commit(directory, position, op, effects),
             Op::HeartbeatConsumer(op) => self.groups.apply_heartbeat(directory, position, op, effects),
+            Op::DeleteGroup(op) => self.groups.apply_delete_group(directory, position, op, effects),
+            Op::DeleteOffsets(op) => self.groups.apply_delete_offsets(directory, position, op, effects),
+            Op::ExpireOffsets(op) => self.groups.apply_expire_offsets(directory, position, op, effects),
+            Op::ConfigureGroup(op) => self.groups.apply_configure(directory, position, op, effects),
+            Op::ResolveRegularExpression(op) => self.groups.apply_resolve(directory, position, op, effects),
         }
     }
 
@@ -338,6 +345,38 @@ impl ClusterStateMachine {
     pub fn committed_offsets(&self, group_id: &str) -> Vec<CommittedOffset> {
         self.groups.committed_offsets(group_id)
     }
+    /// What is configured for a group, whether or not it exists.
+    #[must_use]
+    pub fn group_config(&self, group_id: &str) -> GroupConfig {
+        self.groups.config(group_id)
+    }
+    /// Ids of groups, ascending and at most `limit`, from which an [`crate::op::ExpireOffsets`] of these values would remove something.
+    /// Reads every group; to be asked every few minutes.
+    #[must_use]
+    pub fn groups_to_expire(&self, now_ms: i64, retention_ms: u64, limit: usize) -> Vec<String> {
+        self.groups.to_expire(&self.topics.directory, now_ms, retention_ms, limit)
+    }
+    /// What happened to a group lately, oldest first: at most 64 events.
+    #[must_use]
+    pub fn group_timeline(&self, group_id: &str) -> Vec<GroupEvent> {
+        self.groups.timeline(group_id)
+    }
+    /// Regular expressions that members of this group subscribe to. The leader resolves those that are not resolved, and all again when
+    /// topics came or went; it proposes [`crate::op::ResolveRegularExpression`] when the outcome differs.
+    #[must_use]
+    pub fn group_regexes(&self, group_id: &str) -> Vec<GroupRegex> {
+        self.groups.regexes(group_id)
+    }
+    /// Has this group a subscription by regular expression that was never resolved?
+    #[must_use]
+    pub fn has_unresolved_regexes(&self, group_id: &str) -> bool {
+        self.groups.has_unresolved_regexes(group_id)
+    }
+    /// Groups with such subscriptions, ascending.
+    #[must_use]
+    pub fn groups_with_regexes(&self) -> Vec<String> {
+        self.groups.with_regexes()
+    }
     /// OffsetFetch v9+: is this member with this epoch allowed to ask? (Only asked when one is given.)
     pub fn check_offset_fetch(&self, group_id: &str, member_id: &str, member_epoch: i32) -> Result<(), GroupError> {
         self.groups.check_offset_fetch(group_id, member_id, member_epoch)
@@ -350,7 +389,7 @@ impl ClusterStateMachine {
     /// How far a SyncGroup of this generation is.
     #[must_use]
     pub fn sync_progress(&self, group_id: &str, member_id: &str, generation: i32) -> SyncProgress {
-        self.groups.sync_progress(group_id, member_id, generation)
+        self.groups.sync_progress(&self.topics.directory, group_id, member_id, generation)
     }
     /// Follower's SyncGroup checks that need no op: errors as Kafka gives them.
     pub fn check_sync(
@@ -362,7 +401,8 @@ impl ClusterStateMachine {
         protocol_type: Option<&str>,
         protocol_name: Option<&str>,
     ) -> Result<(), GroupError> {
-        self.groups.check_sync(group_id, member_id, instance_id, generation, protocol_type, protocol_name)
+        let sender = SyncSender { member_id, instance_id, generation, protocol_type, protocol_name };
+        self.groups.check_sync(group_id, &sender)
     }
     /// Is this the member whose SyncGroup carries the assignment of a classic group?
     #[must_use]
@@ -406,8 +446,13 @@ fn op_group(op: &Op) -> Option<&str> {
             | RebalancePartitions::Assign { group_id, .. },
         )
         | Op::CommitOffset(CommitOffset { group_id, .. })
-        | Op::HeartbeatConsumer(HeartbeatConsumer::Consumer(ConsumerHeartbeat { group_id, .. })) => Some(group_id),
+        | Op::HeartbeatConsumer(HeartbeatConsumer::Consumer(ConsumerHeartbeat { group_id, .. }))
+        | Op::DeleteGroup(DeleteGroup { group_id })
+        | Op::DeleteOffsets(DeleteOffsets { group_id, .. })
+        | Op::ConfigureGroup(ConfigureGroup { group_id, .. })
+        | Op::ResolveRegularExpression(ResolveRegularExpression { group_id, .. }) => Some(group_id),
         Op::HeartbeatConsumer(HeartbeatConsumer::Seen { .. })
+        | Op::ExpireOffsets(_)
         | Op::CreateTopic(_)
         | Op::DeleteTopic(_)
         | Op::AppendMessage(_)

@@ -3,12 +3,14 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::TopicId;
-use crate::op::TopicPartitions;
+use crate::op::{ExpiryReason, TopicPartitions};
 use crate::reply::{GroupError, HeartbeatReply};
 
 /// Which protocol a group speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum GroupType {
     /// JoinGroup and SyncGroup.
     Classic,
@@ -85,6 +87,8 @@ pub struct MemberView {
     pub classic_metadata: Vec<u8>,
     /// Classic: assignment.
     pub classic_assignment: Vec<u8>,
+    /// It speaks the classic protocol, be the group classic or consumer.
+    pub speaks_classic: bool,
 }
 
 /// A line of ListGroups.
@@ -128,6 +132,137 @@ pub struct PartitionView {
     pub next_offset: i64,
     /// Term of the last append, −1 when there was none.
     pub last_epoch: i32,
+}
+
+/// What was configured for one group; `None`: as for every group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupConfig {
+    /// `consumer.session.timeout.ms`: of members that speak the consumer protocol.
+    pub session_timeout_ms: Option<u32>,
+    /// `consumer.heartbeat.interval.ms`: what such members are told.
+    pub heartbeat_interval_ms: Option<u32>,
+}
+
+/// A regular expression that members of a group subscribe to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupRegex {
+    /// Group.
+    pub group_id: String,
+    /// As the members wrote it.
+    pub regex: String,
+    /// Version of the directory by which it was resolved, with the topics found; `None`: not yet.
+    pub resolved: Option<(u64, Vec<TopicId>)>,
+}
+
+/// Something that happened to a group, for people who ask why it rebalanced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupEvent {
+    /// Log index of the op that did it.
+    pub index: u64,
+    /// When, by the proposer's wall clock in milliseconds; `None` for changes of topics, which carry no time.
+    pub at_ms: Option<i64>,
+    /// Generation or group epoch afterwards: the one that the event caused, when it caused one.
+    pub epoch: i32,
+    /// What.
+    pub what: GroupEventKind,
+}
+
+/// What happened to a group. Ids that are longer than 300 bytes are cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GroupEventKind {
+    /// A member came.
+    Joined {
+        /// Who.
+        member_id: String,
+        /// Static membership.
+        instance_id: Option<String>,
+        /// What its client calls itself.
+        client_id: String,
+        /// Where from.
+        client_host: String,
+    },
+    /// Classic: a member joined again and asked for a new generation by that.
+    Rejoined {
+        /// Who.
+        member_id: String,
+    },
+    /// A new process of a static member took its place.
+    Replaced {
+        /// Who.
+        member_id: String,
+        /// The new process's member id.
+        by: String,
+    },
+    /// A static member left for a while.
+    Away {
+        /// Who.
+        member_id: String,
+    },
+    /// A member left, or was removed by an administrator.
+    Left {
+        /// Who.
+        member_id: String,
+    },
+    /// A member was removed because it did not do something in time.
+    Expired {
+        /// Who.
+        member_id: String,
+        /// What it did not do.
+        reason: ExpiryReason,
+        /// How long nothing had been heard from it; 0 when it was there and did not rejoin.
+        silent_ms: u64,
+    },
+    /// A member subscribes to other topics.
+    Subscribed {
+        /// Who.
+        member_id: String,
+    },
+    /// A regular expression matches other topics than before.
+    RegexResolved {
+        /// Which one.
+        regex: String,
+        /// How many topics it matches.
+        topics: u32,
+    },
+    /// Topics that the group subscribes to were made, deleted, or got more partitions.
+    TopicsChanged,
+    /// Classic: a generation began, and waits for its assignment.
+    Generation {
+        /// Who leads.
+        leader: String,
+        /// How many members it has.
+        members: u32,
+    },
+    /// The target assignment (consumer) or the assignment of the generation (classic) was made.
+    Assigned {
+        /// By which assignor.
+        assignor: String,
+        /// What goes from whom to whom.
+        moves: Vec<PartitionsMoved>,
+        /// Partitions that go elsewhere too and are not listed, to keep the timeline small.
+        omitted: u32,
+    },
+    /// Everybody has what it is assigned.
+    Settled {
+        /// Milliseconds since the rebalance began, by the proposers' wall clocks; `None` when that time is not known.
+        after_ms: Option<u64>,
+    },
+    /// The group changed its protocol.
+    Migrated {
+        /// What it speaks now.
+        to: GroupType,
+    },
+}
+
+/// Partitions that go from one member to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionsMoved {
+    /// Who had them; `None`: nobody.
+    pub from: Option<String>,
+    /// Who gets them; `None`: nobody.
+    pub to: Option<String>,
+    /// Which.
+    pub partitions: Vec<TopicPartitions>,
 }
 
 /// How far a waiting JoinGroup is.

@@ -196,6 +196,7 @@ fn consumer_heartbeat(input: &mut Input<'_>) -> ConsumerHeartbeat {
         session_timeout_ms: 45_000,
         heartbeat_interval_ms: 5_000,
         members_max: if input.one_in(8) { u32::from(input.below(4)) } else { 100 },
+        now_ms: i64_of(input),
     }
 }
 
@@ -231,6 +232,7 @@ fn classic_join(input: &mut Input<'_>) -> ClassicJoin {
         require_known_member_id: input.one_in(2),
         initial_rebalance_delay_ms: if input.one_in(4) { 3_000 } else { 0 },
         members_max: if input.one_in(8) { u32::from(input.below(4)) } else { 100 },
+        now_ms: i64_of(input),
     }
 }
 
@@ -239,6 +241,7 @@ fn leave(input: &mut Input<'_>) -> LeaveConsumerGroup {
         0 => LeaveConsumerGroup::Classic {
             group_id: group_id(input),
             members: input.list(3, |input| (member_id(input), instance_id(input))),
+            now_ms: i64_of(input),
         },
         1 => {
             let member_epoch = *input.choose(&[-1, -2, -1, -2, 0, 3]);
@@ -253,6 +256,7 @@ fn leave(input: &mut Input<'_>) -> LeaveConsumerGroup {
                 reason: *input.choose(&[ExpiryReason::Session, ExpiryReason::Rebalance, ExpiryReason::Pending]),
                 silent_ms: u64::from(input.byte()),
             }),
+            now_ms: i64_of(input),
         },
     }
 }
@@ -270,11 +274,17 @@ fn rebalance(input: &mut Input<'_>) -> RebalancePartitions {
                 let len = usize::from(input.below(8));
                 (member_id(input), input.take(len).to_vec())
             }),
+            now_ms: i64_of(input),
         },
-        1 => RebalancePartitions::CompleteJoin { group_id: group_id(input), since: input.mostly_below(64) },
+        1 => RebalancePartitions::CompleteJoin {
+            group_id: group_id(input),
+            since: input.mostly_below(64),
+            now_ms: i64_of(input),
+        },
         _ => RebalancePartitions::Assign {
             group_id: group_id(input),
             member_id: if input.one_in(2) { Some(member_id(input)) } else { None },
+            now_ms: i64_of(input),
         },
     }
 }

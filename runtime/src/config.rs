@@ -37,6 +37,10 @@ pub struct NodeConfig {
     pub cache_bytes: u64,
     /// What an acknowledgement means.
     pub durability: Durability,
+    /// How long a group's committed offsets are kept once it is empty, or nobody in it subscribes to the topic any more.
+    pub offsets_retention: Duration,
+    /// How often each shard's leader looks for older ones.
+    pub offsets_retention_check_interval: Duration,
     /// Host that clients reach this broker under; registered in the directory.
     pub advertised_host: String,
     /// Port that clients reach this broker under.
@@ -74,6 +78,8 @@ impl NodeConfig {
             segment_bytes: 256 << 20,
             cache_bytes: 64 << 20,
             durability: Durability::Fsync,
+            offsets_retention: Duration::from_secs(7 * 24 * 60 * 60),
+            offsets_retention_check_interval: Duration::from_secs(600),
             advertised_host: "localhost".to_owned(),
             advertised_port: 9092,
             rack: None,

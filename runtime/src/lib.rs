@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod error;
+mod group_upkeep;
 pub mod histogram;
 pub mod journal;
 pub mod node;
@@ -11,6 +12,7 @@ pub mod raft;
 pub mod shard;
 pub mod status;
 pub mod storage;
+pub mod topic_pattern;
 
 pub use config::{Durability, NodeConfig};
 pub use error::{ProposeError, ReadError, StartError};
@@ -20,3 +22,4 @@ pub use node::{Node, start_node};
 pub use partition::{PartitionLog, ReadError as LogReadError};
 pub use shard::Shard;
 pub use status::{ClusterStatus, NodeStatus, ShardStatus};
+pub use topic_pattern::{PatternError, TopicPattern};

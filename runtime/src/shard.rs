@@ -14,6 +14,7 @@ use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 
 use crate::error::{ProposeError, StartError};
+use crate::group_upkeep::GroupUpkeep;
 use crate::partition::PartitionLog;
 use crate::peer::{IncomingRequest, PeerFault, PeerIdentity, PeerReply};
 pub use crate::raft::GroupWaiter;
@@ -121,9 +122,17 @@ impl<E: Env> Shard<E> {
             proposals: proposals.clone(),
             patience: config.election_timeout_max * 4,
         };
+        let upkeep = GroupUpkeep {
+            replica: replica.clone(),
+            leadership: leadership.clone(),
+            proposals: proposals.clone(),
+            offsets_retention: config.offsets_retention,
+            offsets_retention_check_interval: config.offsets_retention_check_interval,
+        };
         let tasks = vec![
             E::spawn(proposals.clone().run::<E, _>(raft.clone())),
             E::spawn(duties.run()),
+            E::spawn(upkeep.run()),
             E::spawn(raft::record_changes(raft.clone(), replica.clone())),
             E::spawn(raft::checkpoint(context.clone(), raft.clone(), replica.clone())),
         ];

@@ -222,8 +222,12 @@ apis! {
     AlterConfigs = 33, advertised 0, served 0..=2, AlterConfigsRequest, AlterConfigsResponse;
     /// Adds partitions to topics.
     CreatePartitions = 37, advertised 0, served 0..=3, CreatePartitionsRequest, CreatePartitionsResponse;
+    /// Deletes groups without members.
+    DeleteGroups = 42, advertised 0, served 0..=2, DeleteGroupsRequest, DeleteGroupsResponse;
     /// Changes single settings of configurations.
     IncrementalAlterConfigs = 44, advertised 0, served 0..=1, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse;
+    /// Deletes a group's committed offsets.
+    OffsetDelete = 47, advertised 0, served 0..=0, OffsetDeleteRequest, OffsetDeleteResponse;
     /// Describes the cluster.
     DescribeCluster = 60, advertised 0, served 0..=2, DescribeClusterRequest, DescribeClusterResponse;
     /// Joins, keeps up or leaves a group of the consumer protocol (KIP-848).

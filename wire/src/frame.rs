@@ -149,6 +149,7 @@ pub fn request_len_max(api_key: i16) -> usize {
             | ApiKey::ListOffsets
             | ApiKey::OffsetCommit
             | ApiKey::OffsetFetch
+            | ApiKey::OffsetDelete
             | ApiKey::OffsetForLeaderEpoch
             | ApiKey::CreateTopics
             | ApiKey::DescribeTopicPartitions,
@@ -157,6 +158,7 @@ pub fn request_len_max(api_key: i16) -> usize {
             ApiKey::ConsumerGroupHeartbeat
             | ApiKey::ConsumerGroupDescribe
             | ApiKey::DescribeGroups
+            | ApiKey::DeleteGroups
             | ApiKey::DescribeConfigs
             | ApiKey::AlterConfigs
             | ApiKey::IncrementalAlterConfigs

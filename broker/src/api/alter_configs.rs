@@ -1,4 +1,4 @@
-//! AlterConfigs, which replaces a topic's configuration, and IncrementalAlterConfigs, which changes single settings (KIP-339).
+//! AlterConfigs, which replaces the configuration of a topic or group, and IncrementalAlterConfigs, which changes single settings (KIP-339).
 //! Brokers are configured by their files only.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,8 @@ use lockstep_wire::codec::{
     StrBytes, alter_configs_response, incremental_alter_configs_request, incremental_alter_configs_response,
 };
 
-use crate::api::describe_configs::{RESOURCE_BROKER, RESOURCE_TOPIC};
+use crate::api::describe_configs::{RESOURCE_BROKER, RESOURCE_GROUP, RESOURCE_TOPIC};
+use crate::api::group_configs;
 use crate::broker::Broker;
 use crate::dispatch::RequestContext;
 use crate::error_code::ErrorCode;
@@ -89,7 +90,7 @@ fn no_value(name: &str) -> Refusal {
     Refusal::new(ErrorCode::InvalidConfig, format!("Null value not supported for {name}"))
 }
 
-/// Gives a topic the configuration that `next` makes of the one it has.
+/// Gives a topic or group the configuration that `next` makes of the one it has.
 async fn alter<E: Env>(
     broker: &Broker<E>,
     resource_type: i8,
@@ -99,6 +100,7 @@ async fn alter<E: Env>(
 ) -> Result<(), Refusal> {
     match resource_type {
         RESOURCE_TOPIC => {}
+        RESOURCE_GROUP => return group_configs::alter(broker, name, validate_only, next).await,
         RESOURCE_BROKER => {
             return Err(Refusal::new(ErrorCode::InvalidRequest, "A broker is configured by its file only."));
         }

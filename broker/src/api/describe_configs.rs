@@ -1,4 +1,4 @@
-//! DescribeConfigs: of topics, and of brokers.
+//! DescribeConfigs: of topics, brokers and groups.
 
 use lockstep_env::Env;
 use lockstep_runtime::Durability;
@@ -8,6 +8,7 @@ use lockstep_wire::codec::describe_configs_response::{
 };
 use lockstep_wire::codec::{DescribeConfigsRequest, DescribeConfigsResponse, StrBytes};
 
+use crate::api::group_configs;
 use crate::broker::Broker;
 use crate::dispatch::RequestContext;
 use crate::error_code::ErrorCode;
@@ -17,10 +18,12 @@ use crate::topics::{self, Refusal};
 /// Kafka's `ConfigResource.Type`.
 pub(crate) const RESOURCE_TOPIC: i8 = 2;
 pub(crate) const RESOURCE_BROKER: i8 = 4;
+pub(crate) const RESOURCE_GROUP: i8 = 32;
 /// Kafka's `ConfigSource`.
 const SOURCE_TOPIC: i8 = 1;
 const SOURCE_STATIC_BROKER: i8 = 4;
 const SOURCE_DEFAULT: i8 = 5;
+const SOURCE_GROUP: i8 = 8;
 
 /// One setting, before it is cut to what the request's version and options show.
 struct Entry {
@@ -51,6 +54,7 @@ pub(crate) async fn handle<E: Env>(
         let entries = match resource.resource_type {
             RESOURCE_TOPIC => topic_entries(broker, &resource.resource_name),
             RESOURCE_BROKER => broker_entries(broker, &resource.resource_name),
+            RESOURCE_GROUP => group_entries(broker, &resource.resource_name).await,
             other => Err(Refusal::new(
                 ErrorCode::InvalidRequest,
                 format!("Resources of type {other} have no configuration."),
@@ -106,6 +110,20 @@ fn topic_entries<E: Env>(broker: &Broker<E>, name: &str) -> Result<Vec<Entry>, R
         documentation: setting.documentation,
     });
     Ok(entries.collect())
+}
+
+async fn group_entries<E: Env>(broker: &Broker<E>, group: &str) -> Result<Vec<Entry>, Refusal> {
+    let config = group_configs::read(broker, group).await?;
+    let entries = group_configs::settings(&broker.config().groups, config).map(|setting| Entry {
+        name: setting.name,
+        value: setting.value.unwrap_or(setting.default).to_string(),
+        default: Some(setting.default.to_string()),
+        read_only: false,
+        source: if setting.value.is_some() { SOURCE_GROUP } else { SOURCE_DEFAULT },
+        config_type: ConfigType::Int,
+        documentation: setting.documentation,
+    });
+    Ok(entries.into())
 }
 
 fn broker_entries<E: Env>(broker: &Broker<E>, name: &str) -> Result<Vec<Entry>, Refusal> {
@@ -201,6 +219,12 @@ fn broker_entries<E: Env>(broker: &Broker<E>, name: &str) -> Result<Vec<Entry>, 
             config.topics.partitions.to_string(),
             Int,
             "Partitions of a topic, unless said otherwise.",
+        ),
+        entry(
+            "offsets.retention.minutes",
+            (node.offsets_retention.as_secs() / 60).to_string(),
+            Int,
+            "How long committed offsets are kept once nobody reads the topic any more.",
         ),
         entry("socket.request.max.bytes", config.frame_bytes_max.to_string(), Int, "The longest request."),
     ])

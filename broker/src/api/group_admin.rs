@@ -186,6 +186,7 @@ mod tests {
             target: Vec::new(),
             classic_metadata: vec![1],
             classic_assignment: vec![2],
+            speaks_classic: true,
         };
         GroupView {
             group_id: "g".to_owned(),

@@ -149,6 +149,7 @@ async fn try_join<E: Env>(
         require_known_member_id: context.api_version >= 4 && request.group_instance_id.is_none(),
         initial_rebalance_delay_ms: limits.initial_rebalance_delay_ms,
         members_max: limits.members_max,
+        now_ms: broker.env().wall_clock_ms(),
     }));
     let ClassicJoined { member_id, after_generation, .. } =
         match propose(&shard, "JoinGroup", group, op).await.map_err(without_id)? {
@@ -250,6 +251,7 @@ async fn try_sync<E: Env>(
                 .iter()
                 .map(|one| (one.member_id.to_string(), one.assignment.to_vec()))
                 .collect(),
+            now_ms: broker.env().wall_clock_ms(),
         });
         match propose(&shard, "SyncGroup", group, op).await? {
             Reply::Sync(outcome) => outcome?,
@@ -357,7 +359,8 @@ async fn try_leave<E: Env>(broker: &Broker<E>, group: &str, leaving: &[Leaving])
     }
     let shard = coordinated(broker, "LeaveGroup", group)?;
     let members = leaving.iter().map(|(member, instance_id, _)| (member.clone(), instance_id.clone())).collect();
-    let op = Op::LeaveConsumerGroup(LeaveConsumerGroup::Classic { group_id: group.to_owned(), members });
+    let now_ms = broker.env().wall_clock_ms();
+    let op = Op::LeaveConsumerGroup(LeaveConsumerGroup::Classic { group_id: group.to_owned(), members, now_ms });
     match propose(&shard, "LeaveGroup", group, op).await? {
         Reply::ClassicLeave(Ok(outcomes)) if outcomes.len() == leaving.len() => Ok(outcomes
             .into_iter()

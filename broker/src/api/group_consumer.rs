@@ -9,7 +9,7 @@ use lockstep_core::reply::HeartbeatReply;
 use lockstep_core::view::{GroupType, GroupView, HeartbeatCheck, MemberView};
 use lockstep_core::{Directory, GroupError, Op, Reply, TopicId};
 use lockstep_env::Env;
-use lockstep_runtime::Shard;
+use lockstep_runtime::{PatternError, Shard, TopicPattern};
 use lockstep_wire::codec::{
     ConsumerGroupDescribeRequest, ConsumerGroupDescribeResponse, ConsumerGroupHeartbeatRequest,
     ConsumerGroupHeartbeatResponse, GroupId, StrBytes, TopicName, Uuid, consumer_group_describe_response as described,
@@ -24,7 +24,8 @@ use crate::dispatch::RequestContext;
 use crate::error_code::ErrorCode;
 use crate::topics;
 
-/// ConsumerGroupDescribe v1 says which protocol a member speaks: 1 is the consumer protocol.
+/// ConsumerGroupDescribe v1 says which protocol a member speaks.
+const MEMBER_TYPE_CLASSIC: i8 = 0;
 const MEMBER_TYPE_CONSUMER: i8 = 1;
 
 pub(crate) async fn heartbeat<E: Env>(
@@ -35,7 +36,8 @@ pub(crate) async fn heartbeat<E: Env>(
     let group = request.group_id.to_string();
     let epoch = request.member_epoch;
     let fresh_id = || Uuid::from_bytes(E::random_uuid()).to_string();
-    let op = match to_op(&broker.config().groups, context, request, fresh_id) {
+    let now_ms = broker.env().wall_clock_ms();
+    let op = match to_op(&broker.config().groups, context, request, now_ms, fresh_id) {
         Ok(op) => op,
         Err(refused) => return refuse(&group, "", epoch, refused),
     };
@@ -93,6 +95,7 @@ fn to_op(
     limits: &GroupConfig,
     context: &RequestContext,
     request: ConsumerGroupHeartbeatRequest,
+    now_ms: i64,
     fresh_id: impl FnOnce() -> String,
 ) -> Result<ConsumerHeartbeat, Refused> {
     let member_id = if context.api_version == 0 && request.member_epoch == 0 && request.member_id.is_empty() {
@@ -118,6 +121,7 @@ fn to_op(
         session_timeout_ms: limits.session_timeout_ms,
         heartbeat_interval_ms: limits.heartbeat_interval_ms,
         members_max: limits.members_max,
+        now_ms,
     })
 }
 
@@ -150,6 +154,9 @@ async fn try_heartbeat<E: Env>(broker: &Broker<E>, op: ConsumerHeartbeat) -> Res
         }
         HeartbeatCheck::Propose => {}
     }
+    if let Some(pattern) = &op.subscribed_topic_regex {
+        check_pattern(pattern)?;
+    }
     let op = match op.member_epoch {
         0 => Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(op)),
         ..0 => Op::LeaveConsumerGroup(LeaveConsumerGroup::Consumer(op)),
@@ -159,9 +166,22 @@ async fn try_heartbeat<E: Env>(broker: &Broker<E>, op: ConsumerHeartbeat) -> Res
     if !reply.assignment_due {
         return Ok(reply);
     }
-    let assign =
-        Op::RebalancePartitions(RebalancePartitions::Assign { group_id: group.clone(), member_id: Some(member) });
+    let now_ms = broker.env().wall_clock_ms();
+    let assign = RebalancePartitions::Assign { group_id: group.clone(), member_id: Some(member), now_ms };
+    let assign = Op::RebalancePartitions(assign);
     propose_heartbeat(&shard, REQUEST, &group, assign).await
+}
+
+/// An empty one takes the subscription back.
+fn check_pattern(pattern: &str) -> Result<(), Refused> {
+    if pattern.is_empty() {
+        return Ok(());
+    }
+    let refuse = |error: PatternError| Refused {
+        error: ErrorCode::InvalidRegularExpression,
+        message: format!("SubscribedTopicRegex is not a valid regular expression: {error}").into(),
+    };
+    TopicPattern::new(pattern).map(|_| ()).map_err(refuse)
 }
 
 async fn propose_heartbeat<E: Env>(
@@ -253,7 +273,8 @@ fn answer_member(version: i16, member: MemberView, directory: &Directory) -> des
         )
         .with_assignment(assignment(member.assigned))
         .with_target_assignment(assignment(member.target));
-    if version >= 1 { described.with_member_type(MEMBER_TYPE_CONSUMER) } else { described }
+    let member_type = if member.speaks_classic { MEMBER_TYPE_CLASSIC } else { MEMBER_TYPE_CONSUMER };
+    if version >= 1 { described.with_member_type(member_type) } else { described }
 }
 
 #[cfg(test)]
@@ -267,7 +288,7 @@ mod tests {
     }
 
     fn op(version: i16, request: ConsumerGroupHeartbeatRequest) -> ConsumerHeartbeat {
-        to_op(&GroupConfig::default(), &context(version), request, || "made".to_owned()).expect("a sound request")
+        to_op(&GroupConfig::default(), &context(version), request, 0, || "made".to_owned()).expect("a sound request")
     }
 
     #[test]
@@ -290,7 +311,7 @@ mod tests {
         };
         let owned = |topics: Vec<asked::TopicPartitions>| {
             let request = ConsumerGroupHeartbeatRequest::default().with_topic_partitions(Some(topics));
-            to_op(&GroupConfig::default(), &context(1), request, String::new).map(|op| op.owned)
+            to_op(&GroupConfig::default(), &context(1), request, 0, String::new).map(|op| op.owned)
         };
         let expected = |id: u8, partitions: &[u32]| TopicPartitions {
             topic_id: TopicId([id; 16]),
@@ -304,10 +325,12 @@ mod tests {
         assert_eq!(owned(vec![topic(1, &[-1])]).map_err(|refused| refused.error), Err(ErrorCode::InvalidRequest));
     }
 
-    #[test]
-    fn responses_encode_in_every_version() {
-        let partitions = vec![TopicPartitions { topic_id: TopicId([1; 16]), partitions: vec![0, 1] }];
-        let member = MemberView {
+    fn partitions() -> Vec<TopicPartitions> {
+        vec![TopicPartitions { topic_id: TopicId([1; 16]), partitions: vec![0, 1] }]
+    }
+
+    fn member() -> MemberView {
+        MemberView {
             member_id: "m".to_owned(),
             instance_id: None,
             rack_id: None,
@@ -316,11 +339,28 @@ mod tests {
             member_epoch: 3,
             subscribed_topic_names: vec!["t".to_owned()],
             subscribed_topic_regex: String::new(),
-            assigned: partitions.clone(),
-            target: partitions.clone(),
+            assigned: partitions(),
+            target: partitions(),
             classic_metadata: Vec::new(),
             classic_assignment: Vec::new(),
-        };
+            speaks_classic: false,
+        }
+    }
+
+    #[test]
+    fn a_members_protocol_is_told_from_version_1_on() {
+        for (version, speaks_classic, expected) in [(0, false, -1), (0, true, -1), (1, false, 1), (1, true, 0)] {
+            let mut member = member();
+            member.speaks_classic = speaks_classic;
+            let told = answer_member(version, member, &Directory::default());
+            assert_eq!(told.member_type, expected, "version {version}, classic: {speaks_classic}");
+        }
+    }
+
+    #[test]
+    fn responses_encode_in_every_version() {
+        let partitions = partitions();
+        let member = member();
         let view = GroupView {
             group_id: "g".to_owned(),
             group_type: GroupType::Consumer,

@@ -140,7 +140,7 @@ fn offset_to_commit(
 }
 
 /// Gives the shard time to hear of topics that exist but that it does not know yet.
-async fn hear_of<E: Env>(broker: &Broker<E>, shard: &Shard<E>, names: &BTreeSet<&str>) {
+pub(crate) async fn hear_of<E: Env>(broker: &Broker<E>, shard: &Shard<E>, names: &BTreeSet<&str>) {
     let unknown = |state: &ClusterStateMachine| -> Vec<&str> {
         names.iter().filter(|name| state.directory().topic(name).is_none()).copied().collect()
     };

@@ -13,7 +13,8 @@ use lockstep_env::{Env, timeout};
 use lockstep_runtime::NodeConfig;
 use lockstep_wire::codec::offset_fetch_request::OffsetFetchRequestGroup;
 use lockstep_wire::codec::{
-    ConsumerGroupHeartbeatRequest, FindCoordinatorRequest, JoinGroupRequest, ListGroupsRequest, OffsetFetchRequest,
+    ConsumerGroupHeartbeatRequest, DeleteGroupsRequest, FindCoordinatorRequest, JoinGroupRequest, ListGroupsRequest,
+    OffsetDeleteRequest, OffsetFetchRequest,
 };
 use tokio::net::{TcpListener, TcpStream};
 
@@ -192,6 +193,10 @@ async fn brokers_agree_on_the_coordinator_and_the_others_send_clients_away() {
         assert_eq!(refused.error_code, error::NOT_COORDINATOR);
         assert_eq!(refused.error_message.as_deref(), Some("only leader can handle consumer group operations"));
         assert!(!listed(&mut client, &[], &[]).await.iter().any(|group| group.group_id.as_str() == "g"));
+        let request = DeleteGroupsRequest::default().with_groups_names(vec![group_id("g")]);
+        assert_eq!(client.call(2, request).await.results[0].error_code, error::NOT_COORDINATOR);
+        let request = OffsetDeleteRequest::default().with_group_id(group_id("g"));
+        assert_eq!(client.call(0, request).await.error_code, error::NOT_COORDINATOR);
         // What can be seen without the group's state is answered everywhere.
         let invalid = client.call(9, JoinGroupRequest::default().with_session_timeout_ms(10_000)).await;
         assert_eq!(invalid.error_code, error::INVALID_GROUP_ID);

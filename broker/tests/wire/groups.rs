@@ -25,14 +25,18 @@ pub(crate) mod error {
     pub(crate) const INVALID_SESSION_TIMEOUT: i16 = 26;
     pub(crate) const REBALANCE_IN_PROGRESS: i16 = 27;
     pub(crate) const UNSUPPORTED_VERSION: i16 = 35;
+    pub(crate) const INVALID_CONFIG: i16 = 40;
     pub(crate) const INVALID_REQUEST: i16 = 42;
+    pub(crate) const NON_EMPTY_GROUP: i16 = 68;
     pub(crate) const GROUP_ID_NOT_FOUND: i16 = 69;
     pub(crate) const MEMBER_ID_REQUIRED: i16 = 79;
     pub(crate) const FENCED_INSTANCE_ID: i16 = 82;
+    pub(crate) const GROUP_SUBSCRIBED_TO_TOPIC: i16 = 86;
     pub(crate) const FENCED_MEMBER_EPOCH: i16 = 110;
     pub(crate) const UNRELEASED_INSTANCE_ID: i16 = 111;
     pub(crate) const UNSUPPORTED_ASSIGNOR: i16 = 112;
     pub(crate) const STALE_MEMBER_EPOCH: i16 = 113;
+    pub(crate) const INVALID_REGULAR_EXPRESSION: i16 = 128;
 }
 
 pub(crate) fn group_id(group: &str) -> GroupId {

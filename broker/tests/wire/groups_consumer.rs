@@ -12,7 +12,7 @@ use lockstep_wire::codec::{
     JoinGroupRequest, TopicName, Uuid, join_group_request::JoinGroupRequestProtocol,
 };
 
-fn heartbeat(group: &str, member: &str, epoch: i32) -> ConsumerGroupHeartbeatRequest {
+pub(crate) fn heartbeat(group: &str, member: &str, epoch: i32) -> ConsumerGroupHeartbeatRequest {
     ConsumerGroupHeartbeatRequest::default()
         .with_group_id(group_id(group))
         .with_member_id(member.to_owned().into())
@@ -22,7 +22,7 @@ fn heartbeat(group: &str, member: &str, epoch: i32) -> ConsumerGroupHeartbeatReq
         .with_topic_partitions(None)
 }
 
-fn join(group: &str, member: &str) -> ConsumerGroupHeartbeatRequest {
+pub(crate) fn join(group: &str, member: &str) -> ConsumerGroupHeartbeatRequest {
     heartbeat(group, member, 0)
         .with_rebalance_timeout_ms(30_000)
         .with_subscribed_topic_names(Some(vec![TopicName("t".into())]))
@@ -189,7 +189,7 @@ async fn what_does_not_fit_is_refused_with_a_reason() {
         (join("g", "m").with_topic_partitions(Some(owned)), error::INVALID_REQUEST),
         (join("g", "m").with_instance_id(Some("".into())), error::INVALID_REQUEST),
         (join("g", "m").with_server_assignor(Some("magic".into())), error::UNSUPPORTED_ASSIGNOR),
-        (join("g", "m").with_subscribed_topic_regex(Some("t.*".into())), error::UNSUPPORTED_VERSION),
+        (join("g", "m").with_subscribed_topic_regex(Some("t(".into())), error::INVALID_REGULAR_EXPRESSION),
         (heartbeat("g", "m", -2), error::INVALID_REQUEST),
         (heartbeat("g", "m", -3), error::INVALID_REQUEST),
         (heartbeat("g", "m", 1), error::GROUP_ID_NOT_FOUND),
@@ -246,4 +246,65 @@ async fn the_two_protocols_do_not_mix_in_one_group() {
     assert_eq!(client.call(1, join("old", "m")).await.error_code, error::GROUP_ID_NOT_FOUND);
     let request = ConsumerGroupDescribeRequest::default().with_group_ids(vec![group_id("old")]);
     assert_eq!(client.call(1, request).await.groups[0].error_code, error::GROUP_ID_NOT_FOUND);
+}
+
+/// The names of topics that a member has in its assignment, as ConsumerGroupDescribe tells them.
+async fn topics_of(client: &mut TestClient, group: &str) -> BTreeSet<String> {
+    let request = ConsumerGroupDescribeRequest::default().with_group_ids(vec![group_id(group)]);
+    let response = client.call(1, request).await;
+    let members = response.groups.iter().flat_map(|group| &group.members);
+    let topics = members.flat_map(|member| &member.assignment.topic_partitions);
+    topics.map(|topic| topic.topic_name.to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_subscribes_by_regular_expression_gets_topics_old_and_new() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("orders-eu", 2).await;
+    broker.create_topic("old-orders-eu", 2).await;
+    let mut client = broker.connect().await;
+    let request =
+        join("g", "m").with_subscribed_topic_names(None).with_subscribed_topic_regex(Some("orders-.*".into()));
+    let joined = client.call(1, request).await;
+    assert_eq!((joined.error_code, &joined.error_message), (0, &None));
+
+    let mut epoch = joined.member_epoch;
+    let mut owned: Vec<TopicPartitions> = Vec::new();
+    let mut expected = BTreeSet::from(["orders-eu".to_owned()]);
+    for new_topic in [None, Some("orders-us")] {
+        if let Some(name) = new_topic {
+            broker.create_topic(name, 3).await;
+            expected.insert(name.to_owned());
+        }
+        let hearing = async {
+            while topics_of(&mut client, "g").await != expected {
+                let beat = heartbeat("g", "m", epoch).with_topic_partitions(Some(owned.clone()));
+                let response = client.call(1, beat).await;
+                assert_eq!((response.error_code, &response.error_message), (0, &None));
+                epoch = response.member_epoch;
+                if let Some(assignment) = response.assignment {
+                    let topics = assignment.topic_partitions.into_iter().map(|topic| {
+                        TopicPartitions::default().with_topic_id(topic.topic_id).with_partitions(topic.partitions)
+                    });
+                    owned = topics.collect();
+                }
+            }
+        };
+        timeout::<TokioEnv, _>(PATIENCE, hearing).await.expect("matching topics are assigned");
+    }
+    assert_eq!(owned.iter().map(|topic| topic.partitions.len()).sum::<usize>(), 5);
+
+    let request = ConsumerGroupDescribeRequest::default().with_group_ids(vec![group_id("g")]);
+    let response = client.call(1, request).await;
+    assert_eq!(response.groups[0].members[0].subscribed_topic_regex.as_deref(), Some("orders-.*"));
+    let back = client.call(1, heartbeat("g", "m", epoch).with_subscribed_topic_regex(Some("".into()))).await;
+    assert_eq!(back.error_code, 0);
+    let giving_up = async {
+        while !topics_of(&mut client, "g").await.is_empty() {
+            let response = client.call(1, heartbeat("g", "m", epoch).with_topic_partitions(Some(Vec::new()))).await;
+            assert_eq!(response.error_code, 0);
+            epoch = response.member_epoch;
+        }
+    };
+    timeout::<TokioEnv, _>(PATIENCE, giving_up).await.expect("a subscription that is taken back ends");
 }

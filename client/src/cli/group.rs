@@ -13,6 +13,11 @@ pub(crate) enum GroupCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Deletes a group that has no members, with its committed offsets
+    Delete {
+        /// Group
+        group: String,
+    },
     /// Shows a group's members, offsets and lag
     Describe {
         /// Group
@@ -36,6 +41,10 @@ pub(crate) async fn run(client: &Client, command: GroupCommand) -> anyhow::Resul
                 table.row(vec![group.group_id, group.group_type, group.state]);
             }
             table.print()?;
+        }
+        GroupCommand::Delete { group } => {
+            admin.delete_group(&group).await?;
+            println!("deleted group {group}");
         }
         GroupCommand::Describe { group, json } => {
             let group = admin.describe_group(&group).await?;

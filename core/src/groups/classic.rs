@@ -108,12 +108,52 @@ impl ClassicMember {
 
     /// Names of its protocols, each once.
     fn protocol_names(&self) -> impl Iterator<Item = &str> {
-        self.protocols
-            .iter()
-            .enumerate()
-            .filter(|(i, (name, _))| !self.protocols.iter().take(*i).any(|(earlier, _)| earlier == name))
-            .map(|(_, (name, _))| name.as_str())
+        protocol_names(&self.protocols)
     }
+}
+
+/// What a SyncGroup says of whom it comes from.
+#[derive(Clone, Copy)]
+pub(crate) struct SyncSender<'a> {
+    pub(crate) member_id: &'a str,
+    pub(crate) instance_id: Option<&'a str>,
+    pub(crate) generation: i32,
+    /// Must be the group's, when given.
+    pub(crate) protocol_type: Option<&'a str>,
+    /// Must be the group's, when given.
+    pub(crate) protocol_name: Option<&'a str>,
+}
+
+/// Is this instance id, if one is given, that of this member? `instances` has the members by instance id.
+pub(super) fn check_instance(
+    instances: &BTreeMap<String, String>,
+    member_id: &str,
+    instance_id: Option<&str>,
+) -> Result<(), GroupError> {
+    match instance_id.map(|instance_id| instances.get(instance_id)) {
+        Some(None) => Err(GroupError::UnknownMember),
+        Some(Some(current)) if current != member_id => Err(GroupError::FencedInstance),
+        _ => Ok(()),
+    }
+}
+
+/// The member that an administrator's LeaveGroup names by instance id alone; `None` when it gives a member id.
+pub(super) fn named_by_instance(
+    instances: &BTreeMap<String, String>,
+    member_id: &str,
+    instance_id: Option<&str>,
+) -> Option<Result<String, GroupError>> {
+    let instance_id = instance_id.filter(|_| member_id.is_empty())?;
+    Some(instances.get(instance_id).cloned().ok_or(GroupError::UnknownMember))
+}
+
+/// Names of protocols that a member offers, each once.
+pub(super) fn protocol_names(protocols: &[(String, Vec<u8>)]) -> impl Iterator<Item = &str> {
+    protocols
+        .iter()
+        .enumerate()
+        .filter(|(i, (name, _))| !protocols.iter().take(*i).any(|(earlier, _)| earlier == name))
+        .map(|(_, (name, _))| name.as_str())
 }
 
 impl ClassicGroup {
@@ -185,13 +225,7 @@ impl ClassicGroup {
         member_id: &str,
         instance_id: Option<&str>,
     ) -> Result<&ClassicMember, GroupError> {
-        if let Some(instance_id) = instance_id {
-            match self.instances.get(instance_id) {
-                None => return Err(GroupError::UnknownMember),
-                Some(current) if current != member_id => return Err(GroupError::FencedInstance),
-                Some(_) => {}
-            }
-        }
+        check_instance(&self.instances, member_id, instance_id)?;
         self.members.get(member_id).ok_or(GroupError::UnknownMember)
     }
 

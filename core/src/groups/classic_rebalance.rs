@@ -5,11 +5,17 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::classic::{ClassicGroup, ClassicMember, ClassicState, JoinPhase, PendingMember};
-use super::group::{Context, Group};
+use super::classic::{
+    ClassicGroup, ClassicMember, ClassicState, JoinPhase, PendingMember, SyncSender, named_by_instance,
+};
+use super::classic_in_consumer;
+use super::consumer_protocol::{PROTOCOL_TYPE, existing, read_assignment};
+use super::group::{Context, Group, Protocol};
+use super::timeline::{Moves, short};
+use crate::op::TopicPartitions;
 use crate::op::{ClassicJoin, ExpiredMember, ExpiryReason};
 use crate::reply::{ClassicJoined, GroupError};
-use crate::view::{JoinProgress, JoinResult, SyncProgress, SyncResult};
+use crate::view::{GroupEventKind, JoinProgress, JoinResult, SyncProgress, SyncResult};
 
 /// Protocols a member may offer; real clients offer a handful.
 const PROTOCOLS_MAX: usize = 256;
@@ -37,7 +43,11 @@ pub(super) fn join(
         _ if !acceptable => return Err(GroupError::InconsistentProtocol),
         _ => {}
     }
-    slot.get_or_insert_with(|| Group::classic(0)).become_classic()?.join(cx, op)
+    let group = slot.get_or_insert_with(|| Group::classic(0));
+    if matches!(&group.protocol, Protocol::Consumer(consumer) if !consumer.members.is_empty()) {
+        return classic_in_consumer::join(group, cx, op);
+    }
+    group.become_classic()?.join(cx, op)
 }
 
 impl ClassicGroup {
@@ -101,6 +111,7 @@ impl ClassicGroup {
             && self.joined >= op.members_max as usize
         {
             self.remove_member(cx, member_id);
+            cx.note_member(member_id, |member_id| GroupEventKind::Left { member_id });
             self.complete_join_if_all_joined(cx);
             return Err(GroupError::GroupMaxSizeReached);
         }
@@ -120,6 +131,9 @@ impl ClassicGroup {
         if !rejoin_rebalances {
             return Ok(self.joined_already(member_id));
         }
+        if !matches!(self.head.state, ClassicState::Preparing(_)) {
+            cx.note_member(member_id, |member_id| GroupEventKind::Rejoined { member_id });
+        }
         self.prepare_rebalance_if_at_rest(cx, 0);
         self.mark_joined(member_id);
         self.complete_join_if_all_joined(cx);
@@ -136,6 +150,7 @@ impl ClassicGroup {
         let assignment = self.members.get(old).map(|member| member.assignment.clone()).unwrap_or_default();
         self.remove_member(cx, old);
         self.activity.note_replaced(old);
+        cx.note(GroupEventKind::Replaced { member_id: short(old), by: short(member_id) });
         let mut member = ClassicMember::from_join(op);
         member.assignment = assignment;
         member.joined = had_joined;
@@ -162,6 +177,7 @@ impl ClassicGroup {
 
     fn add_member(&mut self, cx: &mut Context<'_>, member_id: &str, op: &ClassicJoin) -> ClassicJoined {
         let after_generation = self.head.generation;
+        cx.note_joined(member_id, op.instance_id.as_deref(), &op.client_id, &op.client_host);
         self.insert_member(cx, member_id, &op.protocol_type, ClassicMember::from_join(op));
         self.prepare_rebalance_if_at_rest(cx, op.initial_rebalance_delay_ms);
         self.mark_joined(member_id);
@@ -250,6 +266,8 @@ impl ClassicGroup {
                 .collect();
             for member_id in absent {
                 self.remove_member(cx, &member_id);
+                let reason = ExpiryReason::Rebalance;
+                cx.note(GroupEventKind::Expired { member_id: short(&member_id), reason, silent_ms: 0 });
             }
         }
         if self.members.is_empty() {
@@ -278,6 +296,28 @@ impl ClassicGroup {
         self.head.generation = self.head.generation.saturating_add(1);
         self.head.generation_since = cx.position.index;
         self.head.state = ClassicState::Completing;
+        cx.note(GroupEventKind::Generation {
+            leader: self.head.leader.as_deref().map(short).unwrap_or_default(),
+            members: u32::try_from(self.members.len()).unwrap_or(u32::MAX),
+        });
+    }
+
+    /// A group that was just downgraded begins a join phase; these members' JoinGroups wait for its end already.
+    pub(super) fn rebalance_with(&mut self, cx: &mut Context<'_>, joined: &[&String]) {
+        self.begin_join_phase(cx, 0);
+        for member_id in joined {
+            self.mark_joined(member_id);
+        }
+        self.complete_join_if_all_joined(cx);
+    }
+
+    /// The answer to a JoinGroup that replaced the last member of the consumer protocol.
+    pub(super) fn ticket_after_downgrade(&self, member_id: &str) -> ClassicJoined {
+        match self.head.state {
+            // The join phase that it is part of makes the next generation.
+            ClassicState::Preparing(_) => self.ticket(member_id, self.head.generation),
+            _ => self.joined_already(member_id),
+        }
     }
 
     /// After members went: the others must join again.
@@ -307,18 +347,14 @@ impl ClassicGroup {
         let outcomes = members
             .iter()
             .map(|(member_id, instance_id)| {
-                let member_id = match instance_id {
-                    // An administrator names static members by instance id alone.
-                    Some(instance_id) if member_id.is_empty() => {
-                        self.instances.get(instance_id).ok_or(GroupError::UnknownMember)?.clone()
-                    }
-                    _ => member_id.clone(),
-                };
+                let named = named_by_instance(&self.instances, member_id, instance_id.as_deref());
+                let member_id = named.unwrap_or_else(|| Ok(member_id.clone()))?;
                 if self.drop_pending(cx, &member_id) {
                     return Ok(());
                 }
                 self.check_member(&member_id, instance_id.as_deref())?;
                 self.remove_member(cx, &member_id);
+                cx.note_member(&member_id, |member_id| GroupEventKind::Left { member_id });
                 removed = true;
                 Ok(())
             })
@@ -337,21 +373,22 @@ impl ClassicGroup {
         let mut removed = false;
         for expiry in expired {
             let Some(last_seen) = self.activity.last_seen(&expiry.member_id) else { continue };
-            match expiry.reason {
+            let gone = match expiry.reason {
                 ExpiryReason::Pending if last_seen <= expiry.last_seen => {
                     any |= self.drop_pending(cx, &expiry.member_id);
+                    false
                 }
-                ExpiryReason::Session if last_seen <= expiry.last_seen => {
-                    removed |= self.remove_member(cx, &expiry.member_id).is_some();
-                }
+                ExpiryReason::Session if last_seen <= expiry.last_seen => true,
                 // The generation's beginning is named: in a later generation, or while joining, nobody owes its SyncGroup.
-                ExpiryReason::Rebalance
-                    if expiry.last_seen == self.head.generation_since
-                        && matches!(self.head.state, ClassicState::Completing | ClassicState::Stable) =>
-                {
-                    removed |= self.remove_member(cx, &expiry.member_id).is_some();
+                ExpiryReason::Rebalance => {
+                    expiry.last_seen == self.head.generation_since
+                        && matches!(self.head.state, ClassicState::Completing | ClassicState::Stable)
                 }
-                _ => {}
+                _ => false,
+            };
+            if gone && self.remove_member(cx, &expiry.member_id).is_some() {
+                removed = true;
+                cx.note_expired(expiry);
             }
         }
         if removed {
@@ -363,20 +400,15 @@ impl ClassicGroup {
     }
 
     /// What a SyncGroup is checked against, whoever sends it.
-    pub(super) fn check_sync(
-        &self,
-        member_id: &str,
-        instance_id: Option<&str>,
-        generation: i32,
-        protocol_type: Option<&str>,
-        protocol_name: Option<&str>,
-    ) -> Result<(), GroupError> {
-        self.check_member(member_id, instance_id)?;
-        if generation != self.head.generation {
+    pub(super) fn check_sync(&self, sender: &SyncSender<'_>) -> Result<(), GroupError> {
+        self.check_member(sender.member_id, sender.instance_id)?;
+        if sender.generation != self.head.generation {
             return Err(GroupError::IllegalGeneration);
         }
         let differs = |given: Option<&str>, ours: &Option<String>| given.is_some() && given != ours.as_deref();
-        if differs(protocol_type, &self.head.protocol_type) || differs(protocol_name, &self.head.protocol_name) {
+        if differs(sender.protocol_type, &self.head.protocol_type)
+            || differs(sender.protocol_name, &self.head.protocol_name)
+        {
             return Err(GroupError::InconsistentProtocol);
         }
         match self.head.state {
@@ -403,12 +435,33 @@ impl ClassicGroup {
                 (member.assignment != assignment).then(|| (member_id.clone(), assignment.to_vec()))
             })
             .collect();
+        self.note_moves(cx, &changed);
         for (member_id, assignment) in changed {
             if let Some(mut member) = self.members.get_mut(&member_id) {
                 member.assignment = assignment;
             }
         }
         self.head.state = ClassicState::Stable;
+    }
+
+    /// What the leader moved, as far as its bytes are those of consumers.
+    fn note_moves(&self, cx: &mut Context<'_>, changed: &[(String, Vec<u8>)]) {
+        let mut moves = Moves::default();
+        if self.head.protocol_type.as_deref() == Some(PROTOCOL_TYPE) {
+            let read = |bytes: &[u8]| -> Vec<TopicPartitions> {
+                read_assignment(bytes).map_or_else(Vec::new, |read| existing(&read.partitions, cx.directory))
+            };
+            for (member_id, assignment) in changed {
+                let before = self.members.get(member_id).map_or(&[][..], |member| member.assignment.as_slice());
+                for topic in read(before) {
+                    moves.had(member_id, topic.topic_id, topic.partitions);
+                }
+                for topic in read(assignment) {
+                    moves.gets(member_id, topic.topic_id, topic.partitions);
+                }
+            }
+        }
+        cx.note(moves.into_event(self.head.protocol_name.as_deref().unwrap_or_default()));
     }
 
     /// Heartbeat.
@@ -435,8 +488,12 @@ impl ClassicGroup {
 
     /// How far a JoinGroup is that came when the group was at `after_generation`.
     pub(super) fn join_progress(&self, member_id: &str, after_generation: i32) -> JoinProgress {
-        if !self.members.contains_key(member_id) {
+        let Some(member) = self.members.get(member_id) else {
             return JoinProgress::Done(Err(self.gone(member_id)));
+        };
+        // What it joined is not over, whatever number the ticket has: it may be from before the group was downgraded.
+        if matches!(self.head.state, ClassicState::Preparing(phase) if member.joined == phase.since) {
+            return JoinProgress::Waiting;
         }
         if self.head.generation <= after_generation {
             return JoinProgress::Waiting;

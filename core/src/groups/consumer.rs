@@ -8,14 +8,18 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::activity::Activity;
+use super::classic::protocol_names;
 use super::group::{Context, Target, topic_partitions};
 use super::reconcile::{MemberState, Owned, Reconciled, reconcile};
+use super::regexes::ResolvedRegex;
 use super::rows::Rows;
 use super::table;
+use super::timeline::short;
 use crate::digest::row_hash;
 use crate::ids::TopicId;
 use crate::op::TopicPartitions;
 use crate::reply::{GroupError, HeartbeatReply};
+use crate::view::GroupConfig;
 
 /// Member epoch of a static member that is away for a while.
 pub(crate) const AWAY_EPOCH: i32 = -2;
@@ -31,6 +35,8 @@ pub(crate) struct ConsumerHead {
     pub(super) assignment_epoch: i32,
     /// The assignor that computed it; empty before the first.
     pub(super) assignor: String,
+    /// Targets of members that went since the target assignment was computed: for the timeline, which tells who gets them.
+    pub(super) released: BTreeMap<String, Target>,
 }
 
 /// A member.
@@ -48,6 +54,10 @@ pub(crate) struct ConsumerMember {
     pub(super) subscribed: Vec<String>,
     /// Hash of `subscribed`: equal subscriptions are found without comparing names.
     pub(super) subscription_hash: u128,
+    /// Regular expression for more topics.
+    pub(super) regex: Option<String>,
+    /// Set for a member that speaks the classic protocol: its group was upgraded, or it joined an upgraded one.
+    pub(super) classic: Option<ClassicTerms>,
     /// Epoch it has reached; [`AWAY_EPOCH`] while a static member is away.
     pub(super) epoch: i32,
     /// The one before, which a member still names after a lost response.
@@ -59,8 +69,19 @@ pub(crate) struct ConsumerMember {
     pub(super) revoking: Owned,
     /// Log index at which that was asked of it.
     pub(super) revoking_since: Option<u64>,
-    /// The request that waits for the target assignment.
+    /// The request that waits for the target assignment: a heartbeat or, of a classic member, its JoinGroup.
     pub(super) waiting: Option<WaitingHeartbeat>,
+}
+
+/// What a consumer group knows of a member that speaks JoinGroup and SyncGroup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClassicTerms {
+    /// See [`super::classic::ClassicMember::protocols`].
+    pub(super) protocols: Vec<(String, Vec<u8>)>,
+    /// Log index of its last JoinGroup, or at which the group was upgraded.
+    pub(super) joined_at: u64,
+    /// It has joined since the group was upgraded.
+    pub(super) joined: bool,
 }
 
 /// A heartbeat that was applied while the target assignment was behind: what is left to answer once it is there.
@@ -81,6 +102,8 @@ pub(crate) struct ConsumerGroup {
     pub(super) targets: Rows<{ table::TARGET }, String, Target>,
     /// Subscribed topics with the numbers of partitions that the target was computed for.
     pub(super) topics: Rows<{ table::TARGET_TOPIC }, TopicId, u32>,
+    /// What the members' regular expressions match, as far as that was found out.
+    pub(super) regexes: Rows<{ table::REGEX }, String, ResolvedRegex>,
     pub(super) activity: Activity,
     /// Who holds each partition: assigned, or asked to give it up. What makes two owners impossible.
     #[serde(skip)]
@@ -91,19 +114,36 @@ pub(crate) struct ConsumerGroup {
     /// How many members subscribe to each topic name.
     #[serde(skip)]
     pub(super) subscribers: BTreeMap<String, usize>,
+    /// How many members subscribe by each regular expression.
+    #[serde(skip)]
+    pub(super) regex_subscribers: BTreeMap<String, usize>,
+    /// Members that speak the classic protocol.
+    #[serde(skip)]
+    pub(super) classic_members: usize,
+    /// How many of those offer each classic protocol.
+    #[serde(skip)]
+    pub(super) support: BTreeMap<String, usize>,
+    /// A member that was found not to have its target yet, where the next search begins. It decides nothing.
+    #[serde(skip)]
+    unsettled: Option<String>,
 }
 
 impl ConsumerGroup {
     pub(super) fn new(epoch: i32) -> Self {
         Self {
-            head: ConsumerHead { epoch, assignment_epoch: epoch, assignor: String::new() },
+            head: ConsumerHead { epoch, assignment_epoch: epoch, assignor: String::new(), released: BTreeMap::new() },
             members: Rows::default(),
             targets: Rows::default(),
             topics: Rows::default(),
+            regexes: Rows::default(),
             activity: Activity::default(),
             owners: BTreeMap::new(),
             instances: BTreeMap::new(),
             subscribers: BTreeMap::new(),
+            regex_subscribers: BTreeMap::new(),
+            classic_members: 0,
+            support: BTreeMap::new(),
+            unsettled: None,
         }
     }
 
@@ -121,19 +161,29 @@ impl ConsumerGroup {
         self.owners = BTreeMap::new();
         self.instances = BTreeMap::new();
         self.subscribers = BTreeMap::new();
-        for (member_id, member) in self.members.iter() {
-            let shared: Arc<str> = member_id.as_str().into();
-            for (topic_id, partitions) in member.assigned.iter().chain(&member.revoking) {
-                for partition in partitions.keys() {
-                    self.owners.insert((*topic_id, *partition), shared.clone());
-                }
+        self.regex_subscribers = BTreeMap::new();
+        self.classic_members = 0;
+        self.support = BTreeMap::new();
+        let members = self.members.clone();
+        for (member_id, member) in members.iter() {
+            self.index(member_id, member);
+        }
+    }
+
+    /// Everything that is looked up by what a member has.
+    fn index(&mut self, member_id: &str, member: &ConsumerMember) {
+        let shared: Arc<str> = member_id.into();
+        for (topic_id, partitions) in member.assigned.iter().chain(&member.revoking) {
+            for partition in partitions.keys() {
+                self.owners.insert((*topic_id, *partition), shared.clone());
             }
-            if let Some(instance_id) = &member.instance_id {
-                self.instances.insert(instance_id.clone(), member_id.clone());
-            }
-            for name in &member.subscribed {
-                *self.subscribers.entry(name.clone()).or_insert(0) += 1;
-            }
+        }
+        if let Some(instance_id) = &member.instance_id {
+            self.instances.insert(instance_id.clone(), member_id.to_string());
+        }
+        self.count_subscription(&member.subscribed, member.regex.as_deref());
+        if let Some(terms) = &member.classic {
+            self.count_classic(terms);
         }
     }
 
@@ -144,24 +194,39 @@ impl ConsumerGroup {
         cx.assignment_needed |= !self.members.is_empty();
     }
 
-    pub(super) fn count_subscription(&mut self, names: &[String]) {
+    pub(super) fn count_subscription(&mut self, names: &[String], regex: Option<&str>) {
         for name in names {
-            if let Some(count) = self.subscribers.get_mut(name) {
-                *count += 1;
-            } else {
-                self.subscribers.insert(name.clone(), 1);
+            count(&mut self.subscribers, name);
+        }
+        if let Some(regex) = regex {
+            count(&mut self.regex_subscribers, regex);
+        }
+    }
+
+    /// What a regular expression matched is forgotten with its last subscriber.
+    pub(super) fn uncount_subscription(&mut self, names: &[String], regex: Option<&str>) {
+        for name in names {
+            uncount(&mut self.subscribers, name);
+        }
+        if let Some(regex) = regex {
+            uncount(&mut self.regex_subscribers, regex);
+            if !self.regex_subscribers.contains_key(regex) {
+                self.regexes.remove(regex);
             }
         }
     }
 
-    pub(super) fn uncount_subscription(&mut self, names: &[String]) {
-        for name in names {
-            if let Some(count) = self.subscribers.get_mut(name) {
-                *count = count.saturating_sub(1);
-                if *count == 0 {
-                    self.subscribers.remove(name);
-                }
-            }
+    pub(super) fn count_classic(&mut self, terms: &ClassicTerms) {
+        self.classic_members += 1;
+        for name in protocol_names(&terms.protocols) {
+            count(&mut self.support, name);
+        }
+    }
+
+    pub(super) fn uncount_classic(&mut self, terms: &ClassicTerms) {
+        self.classic_members = self.classic_members.saturating_sub(1);
+        for name in protocol_names(&terms.protocols) {
+            uncount(&mut self.support, name);
         }
     }
 
@@ -180,7 +245,10 @@ impl ConsumerGroup {
         if let Some(instance_id) = &member.instance_id {
             self.instances.remove(instance_id);
         }
-        self.uncount_subscription(&member.subscribed);
+        self.uncount_subscription(&member.subscribed, member.regex.as_deref());
+        if let Some(terms) = &member.classic {
+            self.uncount_classic(terms);
+        }
         self.activity.forget(member_id, cx.position.index);
         cx.changed = true;
         let target = self.targets.remove(member_id);
@@ -195,16 +263,7 @@ impl ConsumerGroup {
         member: ConsumerMember,
         target: Option<Target>,
     ) {
-        let shared: Arc<str> = member_id.into();
-        for (topic_id, partitions) in member.assigned.iter().chain(&member.revoking) {
-            for partition in partitions.keys() {
-                self.owners.insert((*topic_id, *partition), shared.clone());
-            }
-        }
-        if let Some(instance_id) = &member.instance_id {
-            self.instances.insert(instance_id.clone(), member_id.to_string());
-        }
-        self.count_subscription(&member.subscribed);
+        self.index(member_id, &member);
         self.members.insert(member_id.to_string(), member);
         if let Some(target) = target {
             self.targets.insert(member_id.to_string(), target);
@@ -272,13 +331,44 @@ impl ConsumerGroup {
         assigned_changed
     }
 
+    /// A member went for good, and nobody takes its place.
+    pub(super) fn release_member(&mut self, cx: &mut Context<'_>, member_id: &str) {
+        if let Some((_, Some(target))) = self.remove_member(cx, member_id) {
+            self.head.released.insert(short(member_id), target);
+        }
+        if self.members.is_empty() {
+            // Nobody is left to get any of it.
+            self.head.released = BTreeMap::new();
+        }
+    }
+
+    /// Everybody has its target, or is away. Looks on from the member that was found to be behind the last time, so that a rebalance
+    /// costs each member about one look.
+    pub(super) fn is_settled(&mut self) -> bool {
+        if self.assignment_due() {
+            return false;
+        }
+        let start = self.unsettled.take().unwrap_or_default();
+        let target_epoch = self.head.assignment_epoch;
+        let behind = |(_, member): &(&String, &ConsumerMember)| {
+            !member.is_away() && (member.epoch != target_epoch || member.state != MemberState::Stable)
+        };
+        self.unsettled = self
+            .members
+            .range(start.clone()..)
+            .find(behind)
+            .or_else(|| self.members.range(..start).find(behind))
+            .map(|(member_id, _)| member_id.clone());
+        self.unsettled.is_none()
+    }
+
     /// What a member is answered. `tell`: with its assignment.
-    pub(super) fn reply(&self, member_id: &str, tell: bool) -> Result<HeartbeatReply, GroupError> {
+    pub(super) fn reply(&self, member_id: &str, tell: bool, config: GroupConfig) -> Result<HeartbeatReply, GroupError> {
         let member = self.members.get(member_id).ok_or(GroupError::UnknownMember)?;
         Ok(HeartbeatReply {
             member_id: member_id.to_string(),
             member_epoch: member.epoch,
-            heartbeat_interval_ms: member.heartbeat_interval_ms,
+            heartbeat_interval_ms: config.heartbeat_interval_ms.unwrap_or(member.heartbeat_interval_ms),
             assignment: tell.then(|| member.assignment()),
             assignment_due: self.assignment_due(),
         })
@@ -292,6 +382,9 @@ impl ConsumerGroup {
         partitions: impl Iterator<Item = (TopicId, u32)>,
     ) -> Result<(), GroupError> {
         let member = self.members.get(member_id).ok_or(GroupError::UnknownMember)?;
+        if member.classic.is_some() {
+            return if epoch == member.epoch { Ok(()) } else { Err(GroupError::IllegalGeneration) };
+        }
         if epoch < 0 || epoch > member.epoch {
             return Err(GroupError::StaleMemberEpoch);
         }
@@ -307,6 +400,25 @@ impl ConsumerGroup {
             }
         }
         Ok(())
+    }
+}
+
+/// One more of `key`.
+fn count(counts: &mut BTreeMap<String, usize>, key: &str) {
+    if let Some(count) = counts.get_mut(key) {
+        *count += 1;
+    } else {
+        counts.insert(key.to_string(), 1);
+    }
+}
+
+/// One less of `key`.
+fn uncount(counts: &mut BTreeMap<String, usize>, key: &str) {
+    if let Some(count) = counts.get_mut(key) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 

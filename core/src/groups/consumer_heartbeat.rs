@@ -1,18 +1,20 @@
 //! ConsumerGroupHeartbeat in all its forms: join, heartbeat, leave; and the target assignment (KIP-848).
 
-use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::assignor::{Assignor, Input, InputMember};
+use super::assignor::Assignor;
 use super::consumer::{AWAY_EPOCH, ConsumerGroup, ConsumerMember, LEAVE_EPOCH, WaitingHeartbeat, subscription_hash};
-use super::group::{Context, Group, Protocol, Target};
+use super::group::{Context, Group, Protocol};
+use super::migration;
 use super::reconcile::{MemberState, Owned, owns_any, owns_only};
-use crate::directory::Directory;
-use crate::ids::TopicId;
+use super::timeline::short;
 use crate::op::{ConsumerHeartbeat, ExpiredMember, ExpiryReason, TopicPartitions};
 use crate::reply::{GroupError, HeartbeatReply};
-use crate::view::HeartbeatCheck;
+use crate::view::{GroupConfig, GroupEventKind, HeartbeatCheck};
+
+/// The longest regular expression that is taken.
+const REGEX_BYTES_MAX: usize = 4096;
 
 /// What can be said of a request without looking at the group.
 pub(super) fn check_request(op: &ConsumerHeartbeat) -> Result<(), GroupError> {
@@ -45,8 +47,8 @@ pub(super) fn check_request(op: &ConsumerHeartbeat) -> Result<(), GroupError> {
         epoch if epoch < AWAY_EPOCH => return invalid("no such member epoch"),
         _ => {}
     }
-    if op.subscribed_topic_regex.as_ref().is_some_and(|pattern| !pattern.is_empty()) {
-        return Err(GroupError::UnsupportedRegularExpression);
+    if op.subscribed_topic_regex.as_ref().is_some_and(|pattern| pattern.len() > REGEX_BYTES_MAX) {
+        return Err(GroupError::InvalidRegularExpression);
     }
     if op.server_assignor.as_ref().is_some_and(|name| Assignor::by_name(name).is_none()) {
         return Err(GroupError::UnsupportedAssignor);
@@ -69,7 +71,13 @@ pub(super) fn heartbeat(
         }
         _ => {}
     }
-    slot.get_or_insert_with(|| Group::consumer(0)).become_consumer()?.heartbeat(cx, op)
+    let group = slot.get_or_insert_with(|| Group::consumer(0));
+    if let Protocol::Classic(classic) = &group.protocol
+        && !classic.members.is_empty()
+    {
+        return migration::upgrade(group, cx, op);
+    }
+    group.become_consumer()?.heartbeat(cx, op)
 }
 
 /// Who a request comes from.
@@ -96,7 +104,8 @@ impl ConsumerGroup {
         match self.instances.get(instance_id) {
             Some(holder) if *holder == op.member_id => Ok(Sender::Known),
             Some(holder) if joins && member.is_none() => {
-                if self.members.get(holder).is_some_and(ConsumerMember::is_away) {
+                // A classic member's process never says that it goes for a while: another one with its instance id takes over.
+                if self.members.get(holder).is_some_and(|member| member.is_away() || member.classic.is_some()) {
                     Ok(Sender::Replaces(holder.clone()))
                 } else {
                     Err(GroupError::UnreleasedInstance)
@@ -112,11 +121,22 @@ impl ConsumerGroup {
         }
     }
 
+    /// Does this request, if it is in order, bring somebody new?
+    pub(super) fn takes_in(&self, op: &ConsumerHeartbeat) -> Result<bool, GroupError> {
+        self.admit(op).map(|sender| matches!(sender, Sender::New))
+    }
+
     /// Checks that change nothing: who it is, its epoch, and whether there is room.
     fn admit(&self, op: &ConsumerHeartbeat) -> Result<Sender, GroupError> {
         let sender = self.sender(op)?;
         if matches!(sender, Sender::New) && self.members.len() >= op.members_max as usize {
             return Err(GroupError::GroupMaxSizeReached);
+        }
+        if op.member_epoch != 0
+            && let Some(member) = self.members.get(&op.member_id)
+            && member.classic.is_some()
+        {
+            return Err(GroupError::UnknownMember);
         }
         if op.member_epoch > 0
             && let Some(member) = self.members.get(&op.member_id)
@@ -130,26 +150,43 @@ impl ConsumerGroup {
                 return Err(GroupError::FencedMemberEpoch);
             }
         }
+        if op.member_epoch >= 0
+            && let Some(regex) = &op.subscribed_topic_regex
+        {
+            let member_id = match &sender {
+                Sender::New => None,
+                Sender::Known => Some(&op.member_id),
+                Sender::Replaces(replaced) => Some(replaced),
+            };
+            let before = member_id.and_then(|member_id| self.members.get(member_id)?.regex.as_deref());
+            self.check_room_for_regex(before, regex)?;
+        }
         Ok(sender)
     }
 
-    fn heartbeat(&mut self, cx: &mut Context<'_>, op: &ConsumerHeartbeat) -> Result<HeartbeatReply, GroupError> {
+    pub(super) fn heartbeat(
+        &mut self,
+        cx: &mut Context<'_>,
+        op: &ConsumerHeartbeat,
+    ) -> Result<HeartbeatReply, GroupError> {
         let sender = self.admit(op)?;
         let member_id = op.member_id.as_str();
         let joined = matches!(sender, Sender::New);
         match sender {
-            Sender::New => self.insert_member(cx, member_id, ConsumerMember::joining(op), None),
-            Sender::Replaces(away) => {
-                if let Some((mut member, target)) = self.remove_member(cx, &away) {
-                    member.epoch = 0;
-                    member.previous_epoch = 0;
-                    self.activity.note_replaced(&away);
-                    self.insert_member(cx, member_id, member, target);
-                }
+            Sender::New => {
+                cx.note_joined(member_id, op.instance_id.as_deref(), &op.client_id, &op.client_host);
+                self.insert_member(cx, member_id, ConsumerMember::joining(op), None);
             }
-            Sender::Known => {}
+            Sender::Replaces(replaced) => {
+                self.replace_member(cx, &replaced, member_id, |member| member.speak_consumer(op));
+            }
+            Sender::Known => self.turn_native(cx, op),
         }
-        if self.update_member(cx, op) || joined {
+        let subscribed = self.update_member(cx, op);
+        if subscribed && !joined {
+            cx.note_member(member_id, |member_id| GroupEventKind::Subscribed { member_id });
+        }
+        if subscribed || joined {
             self.bump(cx);
         }
         self.activity.saw(member_id, cx.position.index);
@@ -162,11 +199,45 @@ impl ConsumerGroup {
             if let Some(mut member) = self.members.get_mut(member_id) {
                 member.waiting = Some(WaitingHeartbeat { owned: op.owned.clone(), full: tell });
             }
-            return self.reply(member_id, false);
+            return self.reply(member_id, false, cx.config);
         }
         self.forget_waiting(member_id);
         let assigned_changed = self.advance(cx, member_id, op.owned.as_deref());
-        self.reply(member_id, tell || assigned_changed)
+        self.reply(member_id, tell || assigned_changed, cx.config)
+    }
+
+    /// A new process takes a static member's place, with all that it was assigned.
+    pub(super) fn replace_member(
+        &mut self,
+        cx: &mut Context<'_>,
+        replaced: &str,
+        by: &str,
+        change: impl FnOnce(&mut ConsumerMember),
+    ) {
+        // What its regular expression matches must not be forgotten in between: nobody else may subscribe by it.
+        let regex = self.members.get(replaced).and_then(|member| member.regex.clone());
+        self.count_subscription(&[], regex.as_deref());
+        if let Some((mut member, target)) = self.remove_member(cx, replaced) {
+            member.epoch = 0;
+            member.previous_epoch = 0;
+            member.waiting = None;
+            change(&mut member);
+            self.activity.note_replaced(replaced);
+            self.insert_member(cx, by, member, target);
+            cx.note(GroupEventKind::Replaced { member_id: short(replaced), by: short(by) });
+        }
+        self.uncount_subscription(&[], regex.as_deref());
+    }
+
+    /// A member that spoke the classic protocol joins with the consumer protocol under the same id.
+    fn turn_native(&mut self, cx: &mut Context<'_>, op: &ConsumerHeartbeat) {
+        let Some(mut member) = self.members.get_mut(&op.member_id) else { return };
+        let Some(terms) = (if member.classic.is_some() { member.classic.take() } else { None }) else { return };
+        member.speak_consumer(op);
+        member.waiting = None;
+        drop(member);
+        self.uncount_classic(&terms);
+        cx.changed = true;
     }
 
     /// Takes over what the request says of the member; true when its subscription changed.
@@ -174,16 +245,20 @@ impl ConsumerGroup {
         let Some(member) = self.members.get(&op.member_id) else { return false };
         let names =
             op.subscribed_topic_names.as_ref().map(|names| sorted(names)).filter(|names| *names != member.subscribed);
+        let regex = new_regex(member, op);
         let returns = op.member_epoch == 0 && member.is_away();
         let newly_static = op.instance_id.is_some() && member.instance_id.is_none();
-        if names.is_none() && !returns && !newly_static && !differs_in_details(member, op) {
+        let subscription_changed = names.is_some() || regex.is_some();
+        if !subscription_changed && !returns && !newly_static && !differs_in_details(member, op) {
             return false;
         }
         cx.changed = true;
-        if let Some(names) = &names {
-            let before = member.subscribed.clone();
-            self.uncount_subscription(&before);
-            self.count_subscription(names);
+        if subscription_changed {
+            let (names_before, regex_before) = (member.subscribed.clone(), member.regex.clone());
+            let regex = regex.clone().unwrap_or_else(|| regex_before.clone());
+            // What the new one shares with the old one must not be forgotten in between.
+            self.count_subscription(names.as_ref().unwrap_or(&names_before), regex.as_deref());
+            self.uncount_subscription(&names_before, regex_before.as_deref());
         }
         if let (true, Some(instance_id)) = (newly_static, &op.instance_id) {
             self.instances.insert(instance_id.clone(), op.member_id.clone());
@@ -209,7 +284,9 @@ impl ConsumerGroup {
         member.client_host.clone_from(&op.client_host);
         member.session_timeout_ms = op.session_timeout_ms;
         member.heartbeat_interval_ms = op.heartbeat_interval_ms;
-        let subscription_changed = names.is_some();
+        if let Some(regex) = regex {
+            member.regex = regex;
+        }
         if let Some(names) = names {
             member.subscription_hash = subscription_hash(&names);
             member.subscribed = names;
@@ -227,7 +304,7 @@ impl ConsumerGroup {
             || self.members.get(&op.member_id).is_some_and(|member| member.epoch != op.member_epoch)
     }
 
-    fn forget_waiting(&mut self, member_id: &str) {
+    pub(super) fn forget_waiting(&mut self, member_id: &str) {
         if let Some(mut member) = self.members.get_mut(member_id)
             && member.waiting.is_some()
         {
@@ -236,7 +313,7 @@ impl ConsumerGroup {
     }
 
     /// Frees what the member was asked to give up, if it reports to own none of it any more. Its epoch stays.
-    fn acknowledge(&mut self, member_id: &str, owned: Option<&[TopicPartitions]>) {
+    pub(super) fn acknowledge(&mut self, member_id: &str, owned: Option<&[TopicPartitions]>) {
         let Some(mut member) = self.members.get_mut(member_id) else { return };
         if member.state != MemberState::Unrevoked || owns_any(owned, &member.revoking) {
             return;
@@ -252,11 +329,13 @@ impl ConsumerGroup {
 
     /// Op 8 with member epoch −1 or −2.
     pub(super) fn leave(&mut self, cx: &mut Context<'_>, op: &ConsumerHeartbeat) -> Result<HeartbeatReply, GroupError> {
-        self.sender(op)?;
+        self.admit(op)?;
         if op.member_epoch == AWAY_EPOCH {
             self.park(cx, &op.member_id);
+            cx.note_member(&op.member_id, |member_id| GroupEventKind::Away { member_id });
         } else {
-            self.remove_member(cx, &op.member_id);
+            self.release_member(cx, &op.member_id);
+            cx.note_member(&op.member_id, |member_id| GroupEventKind::Left { member_id });
             self.bump(cx);
         }
         Ok(HeartbeatReply {
@@ -286,30 +365,6 @@ impl ConsumerGroup {
         cx.changed = true;
     }
 
-    /// LeaveGroup to a consumer group: only an administrator's removal of static members, by instance id alone.
-    pub(super) fn remove_static(
-        &mut self,
-        cx: &mut Context<'_>,
-        members: &[(String, Option<String>)],
-    ) -> Vec<Result<(), GroupError>> {
-        let mut removed = false;
-        let outcomes = members
-            .iter()
-            .map(|(member_id, instance_id)| {
-                let by_instance = instance_id.as_ref().filter(|_| member_id.is_empty());
-                let member_id = by_instance.and_then(|instance_id| self.instances.get(instance_id)).cloned();
-                let member_id = member_id.ok_or(GroupError::UnknownMember)?;
-                self.remove_member(cx, &member_id);
-                removed = true;
-                Ok(())
-            })
-            .collect();
-        if removed {
-            self.bump(cx);
-        }
-        outcomes
-    }
-
     /// Timers ran out; true when anybody went.
     pub(super) fn expire(&mut self, cx: &mut Context<'_>, expired: &[ExpiredMember]) -> bool {
         let mut removed = false;
@@ -320,11 +375,16 @@ impl ConsumerGroup {
                     self.activity.last_seen(&expiry.member_id).is_some_and(|last_seen| last_seen <= expiry.last_seen)
                 }
                 // The revocation's beginning is named: once it is acknowledged, or is another one, nothing is owed.
-                ExpiryReason::Rebalance => member.revoking_since == Some(expiry.last_seen),
+                // A classic member is named with its last JoinGroup: it owes another one, or the SyncGroup after that one.
+                ExpiryReason::Rebalance => {
+                    member.revoking_since == Some(expiry.last_seen)
+                        || member.classic.as_ref().is_some_and(|terms| terms.joined_at == expiry.last_seen)
+                }
                 ExpiryReason::Pending => false,
             };
             if over {
-                self.remove_member(cx, &expiry.member_id);
+                self.release_member(cx, &expiry.member_id);
+                cx.note_expired(expiry);
                 removed = true;
             }
         }
@@ -342,107 +402,25 @@ impl ConsumerGroup {
     ) -> Option<Result<HeartbeatReply, GroupError>> {
         if self.assignment_due() {
             self.compute_target(cx);
+            self.answer_classic_joins(cx);
         }
         let member_id = member_id?;
         let Some(mut member) = self.members.get_mut(member_id) else { return Some(Err(GroupError::UnknownMember)) };
+        if member.classic.is_some() {
+            // Such a member takes its steps when it joins.
+            return Some(Err(GroupError::UnknownMember));
+        }
         let waiting = if member.waiting.is_some() { member.waiting.take() } else { None };
         drop(member);
         let (owned, tell) = waiting.map_or((None, true), |waiting| (waiting.owned, waiting.full));
         self.activity.saw(member_id, cx.position.index);
         cx.changed = true;
         let assigned_changed = self.advance(cx, member_id, owned.as_deref());
-        Some(self.reply(member_id, tell || assigned_changed))
-    }
-
-    fn compute_target(&mut self, cx: &mut Context<'_>) {
-        let mut topics: BTreeMap<TopicId, (&str, u32)> = BTreeMap::new();
-        for name in self.subscribers.keys() {
-            if let Some(topic) = cx.directory.topic(name) {
-                let count = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
-                topics.insert(topic.id, (name, count));
-            }
-        }
-        let topic_index: BTreeMap<&str, usize> =
-            topics.values().enumerate().map(|(index, (name, _))| (*name, index)).collect();
-        let mut by_hash: BTreeMap<u128, usize> = BTreeMap::new();
-        let mut subscriptions: Vec<Vec<usize>> = Vec::new();
-        let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut members: Vec<InputMember<'_>> = Vec::with_capacity(self.members.len());
-        for (member_id, member) in self.members.iter() {
-            let subscription = *by_hash.entry(member.subscription_hash).or_insert_with(|| {
-                let mut indexes: Vec<usize> =
-                    member.subscribed.iter().filter_map(|name| topic_index.get(name.as_str()).copied()).collect();
-                indexes.sort_unstable();
-                subscriptions.push(indexes);
-                subscriptions.len() - 1
-            });
-            if let Some(assignor) = &member.server_assignor {
-                *votes.entry(assignor).or_insert(0) += 1;
-            }
-            members.push(InputMember {
-                member_id,
-                instance_id: member.instance_id.as_deref(),
-                subscription,
-                previous: self.targets.get(member_id),
-            });
-        }
-        let most = votes.values().max().copied();
-        let assignor = votes
-            .iter()
-            .find(|(_, count)| Some(**count) == most)
-            .and_then(|(name, _)| Assignor::by_name(name))
-            .unwrap_or_default();
-        let input = Input {
-            topics: topics.iter().map(|(topic_id, (_, count))| (*topic_id, *count)).collect(),
-            subscriptions,
-            members,
-        };
-        let targets = assignor.assign(&input);
-        let changed: Vec<(String, Target)> = input
-            .members
-            .iter()
-            .zip(targets)
-            .filter(|(member, target)| member.previous.map_or(!target.is_empty(), |previous| previous != target))
-            .map(|(member, target)| (member.member_id.to_string(), target))
-            .collect();
-        let counts: BTreeMap<TopicId, u32> = input.topics.iter().copied().collect();
-        for (member_id, target) in changed {
-            if target.is_empty() {
-                self.targets.remove(&member_id);
-            } else {
-                self.targets.insert(member_id, target);
-            }
-        }
-        let gone: Vec<TopicId> =
-            self.topics.keys().filter(|topic_id| !counts.contains_key(*topic_id)).copied().collect();
-        for topic_id in gone {
-            self.topics.remove(&topic_id);
-        }
-        for (topic_id, count) in counts {
-            if self.topics.get(&topic_id) != Some(&count) {
-                self.topics.insert(topic_id, count);
-            }
-        }
-        self.head.assignment_epoch = self.head.epoch;
-        self.head.assignor = assignor.name().to_string();
-        cx.changed = true;
-    }
-
-    /// Topics changed in the directory: must the group's epoch follow?
-    pub(super) fn follows(&self, directory: &Directory, changed: &[TopicId], deleted: &[TopicId]) -> bool {
-        // While the target is behind, it will be computed from the new directory anyway.
-        if self.members.is_empty() || self.assignment_due() {
-            return false;
-        }
-        let altered = changed.iter().filter_map(|topic_id| directory.topics.get(topic_id)).any(|topic| {
-            self.subscribers.contains_key(&topic.name)
-                && self.topics.get(&topic.id).map(|count| *count as usize) != Some(topic.partitions.len())
-        });
-        altered || deleted.iter().any(|topic_id| self.topics.contains_key(topic_id))
+        Some(self.reply(member_id, tell || assigned_changed, cx.config))
     }
 
     /// Can a heartbeat with an epoch be answered from the state as it is?
-    pub(super) fn check_heartbeat(&self, op: &ConsumerHeartbeat) -> HeartbeatCheck {
+    pub(super) fn check_heartbeat(&self, op: &ConsumerHeartbeat, config: GroupConfig) -> HeartbeatCheck {
         if let Err(error) = self.admit(op) {
             return HeartbeatCheck::Answer(Err(error));
         }
@@ -452,6 +430,7 @@ impl ConsumerGroup {
         let subscription_differs =
             op.subscribed_topic_names.as_ref().is_some_and(|names| sorted(names) != member.subscribed);
         if subscription_differs
+            || new_regex(member, op).is_some()
             || differs_in_details(member, op)
             || self.assignment_due()
             // What an earlier request reported is no longer true of a member that is told something now.
@@ -460,7 +439,7 @@ impl ConsumerGroup {
         {
             return HeartbeatCheck::Propose;
         }
-        HeartbeatCheck::Answer(self.reply(&op.member_id, self.must_tell(op)))
+        HeartbeatCheck::Answer(self.reply(&op.member_id, self.must_tell(op), config))
     }
 }
 
@@ -479,6 +458,8 @@ impl ConsumerMember {
             server_assignor: op.server_assignor.clone(),
             subscription_hash: subscription_hash(&subscribed),
             subscribed,
+            regex: op.subscribed_topic_regex.clone().filter(|regex| !regex.is_empty()),
+            classic: None,
             epoch: 0,
             previous_epoch: 0,
             state: MemberState::Stable,
@@ -488,9 +469,23 @@ impl ConsumerMember {
             waiting: None,
         }
     }
+
+    /// It spoke the classic protocol before, if any.
+    fn speak_consumer(&mut self, op: &ConsumerHeartbeat) {
+        self.classic = None;
+        self.session_timeout_ms = op.session_timeout_ms;
+        self.heartbeat_interval_ms = op.heartbeat_interval_ms;
+    }
 }
 
-fn sorted(names: &[String]) -> Vec<String> {
+/// The regular expression of a request, where it differs from the member's; the inner `None`: no longer any.
+#[expect(clippy::option_option, reason = "no change and no expression are two things")]
+fn new_regex(member: &ConsumerMember, op: &ConsumerHeartbeat) -> Option<Option<String>> {
+    let said = op.subscribed_topic_regex.as_ref()?;
+    (member.regex.as_deref().unwrap_or_default() != said).then(|| Some(said.clone()).filter(|regex| !regex.is_empty()))
+}
+
+pub(super) fn sorted(names: &[String]) -> Vec<String> {
     let mut names = names.to_vec();
     names.sort_unstable();
     names.dedup();

@@ -5,10 +5,12 @@ use alloc::format;
 use alloc::string::String;
 
 use super::Groups;
-use super::classic::{ClassicGroup, ClassicState};
+use super::classic::{ClassicGroup, ClassicState, protocol_names};
 use super::consumer::{ConsumerGroup, subscription_hash};
 use super::group::{Group, Protocol};
 use super::reconcile::MemberState;
+use super::regexes::REGEXES_MAX;
+use super::timeline::{BYTES_MAX, EVENTS_MAX};
 use crate::directory::Directory;
 use crate::ids::TopicId;
 use crate::view::GroupState;
@@ -21,6 +23,7 @@ impl Groups {
             check_group(group_id, group, directory).map_err(|message| format!("group {group_id:?}: {message}"))?;
             digest = digest.wrapping_add(group.hash);
         }
+        holds(self.configs.sum() == self.configs.sum_from_scratch(), || "the digest of configurations is off".into())?;
         holds(digest == self.digest, || "the digest is not that of the groups".into())
     }
 }
@@ -30,6 +33,8 @@ fn check_group(group_id: &str, group: &Group, directory: &Directory) -> Result<(
     epochs_are_in_order(group)?;
     everybody_was_seen_once(group)?;
     offsets_are_of_partitions_that_exist(group, directory)?;
+    the_timeline_is_small(group)?;
+    holds(group.empty_since_ms.is_none() || group.members_len() == 0, || "empty, with members".into())?;
     match &group.protocol {
         Protocol::Classic(classic) => {
             classic_indexes_follow_the_members(classic)?;
@@ -38,6 +43,8 @@ fn check_group(group_id: &str, group: &Group, directory: &Directory) -> Result<(
         }
         Protocol::Consumer(consumer) => {
             consumer_indexes_follow_the_members(consumer)?;
+            classic_members_do_not_stay_among_themselves(consumer)?;
+            regexes_have_subscribers(consumer)?;
             a_partition_has_one_owner(consumer)?;
             member_states_fit_what_is_owed(consumer)?;
             targets_share_out_every_subscribed_partition(consumer, directory)?;
@@ -61,11 +68,53 @@ fn digest_is_that_of_the_rows(group_id: &str, group: &Group) -> Result<(), Strin
             consumer.members.sum() == consumer.members.sum_from_scratch()
                 && consumer.targets.sum() == consumer.targets.sum_from_scratch()
                 && consumer.topics.sum() == consumer.topics.sum_from_scratch()
+                && consumer.regexes.sum() == consumer.regexes.sum_from_scratch()
                 && consumer.activity.sum() == consumer.activity.sum_from_scratch()
         }
     };
     holds(tables && group.offsets.sum() == group.offsets.sum_from_scratch(), || "a table's digest is off".into())?;
     holds(group.hash == group.hash_of(group_id), || "the group's hash is off".into())
+}
+
+/// The timeline is bounded, whatever happens to a group.
+fn the_timeline_is_small(group: &Group) -> Result<(), String> {
+    let (len, bytes) = group.timeline.size();
+    holds(len <= EVENTS_MAX && bytes <= BYTES_MAX, || format!("a timeline of {len} events and {bytes} bytes"))?;
+    holds(bytes == group.timeline.known_bytes(), || "the timeline's length is off".into())?;
+    holds(group.timeline.sum_is_right(), || "the timeline's digest is off".into())
+}
+
+/// A group without a member of the consumer protocol is a classic one; and its classic members have a protocol in common for then.
+fn classic_members_do_not_stay_among_themselves(group: &ConsumerGroup) -> Result<(), String> {
+    let classic = group.members.values().filter(|member| member.classic.is_some()).count();
+    holds(classic == group.classic_members, || "the count of classic members is off".into())?;
+    holds(classic < group.members.len() || classic == 0, || "a consumer group of classic members only".into())?;
+    let mut support: BTreeMap<&str, usize> = BTreeMap::new();
+    for terms in group.members.values().filter_map(|member| member.classic.as_ref()) {
+        for name in protocol_names(&terms.protocols) {
+            *support.entry(name).or_insert(0) += 1;
+        }
+    }
+    let shared = support.values().any(|count| *count == classic);
+    holds(classic == 0 || shared, || "no protocol that all classic members offer".into())?;
+    let known = group.support.iter().map(|(name, count)| (name.as_str(), *count));
+    holds(support.into_iter().eq(known), || "the count of protocols is off".into())
+}
+
+/// What is known of regular expressions is known of those in use.
+fn regexes_have_subscribers(group: &ConsumerGroup) -> Result<(), String> {
+    let mut subscribers: BTreeMap<&str, usize> = BTreeMap::new();
+    for regex in group.members.values().filter_map(|member| member.regex.as_deref()) {
+        *subscribers.entry(regex).or_insert(0) += 1;
+    }
+    let unused = group.regexes.keys().any(|regex| !subscribers.contains_key(regex.as_str()));
+    holds(!unused, || "a regular expression without subscribers".into())?;
+    holds(subscribers.len() <= REGEXES_MAX, || format!("{} regular expressions", subscribers.len()))?;
+    let unsorted =
+        group.regexes.values().any(|resolved| !resolved.topics.is_sorted_by(|earlier, later| earlier < later));
+    holds(!unsorted, || "topics of a regular expression out of order".into())?;
+    let known = group.regex_subscribers.iter().map(|(regex, count)| (regex.as_str(), *count));
+    holds(subscribers.into_iter().eq(known), || "the count of regular expressions is off".into())
 }
 
 /// Nobody is ahead of the group, and the target is not ahead of it either.
@@ -219,9 +268,7 @@ fn targets_share_out_every_subscribed_partition(group: &ConsumerGroup, directory
         return Ok(());
     }
     let expected: BTreeSet<(TopicId, u32)> = group
-        .subscribers
-        .keys()
-        .filter_map(|name| directory.topic(name))
+        .subscribed_topics(directory)
         .flat_map(|topic| (0_u32..).zip(&topic.partitions).map(|(partition, _)| (topic.id, partition)))
         .collect();
     holds(shared_out == expected, || {
@@ -229,9 +276,9 @@ fn targets_share_out_every_subscribed_partition(group: &ConsumerGroup, directory
     })?;
     for (member_id, target) in group.targets.iter() {
         let Some(member) = group.members.get(member_id) else { continue };
-        let strange = target.keys().any(|topic_id| {
-            directory.topics.get(topic_id).is_none_or(|topic| member.subscribed.binary_search(&topic.name).is_err())
-        });
+        let strange = target
+            .keys()
+            .any(|topic_id| directory.topics.get(topic_id).is_none_or(|topic| !group.subscribes(member, topic)));
         holds(!strange, || format!("member {member_id:?} is to own a topic that it does not subscribe to"))?;
     }
     Ok(())

@@ -3,16 +3,23 @@
 //! This is the door: each op finds its group here, changes it, and leaves the digest and the effects in order.
 
 mod activity;
+mod admin;
 mod assignor;
 mod classic;
+mod classic_in_consumer;
 mod classic_rebalance;
 mod consumer;
 mod consumer_heartbeat;
+mod consumer_protocol;
 mod group;
 mod invariants;
+mod migration;
 mod offsets;
 mod reconcile;
+mod regexes;
 mod rows;
+mod target;
+mod timeline;
 pub(crate) mod timers;
 mod views;
 
@@ -29,7 +36,10 @@ use crate::effect::Effect;
 use crate::ids::{Position, TopicId};
 use crate::op::{CommitOffset, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, RebalancePartitions};
 use crate::reply::{GroupError, Reply};
-use group::{Context, Group, Protocol};
+use crate::view::{GroupConfig, GroupEventKind};
+pub(crate) use classic::SyncSender;
+use group::{At, Context, Group, Protocol};
+use rows::Rows;
 
 /// Kinds of rows in the digest. Part of what replicas compare.
 mod table {
@@ -43,6 +53,9 @@ mod table {
     pub(crate) const SEEN: u8 = 0x47;
     pub(crate) const OFFSET: u8 = 0x48;
     pub(crate) const SUBSCRIPTION: u8 = 0x49;
+    pub(crate) const EVENT: u8 = 0x4A;
+    pub(crate) const REGEX: u8 = 0x4B;
+    pub(crate) const CONFIG: u8 = 0x4C;
 }
 
 /// Every group of a shard.
@@ -50,6 +63,8 @@ mod table {
 pub(crate) struct Groups {
     /// Shared with clones until it is changed.
     groups: BTreeMap<String, Arc<Group>>,
+    /// What is configured, also for groups that do not exist.
+    configs: Rows<{ table::CONFIG }, String, GroupConfig>,
     /// Wrapping sum of the groups' hashes.
     digest: u128,
 }
@@ -65,12 +80,14 @@ impl Groups {
     ) -> Result<Reply, String> {
         match op {
             JoinConsumerGroup::Classic(join) => {
-                self.change(directory, position, &join.group_id, effects, |slot, cx| {
+                let at = At { directory, position, now_ms: Some(join.now_ms) };
+                self.change(at, &join.group_id, effects, |slot, cx| {
                     Reply::ClassicJoin(classic_rebalance::join(slot, cx, join))
                 })
             }
             JoinConsumerGroup::Consumer(heartbeat) => {
-                self.change(directory, position, &heartbeat.group_id, effects, |slot, cx| {
+                let at = At { directory, position, now_ms: Some(heartbeat.now_ms) };
+                self.change(at, &heartbeat.group_id, effects, |slot, cx| {
                     Reply::Heartbeat(if heartbeat.member_epoch == 0 {
                         consumer_heartbeat::heartbeat(slot, cx, heartbeat)
                     } else {
@@ -90,37 +107,51 @@ impl Groups {
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, String> {
         match op {
-            LeaveConsumerGroup::Classic { group_id, members } => {
-                self.change(directory, position, group_id, effects, |slot, cx| {
-                    Reply::ClassicLeave(match slot.as_mut().map(|group| &mut group.protocol) {
-                        None => Err(GroupError::UnknownMember),
-                        Some(Protocol::Classic(group)) => Ok(group.leave(cx, members)),
-                        Some(Protocol::Consumer(group)) => Ok(group.remove_static(cx, members)),
-                    })
-                })
-            }
-            LeaveConsumerGroup::Consumer(heartbeat) => {
-                self.change(directory, position, &heartbeat.group_id, effects, |slot, cx| {
-                    Reply::Heartbeat(consumer_heartbeat::check_request(heartbeat).and_then(|()| {
-                        if heartbeat.member_epoch >= 0 {
-                            return Err(GroupError::InvalidRequest("a leaving member has epoch -1 or -2".to_string()));
-                        }
-                        match slot.as_mut().map(|group| &mut group.protocol) {
-                            Some(Protocol::Consumer(group)) => group.leave(cx, heartbeat),
-                            _ => Err(GroupError::GroupNotFound),
+            LeaveConsumerGroup::Classic { group_id, members, now_ms } => {
+                let at = At { directory, position, now_ms: Some(*now_ms) };
+                self.change(at, group_id, effects, |slot, cx| {
+                    let Some(group) = slot else { return Reply::ClassicLeave(Err(GroupError::UnknownMember)) };
+                    Reply::ClassicLeave(Ok(match &mut group.protocol {
+                        Protocol::Classic(group) => group.leave(cx, members),
+                        Protocol::Consumer(consumer) => {
+                            let outcomes = consumer.leave_classic(cx, members);
+                            migration::downgrade_if_due(group, cx, None);
+                            outcomes
                         }
                     }))
                 })
             }
-            LeaveConsumerGroup::Expired { group_id, term, members } => {
+            LeaveConsumerGroup::Consumer(heartbeat) => {
+                let at = At { directory, position, now_ms: Some(heartbeat.now_ms) };
+                self.change(at, &heartbeat.group_id, effects, |slot, cx| {
+                    Reply::Heartbeat(consumer_heartbeat::check_request(heartbeat).and_then(|()| {
+                        if heartbeat.member_epoch >= 0 {
+                            return Err(GroupError::InvalidRequest("a leaving member has epoch -1 or -2".to_string()));
+                        }
+                        let Some(group) = slot else { return Err(GroupError::GroupNotFound) };
+                        let Protocol::Consumer(consumer) = &mut group.protocol else {
+                            return Err(GroupError::GroupNotFound);
+                        };
+                        let reply = consumer.leave(cx, heartbeat)?;
+                        migration::downgrade_if_due(group, cx, None);
+                        Ok(reply)
+                    }))
+                })
+            }
+            LeaveConsumerGroup::Expired { group_id, term, members, now_ms } => {
                 if position.term != *term {
                     return Ok(Reply::Done(false));
                 }
-                self.change(directory, position, group_id, effects, |slot, cx| {
-                    Reply::Done(match slot.as_mut().map(|group| &mut group.protocol) {
-                        None => false,
-                        Some(Protocol::Classic(group)) => group.expire(cx, members),
-                        Some(Protocol::Consumer(group)) => group.expire(cx, members),
+                let at = At { directory, position, now_ms: Some(*now_ms) };
+                self.change(at, group_id, effects, |slot, cx| {
+                    let Some(group) = slot else { return Reply::Done(false) };
+                    Reply::Done(match &mut group.protocol {
+                        Protocol::Classic(group) => group.expire(cx, members),
+                        Protocol::Consumer(consumer) => {
+                            let any = consumer.expire(cx, members);
+                            migration::downgrade_if_due(group, cx, None);
+                            any
+                        }
                     })
                 })
             }
@@ -144,32 +175,37 @@ impl Groups {
                 protocol_type,
                 protocol_name,
                 assignments,
-            } => self.change(directory, position, group_id, effects, |slot, cx| {
-                let Some(Protocol::Classic(group)) = slot.as_mut().map(|group| &mut group.protocol) else {
-                    return Reply::Sync(Err(GroupError::UnknownMember));
-                };
-                let checked = group.check_sync(
-                    member_id,
-                    instance_id.as_deref(),
-                    *generation,
-                    protocol_type.as_deref(),
-                    protocol_name.as_deref(),
-                );
-                if checked.is_ok() {
-                    group.assign(cx, member_id, assignments);
-                }
-                Reply::Sync(checked)
-            }),
-            RebalancePartitions::CompleteJoin { group_id, since } => {
-                self.change(directory, position, group_id, effects, |slot, cx| {
+                now_ms,
+            } => {
+                let at = At { directory, position, now_ms: Some(*now_ms) };
+                self.change(at, group_id, effects, |slot, cx| {
+                    let Some(group) = slot else { return Reply::Sync(Err(GroupError::UnknownMember)) };
+                    let checked = group.check_sync(&SyncSender {
+                        member_id,
+                        instance_id: instance_id.as_deref(),
+                        generation: *generation,
+                        protocol_type: protocol_type.as_deref(),
+                        protocol_name: protocol_name.as_deref(),
+                    });
+                    // In a consumer group nobody leads: what the client computed before the group was upgraded counts no more.
+                    if let (Ok(()), Protocol::Classic(group)) = (&checked, &mut group.protocol) {
+                        group.assign(cx, member_id, assignments);
+                    }
+                    Reply::Sync(checked)
+                })
+            }
+            RebalancePartitions::CompleteJoin { group_id, since, now_ms } => {
+                let at = At { directory, position, now_ms: Some(*now_ms) };
+                self.change(at, group_id, effects, |slot, cx| {
                     Reply::Done(match slot.as_mut().map(|group| &mut group.protocol) {
                         Some(Protocol::Classic(group)) => group.complete_join_phase(cx, *since),
                         _ => false,
                     })
                 })
             }
-            RebalancePartitions::Assign { group_id, member_id } => {
-                self.change(directory, position, group_id, effects, |slot, cx| {
+            RebalancePartitions::Assign { group_id, member_id, now_ms } => {
+                let at = At { directory, position, now_ms: Some(*now_ms) };
+                self.change(at, group_id, effects, |slot, cx| {
                     let outcome = match slot.as_mut().map(|group| &mut group.protocol) {
                         Some(Protocol::Consumer(group)) => group.assign(cx, member_id.as_deref()),
                         _ => member_id.as_ref().map(|_| Err(GroupError::GroupNotFound)),
@@ -188,7 +224,8 @@ impl Groups {
         op: &CommitOffset,
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, String> {
-        self.change(directory, position, &op.group_id, effects, |slot, cx| Reply::Commit(offsets::commit(slot, cx, op)))
+        let at = At { directory, position, now_ms: Some(op.now_ms) };
+        self.change(at, &op.group_id, effects, |slot, cx| Reply::Commit(offsets::commit(slot, cx, op)))
     }
 
     /// Op 11.
@@ -202,8 +239,9 @@ impl Groups {
         match op {
             HeartbeatConsumer::Seen { groups } => {
                 let mut any = false;
+                let at = At { directory, position, now_ms: None };
                 for (group_id, member_ids) in groups {
-                    self.change(directory, position, group_id, effects, |slot, cx| {
+                    self.change(at, group_id, effects, |slot, cx| {
                         let Some(group) = slot else { return };
                         for member_id in member_ids {
                             if group.activity().last_seen(member_id).is_some() {
@@ -217,7 +255,8 @@ impl Groups {
                 Ok(Reply::Done(any))
             }
             HeartbeatConsumer::Consumer(heartbeat) => {
-                self.change(directory, position, &heartbeat.group_id, effects, |slot, cx| {
+                let at = At { directory, position, now_ms: Some(heartbeat.now_ms) };
+                self.change(at, &heartbeat.group_id, effects, |slot, cx| {
                     Reply::Heartbeat(if heartbeat.member_epoch > 0 {
                         consumer_heartbeat::heartbeat(slot, cx, heartbeat)
                     } else {
@@ -237,21 +276,24 @@ impl Groups {
         deleted: &[TopicId],
         effects: &mut Vec<Effect>,
     ) {
+        let at = At { directory, position, now_ms: None };
         for (group_id, group) in &mut self.groups {
-            let mut cx = Context { directory, position, changed: false, assignment_needed: false };
+            let mut cx = Context::new(at, GroupConfig::default());
             let forgets = deleted.iter().any(|topic_id| offsets::has_topic(group, *topic_id));
             let bumps = matches!(&group.protocol, Protocol::Consumer(consumer)
                 if consumer.follows(directory, changed, deleted));
             if forgets || bumps {
                 let group = Arc::make_mut(group);
+                let before = group.before();
                 for topic_id in deleted {
                     offsets::forget_topic(group, *topic_id);
                 }
                 if let (true, Protocol::Consumer(consumer)) = (bumps, &mut group.protocol) {
+                    cx.note(GroupEventKind::TopicsChanged);
                     consumer.bump(&mut cx);
                 }
                 self.digest = self.digest.wrapping_sub(group.hash);
-                group.hash = group.hash_of(group_id);
+                group.conclude(group_id, at, &mut cx, before);
                 self.digest = self.digest.wrapping_add(group.hash);
                 cx.report(group_id, effects);
             }
@@ -268,14 +310,13 @@ impl Groups {
 
     /// Kept incrementally.
     pub(crate) fn digest(&self) -> u128 {
-        self.digest
+        self.digest.wrapping_add(self.configs.sum())
     }
 
     /// Runs one change of one group and puts digest and effects right.
     fn change<T>(
         &mut self,
-        directory: &Directory,
-        position: Position,
+        at: At<'_>,
         group_id: &str,
         effects: &mut Vec<Effect>,
         change: impl FnOnce(&mut Option<Group>, &mut Context<'_>) -> T,
@@ -284,23 +325,27 @@ impl Groups {
             Some((key, group)) => (key, Some(Arc::unwrap_or_clone(group))),
             None => (group_id.to_string(), None),
         };
-        let epoch_before = slot.as_ref().map_or(0, Group::epoch);
+        let before = slot.as_ref().map(Group::before).unwrap_or_default();
         if let Some(group) = &slot {
             self.digest = self.digest.wrapping_sub(group.hash);
         }
-        let mut cx = Context { directory, position, changed: false, assignment_needed: false };
+        let mut cx = Context::new(at, self.config(group_id));
         let outcome = change(&mut slot, &mut cx);
-        cx.report(&key, effects);
+        let forgotten = cx.forgotten;
         let mut broken = None;
-        if let Some(mut group) = slot.filter(|group| !group.is_vacant()) {
-            if group.epoch() < epoch_before {
-                broken = Some(format!("group {key:?}: epoch went back from {epoch_before} to {}", group.epoch()));
+        if let Some(mut group) = slot.filter(|group| !group.is_vacant() && !forgotten) {
+            if group.epoch() < before.epoch {
+                broken = Some(format!("group {key:?}: epoch went back from {} to {}", before.epoch, group.epoch()));
             }
-            group.hash = group.hash_of(&key);
+            group.conclude(&key, at, &mut cx, before);
             self.digest = self.digest.wrapping_add(group.hash);
+            cx.report(&key, effects);
             self.groups.insert(key, Arc::new(group));
-        } else if epoch_before > 0 {
-            broken = Some(format!("group {key:?} with epoch {epoch_before} was forgotten"));
+        } else {
+            cx.report(&key, effects);
+            if before.epoch > 0 && !forgotten {
+                broken = Some(format!("group {key:?} with epoch {} was forgotten", before.epoch));
+            }
         }
         broken.map_or(Ok(outcome), Err)
     }
@@ -319,14 +364,18 @@ impl Context<'_> {
 
 impl Serialize for Groups {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.groups.iter().map(|(group_id, group)| (group_id, &**group)))
+        let groups: BTreeMap<&String, &Group> =
+            self.groups.iter().map(|(group_id, group)| (group_id, &**group)).collect();
+        (groups, &self.configs).serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Groups {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut groups = Self::default();
-        for (group_id, mut group) in BTreeMap::<String, Group>::deserialize(deserializer)? {
+        let (rows, configs) =
+            <(BTreeMap<String, Group>, Rows<{ table::CONFIG }, String, GroupConfig>)>::deserialize(deserializer)?;
+        let mut groups = Self { configs, ..Self::default() };
+        for (group_id, mut group) in rows {
             group.rebuild(&group_id);
             groups.digest = groups.digest.wrapping_add(group.hash);
             groups.groups.insert(group_id, Arc::new(group));

@@ -31,12 +31,15 @@ pub(super) fn commit(
         Some(group) => check(group, op)?,
     }
     let Some(group) = slot else { return Err(GroupError::GroupNotFound) };
-    if !op.member_id.is_empty()
-        && let Protocol::Classic(classic) = &mut group.protocol
-        && classic.members.contains_key(&op.member_id)
-    {
+    let speaks_classic = match &group.protocol {
+        Protocol::Classic(classic) => classic.members.contains_key(&op.member_id),
+        Protocol::Consumer(consumer) => {
+            consumer.members.get(&op.member_id).is_some_and(|member| member.classic.is_some())
+        }
+    };
+    if speaks_classic {
         // A classic member's commit is a sign of life, as a heartbeat is.
-        classic.activity.saw(&op.member_id, cx.position.index);
+        group.activity_mut().saw(&op.member_id, cx.position.index);
         cx.changed = true;
     }
     Ok(op.offsets.iter().map(|offset| store(group, cx, op.now_ms, offset)).collect())
@@ -49,10 +52,8 @@ fn check(group: &Group, op: &CommitOffset) -> Result<(), GroupError> {
             if op.generation_or_epoch < 0 && consumer.members.is_empty() {
                 return Ok(());
             }
-            if !consumer.members.contains_key(&op.member_id) {
-                return Err(GroupError::UnknownMember);
-            }
-            if !op.knows_epochs {
+            let member = consumer.members.get(&op.member_id).ok_or(GroupError::UnknownMember)?;
+            if !op.knows_epochs && member.classic.is_none() {
                 return Err(GroupError::UnsupportedVersion);
             }
             let partitions = op.offsets.iter().map(|offset| (offset.topic_id, offset.partition));

@@ -105,6 +105,14 @@ impl<const KIND: u8, K: Clone + Ord + Serialize, V: Clone + Serialize> Rows<KIND
         self.rows.keys()
     }
 
+    pub(crate) fn first_key(&self) -> Option<&K> {
+        self.rows.first_key_value().map(|(key, _)| key)
+    }
+
+    pub(crate) fn last_key(&self) -> Option<&K> {
+        self.rows.last_key_value().map(|(key, _)| key)
+    }
+
     pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.rows.values().map(|row| &row.value)
     }

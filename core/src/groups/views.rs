@@ -4,17 +4,18 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::Groups;
-use super::classic::{ClassicGroup, ClassicState};
+use super::classic::{ClassicGroup, ClassicState, SyncSender};
 use super::consumer::ConsumerGroup;
 use super::consumer_heartbeat;
 use super::group::{Group, Offset, Protocol, topic_partitions};
 use super::reconcile::MemberState;
+use crate::directory::Directory;
 use crate::ids::TopicId;
 use crate::op::ConsumerHeartbeat;
 use crate::reply::{GroupError, HeartbeatReply};
 use crate::view::{
-    CommittedOffset, GroupListing, GroupState, GroupType, GroupView, HeartbeatCheck, JoinProgress, MemberView,
-    SyncProgress,
+    CommittedOffset, GroupEvent, GroupListing, GroupState, GroupType, GroupView, HeartbeatCheck, JoinProgress,
+    MemberView, SyncProgress,
 };
 
 impl Groups {
@@ -79,7 +80,13 @@ impl Groups {
                     return Ok(());
                 }
                 let member = group.members.get(member_id).ok_or(GroupError::UnknownMember)?;
-                if member.epoch == member_epoch { Ok(()) } else { Err(GroupError::StaleMemberEpoch) }
+                if member.epoch == member_epoch {
+                    Ok(())
+                } else if member.classic.is_some() {
+                    Err(GroupError::IllegalGeneration)
+                } else {
+                    Err(GroupError::StaleMemberEpoch)
+                }
             }
             Some(Protocol::Classic(_)) | None => Ok(()),
         }
@@ -87,37 +94,36 @@ impl Groups {
 
     /// See [`crate::ClusterStateMachine::join_progress`].
     pub(crate) fn join_progress(&self, group_id: &str, member_id: &str, after_generation: i32) -> JoinProgress {
-        match self.classic(group_id) {
-            Some(group) => group.join_progress(member_id, after_generation),
+        match self.protocol(group_id) {
+            Some(Protocol::Classic(group)) => group.join_progress(member_id, after_generation),
+            Some(Protocol::Consumer(group)) => group.classic_join_progress(member_id),
             None => JoinProgress::Done(Err(GroupError::UnknownMember)),
         }
     }
 
     /// See [`crate::ClusterStateMachine::sync_progress`].
-    pub(crate) fn sync_progress(&self, group_id: &str, member_id: &str, generation: i32) -> SyncProgress {
-        match self.classic(group_id) {
-            Some(group) => group.sync_progress(member_id, generation),
+    pub(crate) fn sync_progress(
+        &self,
+        directory: &Directory,
+        group_id: &str,
+        member_id: &str,
+        generation: i32,
+    ) -> SyncProgress {
+        match self.protocol(group_id) {
+            Some(Protocol::Classic(group)) => group.sync_progress(member_id, generation),
+            Some(Protocol::Consumer(group)) => group.classic_sync_progress(directory, member_id, generation),
             None => SyncProgress::Done(Err(GroupError::UnknownMember)),
         }
     }
 
     /// See [`crate::ClusterStateMachine::check_sync`].
-    pub(crate) fn check_sync(
-        &self,
-        group_id: &str,
-        member_id: &str,
-        instance_id: Option<&str>,
-        generation: i32,
-        protocol_type: Option<&str>,
-        protocol_name: Option<&str>,
-    ) -> Result<(), GroupError> {
-        let group = self.classic(group_id).ok_or(GroupError::UnknownMember)?;
-        group.check_sync(member_id, instance_id, generation, protocol_type, protocol_name)
+    pub(crate) fn check_sync(&self, group_id: &str, sender: &SyncSender<'_>) -> Result<(), GroupError> {
+        self.groups.get(group_id).ok_or(GroupError::UnknownMember)?.check_sync(sender)
     }
 
     /// See [`crate::ClusterStateMachine::leads_classic_group`].
     pub(crate) fn leads_classic_group(&self, group_id: &str, member_id: &str) -> bool {
-        self.classic(group_id).is_some_and(|group| group.is_leader(member_id))
+        matches!(self.protocol(group_id), Some(Protocol::Classic(group)) if group.is_leader(member_id))
     }
 
     /// See [`crate::ClusterStateMachine::check_heartbeat`].
@@ -128,7 +134,11 @@ impl Groups {
         instance_id: Option<&str>,
         generation: i32,
     ) -> Result<(), GroupError> {
-        self.classic(group_id).ok_or(GroupError::UnknownMember)?.check_heartbeat(member_id, instance_id, generation)
+        match self.protocol(group_id) {
+            Some(Protocol::Classic(group)) => group.check_heartbeat(member_id, instance_id, generation),
+            Some(Protocol::Consumer(group)) => group.check_classic_heartbeat(member_id, instance_id, generation),
+            None => Err(GroupError::UnknownMember),
+        }
     }
 
     /// See [`crate::ClusterStateMachine::check_consumer_heartbeat`].
@@ -140,7 +150,7 @@ impl Groups {
             return HeartbeatCheck::Propose;
         }
         match self.groups.get(&heartbeat.group_id).map(|group| &group.protocol) {
-            Some(Protocol::Consumer(group)) => group.check_heartbeat(heartbeat),
+            Some(Protocol::Consumer(group)) => group.check_heartbeat(heartbeat, self.config(&heartbeat.group_id)),
             _ => HeartbeatCheck::Answer(Err(GroupError::GroupNotFound)),
         }
     }
@@ -151,17 +161,19 @@ impl Groups {
         match self.groups.get(group_id).map(|group| &group.protocol) {
             Some(Protocol::Consumer(group)) => {
                 let waits = group.members.get(member_id).is_some_and(|member| member.waiting.is_some());
-                group.reply(member_id, !waits)
+                group.reply(member_id, !waits, self.config(group_id))
             }
             _ => Err(GroupError::GroupNotFound),
         }
     }
 
-    fn classic(&self, group_id: &str) -> Option<&ClassicGroup> {
-        match &self.groups.get(group_id)?.protocol {
-            Protocol::Classic(group) => Some(group),
-            Protocol::Consumer(_) => None,
-        }
+    /// See [`crate::ClusterStateMachine::group_timeline`].
+    pub(crate) fn timeline(&self, group_id: &str) -> Vec<GroupEvent> {
+        self.groups.get(group_id).map_or_else(Vec::new, |group| group.timeline.events().cloned().collect())
+    }
+
+    fn protocol(&self, group_id: &str) -> Option<&Protocol> {
+        self.groups.get(group_id).map(|group| &group.protocol)
     }
 }
 
@@ -228,6 +240,7 @@ fn classic_view(group_id: &str, group: &ClassicGroup) -> GroupView {
             target: Vec::new(),
             classic_metadata: if stable { member.metadata(&protocol_name).to_vec() } else { Vec::new() },
             classic_assignment: if stable { member.assignment.clone() } else { Vec::new() },
+            speaks_classic: true,
         })
         .collect();
     GroupView {
@@ -255,13 +268,14 @@ fn consumer_view(group_id: &str, group: &ConsumerGroup) -> GroupView {
             client_host: member.client_host.clone(),
             member_epoch: member.epoch,
             subscribed_topic_names: member.subscribed.clone(),
-            subscribed_topic_regex: String::new(),
+            subscribed_topic_regex: member.regex.clone().unwrap_or_default(),
             assigned: member.assignment(),
             target: group.targets.get(member_id).map_or_else(Vec::new, |target| {
                 topic_partitions(target.iter().map(|(topic_id, partitions)| (topic_id, partitions.iter().copied())))
             }),
             classic_metadata: Vec::new(),
             classic_assignment: Vec::new(),
+            speaks_classic: member.classic.is_some(),
         })
         .collect();
     GroupView {

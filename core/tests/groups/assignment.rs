@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_core::op::ConsumerHeartbeat;
+use lockstep_core::Op;
+use lockstep_core::op::{ConsumerHeartbeat, JoinConsumerGroup};
 
 use crate::harness::{Parts, Shard, heartbeat, joining, joining_static, topics};
 
@@ -146,5 +147,34 @@ proptest::proptest! {
                 proptest::prop_assert!(!helps, "{from} has {} partitions, {to} {}", target.len(), targets[to].len());
             }
         }
+    }
+}
+
+#[test]
+fn in_a_large_group_a_leaving_member_moves_only_what_it_had() {
+    for assignor in ["uniform", "range"] {
+        let mut shard = Shard::with_topics(&[100; 30]);
+        let ids: Vec<u8> = (1..=30).collect();
+        let member_ids: Vec<String> = (0..900).map(|number| format!("m{number:03}")).collect();
+        // Checking every invariant after each of 900 joins would take long; the last op is checked as ever.
+        for member_id in &member_ids {
+            let join = ConsumerHeartbeat { server_assignor: Some(assignor.to_owned()), ..with_topics(member_id, &ids) };
+            shard.position.index += 1;
+            let op = Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(join));
+            shard.state.apply(shard.position, &op, 0).expect("no invariant breaks");
+        }
+        shard.assign(None);
+        let before = targets(&shard);
+        let total: usize = before.values().map(BTreeSet::len).sum();
+        assert_eq!(total, 3_000);
+        let freed = before["m450"].len();
+        shard.beat(&heartbeat("m450", -1)).expect("leaves");
+        shard.assign(None);
+        let after = targets(&shard);
+        if assignor == "uniform" {
+            assert!(spread(&after) <= 1, "{}", spread(&after));
+            assert_eq!(moved(&before, &after), freed, "what stays does not move");
+        }
+        assert_eq!(after.values().map(BTreeSet::len).sum::<usize>(), 3_000);
     }
 }

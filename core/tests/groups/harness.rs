@@ -15,6 +15,8 @@ use lockstep_core::{
 };
 
 pub(crate) const GROUP: &str = "g";
+/// The wall clock when a test begins.
+pub(crate) const WALL_MS: i64 = 1_700_000_000_000;
 pub(crate) const SESSION_MS: u64 = 45_000;
 pub(crate) const REBALANCE_MS: u64 = 60_000;
 
@@ -87,7 +89,7 @@ impl Shard {
         let mut all = Vec::new();
         while let Some(due_ms) = self.table.next_deadline().filter(|due_ms| *due_ms <= end_ms) {
             self.now_ms = self.now_ms.max(due_ms);
-            for op in self.table.expired(self.now_ms) {
+            for op in self.table.expired(self.now_ms, self.wall_ms()) {
                 self.apply(&op);
                 all.push(op);
             }
@@ -103,6 +105,11 @@ impl Shard {
         assert_eq!(self.state.digest(), digest);
         self.position.term += 1;
         self.table = SessionTable::start(&self.state, self.position.term, self.now_ms);
+    }
+
+    /// What the wall clock shows; it has nothing to do with the timers' clock but the pace.
+    pub(crate) fn wall_ms(&self) -> i64 {
+        WALL_MS + self.now_ms as i64
     }
 
     pub(crate) fn digest(&self) -> Digest {
@@ -170,6 +177,7 @@ impl Shard {
             protocol_type: Some("consumer".to_owned()),
             protocol_name: None,
             assignments,
+            now_ms: self.wall_ms(),
         };
         match self.apply(&Op::RebalancePartitions(op)) {
             Reply::Sync(outcome) => outcome,
@@ -224,6 +232,7 @@ impl Shard {
         let op = LeaveConsumerGroup::Classic {
             group_id: GROUP.to_owned(),
             members: members.iter().map(|(id, instance)| ((*id).to_owned(), instance.map(ToOwned::to_owned))).collect(),
+            now_ms: self.wall_ms(),
         };
         match self.apply(&Op::LeaveConsumerGroup(op)) {
             Reply::ClassicLeave(outcome) => outcome,
@@ -261,8 +270,11 @@ impl Shard {
     }
 
     pub(crate) fn assign(&mut self, member_id: Option<&str>) -> Option<Result<HeartbeatReply, GroupError>> {
-        let op =
-            RebalancePartitions::Assign { group_id: GROUP.to_owned(), member_id: member_id.map(ToOwned::to_owned) };
+        let op = RebalancePartitions::Assign {
+            group_id: GROUP.to_owned(),
+            member_id: member_id.map(ToOwned::to_owned),
+            now_ms: self.wall_ms(),
+        };
         match self.apply(&Op::RebalancePartitions(op)) {
             Reply::Heartbeat(outcome) => Some(outcome),
             Reply::Done(_) => None,
@@ -299,6 +311,54 @@ impl Shard {
     /// What a member may own.
     pub(crate) fn owns(&self, member_id: &str) -> Parts {
         parts(&self.member(member_id).assigned)
+    }
+
+    // Classic members of a consumer group.
+
+    /// JoinGroup on its whole way: the coordinator assigns when it has to.
+    pub(crate) fn join_and_assign(&mut self, join: &ClassicJoin) -> Result<JoinResult, GroupError> {
+        let ticket = self.join(join)?;
+        if self.effects.iter().any(|effect| matches!(effect, Effect::AssignmentNeeded { .. })) {
+            assert_eq!(
+                self.state.join_progress(GROUP, &ticket.member_id, ticket.after_generation),
+                JoinProgress::Waiting
+            );
+            self.assign(None);
+        }
+        match self.state.join_progress(GROUP, &ticket.member_id, ticket.after_generation) {
+            JoinProgress::Done(outcome) => outcome,
+            JoinProgress::Waiting => panic!("the join is not answered"),
+        }
+    }
+
+    /// A follower's SyncGroup.
+    pub(crate) fn sync_follower(&mut self, member_id: &str, generation: i32) -> Result<Parts, GroupError> {
+        self.state.check_sync(GROUP, member_id, None, generation, Some("consumer"), None)?;
+        self.table.synced(GROUP, member_id, generation, self.now_ms);
+        match self.state.sync_progress(GROUP, member_id, generation) {
+            SyncProgress::Done(outcome) => outcome.map(|synced| assigned(&synced.assignment)),
+            SyncProgress::Waiting => panic!("the sync is not answered"),
+        }
+    }
+
+    /// Classic consumers of "t1" join at once and share its partitions, the first the first half.
+    pub(crate) fn stable_consumers(&mut self, members: &[(&str, &[(u8, u32)])]) {
+        for (member_id, _) in members {
+            self.join(&ClassicJoin { initial_rebalance_delay_ms: 3_000, ..consuming(member_id, false, &[]) })
+                .expect("joins");
+        }
+        self.pass(6_000);
+        let view = self.view();
+        let leader = view.leader.clone().expect("a leader");
+        let parts = members
+            .iter()
+            .map(|(member_id, parts)| ((*member_id).to_owned(), assignment(&parts.iter().copied().collect())))
+            .collect();
+        self.sync(&leader, view.epoch, parts).expect("taken");
+        for (member_id, _) in members {
+            self.table.synced(GROUP, member_id, view.epoch, self.now_ms);
+        }
+        assert_eq!(self.group_state(), GroupState::Stable);
     }
 
     // Offsets.
@@ -358,6 +418,7 @@ pub(crate) fn new_member(fresh_member_id: &str) -> ClassicJoin {
         require_known_member_id: false,
         initial_rebalance_delay_ms: 0,
         members_max: 1_000,
+        now_ms: WALL_MS,
     }
 }
 
@@ -389,6 +450,7 @@ pub(crate) fn heartbeat(member_id: &str, member_epoch: i32) -> ConsumerHeartbeat
         session_timeout_ms: SESSION_MS as u32,
         heartbeat_interval_ms: 5_000,
         members_max: 1_000,
+        now_ms: WALL_MS,
     }
 }
 
@@ -433,7 +495,7 @@ pub(crate) fn commit_of(
         instance_id: None,
         generation_or_epoch,
         knows_epochs: true,
-        now_ms: 1_700_000_000_000,
+        now_ms: WALL_MS,
         offsets: partitions
             .iter()
             .map(|(topic, partition)| OffsetToCommit {
@@ -445,4 +507,66 @@ pub(crate) fn commit_of(
             })
             .collect(),
     }
+}
+
+/// What a classic consumer says of itself: it subscribes to these topics and owns these partitions.
+pub(crate) fn subscription(ids: &[u8], owned: &Parts) -> Vec<u8> {
+    let mut bytes = vec![0, 1];
+    bytes.extend((ids.len() as i32).to_be_bytes());
+    for id in ids {
+        name(&mut bytes, *id);
+    }
+    bytes.extend((-1_i32).to_be_bytes());
+    named_partitions(&mut bytes, owned);
+    bytes
+}
+
+/// The assignment that a classic leader makes for a member.
+pub(crate) fn assignment(parts: &Parts) -> Vec<u8> {
+    let mut bytes = vec![0, 1];
+    named_partitions(&mut bytes, parts);
+    bytes.extend((-1_i32).to_be_bytes());
+    bytes
+}
+
+fn name(bytes: &mut Vec<u8>, id: u8) {
+    bytes.extend((topic(id).len() as i16).to_be_bytes());
+    bytes.extend(topic(id).bytes());
+}
+
+fn named_partitions(bytes: &mut Vec<u8>, parts: &Parts) {
+    let topics = topic_partitions(parts);
+    bytes.extend((topics.len() as i32).to_be_bytes());
+    for topic in topics {
+        name(bytes, topic.topic_id.0[0]);
+        bytes.extend((topic.partitions.len() as i32).to_be_bytes());
+        for partition in topic.partitions {
+            bytes.extend(partition.to_be_bytes());
+        }
+    }
+}
+
+/// The partitions in what a classic member was assigned.
+pub(crate) fn assigned(bytes: &[u8]) -> Parts {
+    if bytes.is_empty() {
+        return Parts::new();
+    }
+    let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
+    let (mut at, mut parts) = (6, Parts::new());
+    for _ in 0..number(2) {
+        let len = usize::from(bytes[at + 1]);
+        let id: u8 = std::str::from_utf8(&bytes[at + 3..at + 2 + len]).expect("a name").parse().expect("a number");
+        at += 2 + len;
+        let count = number(at);
+        parts.extend((1..=count).map(|i| (id, number(at + 4 * i) as u32)));
+        at += 4 + 4 * count;
+    }
+    parts
+}
+
+/// A JoinGroup of a classic consumer of "t1" that owns these partitions; with an id or, new, with one made for it.
+pub(crate) fn consuming(member_id: &str, known: bool, owned: &[(u8, u32)]) -> ClassicJoin {
+    let metadata = subscription(&[1], &owned.iter().copied().collect());
+    let join = ClassicJoin { protocols: vec![("range".to_owned(), metadata)], ..new_member(member_id) };
+    if known { ClassicJoin { member_id: member_id.to_owned(), ..join } } else { join }
 }

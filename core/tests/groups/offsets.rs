@@ -3,9 +3,7 @@
 use lockstep_core::GroupError;
 use lockstep_core::view::GroupState;
 
-use crate::harness::{
-    GROUP, SESSION_MS, Shard, commit, commit_of, heartbeat, parts, rejoin, topic_id, topic_partitions,
-};
+use crate::harness::{GROUP, Shard, commit, commit_of, topic_id};
 
 #[test]
 fn what_is_fetched_is_the_last_commit() {
@@ -66,84 +64,4 @@ fn a_member_of_no_group_is_refused() {
     assert_eq!(shard.commit(&old), Err(GroupError::IllegalGeneration));
     assert_eq!(shard.commit(&commit_of("", -1, &[(9, 9)], 5)).expect("taken"), [Err(GroupError::UnknownPartition)]);
     assert_eq!(shard.digest(), digest);
-}
-
-#[test]
-fn behaviour_11_an_epoch_at_or_above_the_one_of_the_assignment_may_commit() {
-    let mut shard = Shard::with_topics(&[4]);
-    shard.enter("a");
-    assert_eq!(shard.commit(&commit_of("a", 1, &[(1, 0), (1, 3)], 5)).expect("taken"), [Ok(()), Ok(())]);
-    // "a" moves to epoch 2 and keeps two of its partitions; "b" gets the others in epoch 2.
-    shard.enter("b");
-    let kept = parts(&shard.beat(&heartbeat("a", 1)).expect("told to revoke").assignment.expect("told"));
-    let lost = (0..4).map(|partition| (1, partition)).find(|partition| !kept.contains(partition)).expect("one");
-    let kept_one = *kept.first().expect("one");
-    shard.commit(&commit_of("a", 1, &[lost], 6)).expect("it may still commit what it is giving up");
-    let mut op = heartbeat("a", 1);
-    op.owned = Some(topic_partitions(&kept));
-    shard.beat(&op).expect("moves on");
-    shard.settle(&["a", "b"]);
-
-    shard.commit(&commit_of("a", 1, &[kept_one], 7)).expect("assigned in epoch 1 and never revoked");
-    assert_eq!(shard.fetched(1, kept_one.1), Some(7));
-    let digest = shard.digest();
-    assert_eq!(shard.commit(&commit_of("a", 1, &[lost], 8)), Err(GroupError::StaleMemberEpoch));
-    assert_eq!(shard.commit(&commit_of("a", 1, &[kept_one, lost], 8)), Err(GroupError::StaleMemberEpoch));
-    assert_eq!(shard.commit(&commit_of("b", 1, &[lost], 8)), Err(GroupError::StaleMemberEpoch));
-    assert_eq!(shard.commit(&commit_of("a", 3, &[kept_one], 8)), Err(GroupError::StaleMemberEpoch));
-    assert_eq!(shard.commit(&commit_of("stranger", 2, &[kept_one], 8)), Err(GroupError::UnknownMember));
-    assert_eq!(shard.commit(&commit("", -1, 8)), Err(GroupError::UnknownMember), "the group has members");
-    let mut old = commit("a", 2, 8);
-    old.knows_epochs = false;
-    assert_eq!(shard.commit(&old), Err(GroupError::UnsupportedVersion));
-    assert_eq!(shard.digest(), digest);
-    shard.commit(&commit_of("b", 2, &[lost], 9)).expect("its owner commits");
-}
-
-#[test]
-fn behaviour_12_a_fetch_of_offsets_is_checked_only_when_it_names_a_member() {
-    let mut shard = Shard::with_topics(&[4]);
-    assert_eq!(shard.state.check_offset_fetch("no such group", "a", 1), Ok(()));
-    shard.enter("a");
-    let check = |member_id: &str, epoch: i32| shard.state.check_offset_fetch(GROUP, member_id, epoch);
-    assert_eq!(check("", -1), Ok(()));
-    assert_eq!(check("a", 1), Ok(()));
-    assert_eq!(check("a", 0), Err(GroupError::StaleMemberEpoch));
-    assert_eq!(check("a", 2), Err(GroupError::StaleMemberEpoch));
-    assert_eq!(check("stranger", 1), Err(GroupError::UnknownMember));
-}
-
-#[test]
-fn behaviour_22_a_commit_waits_for_the_end_of_a_rebalance_and_keeps_the_session_alive() {
-    let mut shard = Shard::with_topics(&[4]);
-    shard.stable_classic_group(&["a", "b"]);
-    assert_eq!(shard.commit(&commit("a", 0, 5)), Err(GroupError::IllegalGeneration));
-    assert_eq!(shard.commit(&commit("stranger", 1, 5)), Err(GroupError::UnknownMember));
-    for _ in 0..4 {
-        shard.pass(SESSION_MS / 2);
-        shard.classic_beat("b", 1).expect("alive");
-        shard.commit(&commit("a", 1, 5)).expect("a commit is a sign of life");
-    }
-    shard.join(&crate::harness::new_member("c")).expect("joins");
-    shard.commit(&commit("a", 1, 6)).expect("it may commit before it rejoins");
-    for member_id in ["a", "b"] {
-        shard.join(&rejoin(member_id)).expect("rejoins");
-    }
-    assert_eq!(shard.group_state(), GroupState::CompletingRebalance);
-    assert_eq!(shard.commit(&commit("a", 2, 7)), Err(GroupError::RebalanceInProgress));
-    shard.sync_all();
-    shard.commit(&commit("a", 2, 8)).expect("taken");
-    assert_eq!(shard.fetched(1, 0), Some(8));
-}
-
-#[test]
-fn behaviour_23_an_administrator_commits_only_to_an_empty_group() {
-    let mut shard = Shard::with_topics(&[4]);
-    shard.stable_classic_group(&["a"]);
-    let digest = shard.digest();
-    assert_eq!(shard.commit(&commit("", -1, 5)), Err(GroupError::UnknownMember));
-    assert_eq!(shard.digest(), digest);
-    shard.leave(&[("a", None)]).expect("a batch");
-    shard.commit(&commit("", -1, 5)).expect("the group is empty");
-    assert_eq!(shard.fetched(1, 0), Some(5));
 }

@@ -11,7 +11,7 @@ fn a_classic_call_on_a_consumer_group_with_members_gets_the_right_error() {
     shard.beat(&joining_static("a", "one")).expect("joins");
     let digest = shard.digest();
     assert_eq!(shard.join(&new_member("c")), Err(GroupError::InconsistentProtocol));
-    assert_eq!(shard.join(&rejoin("a")), Err(GroupError::InconsistentProtocol));
+    assert_eq!(shard.join(&rejoin("a")), Err(GroupError::UnknownMember));
     assert_eq!(shard.sync("a", 1, Vec::new()), Err(GroupError::UnknownMember));
     assert_eq!(shard.state.check_sync(GROUP, "a", None, 1, None, None), Err(GroupError::UnknownMember));
     assert_eq!(shard.state.sync_progress(GROUP, "a", 1), SyncProgress::Done(Err(GroupError::UnknownMember)));

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_core::op::{
-    AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, ConsumerHeartbeat, CreateTopic, DeleteTopic,
-    ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit,
-    PartitionAppend, RebalancePartitions, RegisterBroker, TopicPartitions, UnregisterBroker, UpdateMetadata,
+    AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic,
+    DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer,
+    JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit, PartitionAppend, RebalancePartitions, RegisterBroker,
+    ResolveRegularExpression, TopicPartitions, UnregisterBroker, UpdateMetadata,
 };
 use lockstep_core::{BrokerRecord, Op, ShardId, TopicId, TopicRecord};
 
@@ -55,6 +56,7 @@ fn heartbeat(member_epoch: i32) -> ConsumerHeartbeat {
         session_timeout_ms: 45_000,
         heartbeat_interval_ms: 5_000,
         members_max: 200,
+        now_ms: 1_700_000_000_000,
     }
 }
 
@@ -156,6 +158,7 @@ fn examples() -> Vec<(&'static str, Op)> {
                 require_known_member_id: true,
                 initial_rebalance_delay_ms: 3_000,
                 members_max: 200,
+                now_ms: 1_700_000_000_000,
             })),
         ),
         ("JoinConsumerGroup::Consumer", Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(heartbeat(0)))),
@@ -164,6 +167,7 @@ fn examples() -> Vec<(&'static str, Op)> {
             Op::LeaveConsumerGroup(LeaveConsumerGroup::Classic {
                 group_id: "g".to_owned(),
                 members: vec![("m".to_owned(), None), (String::new(), Some("i".to_owned()))],
+                now_ms: 1_700_000_000_000,
             }),
         ),
         ("LeaveConsumerGroup::Consumer", Op::LeaveConsumerGroup(LeaveConsumerGroup::Consumer(heartbeat(-2)))),
@@ -177,6 +181,7 @@ fn examples() -> Vec<(&'static str, Op)> {
                     expired(ExpiryReason::Rebalance),
                     expired(ExpiryReason::Pending),
                 ],
+                now_ms: 1_700_000_000_000,
             }),
         ),
         (
@@ -189,17 +194,23 @@ fn examples() -> Vec<(&'static str, Op)> {
                 protocol_type: Some("consumer".to_owned()),
                 protocol_name: Some("range".to_owned()),
                 assignments: vec![("m".to_owned(), vec![1, 2, 3])],
+                now_ms: 1_700_000_000_000,
             }),
         ),
         (
             "RebalancePartitions::CompleteJoin",
-            Op::RebalancePartitions(RebalancePartitions::CompleteJoin { group_id: "g".to_owned(), since: 1_000 }),
+            Op::RebalancePartitions(RebalancePartitions::CompleteJoin {
+                group_id: "g".to_owned(),
+                since: 1_000,
+                now_ms: 1_700_000_000_000,
+            }),
         ),
         (
             "RebalancePartitions::Assign",
             Op::RebalancePartitions(RebalancePartitions::Assign {
                 group_id: "g".to_owned(),
                 member_id: Some("m".to_owned()),
+                now_ms: 1_700_000_000_000,
             }),
         ),
         (
@@ -229,6 +240,42 @@ fn examples() -> Vec<(&'static str, Op)> {
         ("HeartbeatConsumer::Consumer", Op::HeartbeatConsumer(HeartbeatConsumer::Consumer(heartbeat(6)))),
         ("HeartbeatConsumer::Consumer, bare", Op::HeartbeatConsumer(HeartbeatConsumer::Consumer(bare))),
         ("AllocateProducerIds", Op::AllocateProducerIds(AllocateProducerIds { count: 1_000 })),
+        ("DeleteGroup", Op::DeleteGroup(DeleteGroup { group_id: "g".to_owned() })),
+        (
+            "DeleteOffsets",
+            Op::DeleteOffsets(DeleteOffsets {
+                group_id: "g".to_owned(),
+                topics: vec![TopicPartitions { topic_id: id(1), partitions: vec![0, 300] }],
+            }),
+        ),
+        (
+            "ExpireOffsets",
+            Op::ExpireOffsets(ExpireOffsets {
+                now_ms: 1_700_000_000_123,
+                retention_ms: 604_800_000,
+                groups: vec!["g".to_owned(), "h".to_owned()],
+            }),
+        ),
+        (
+            "ConfigureGroup",
+            Op::ConfigureGroup(ConfigureGroup {
+                group_id: "g".to_owned(),
+                changes: vec![
+                    ("consumer.session.timeout.ms".to_owned(), Some("50000".to_owned())),
+                    ("consumer.heartbeat.interval.ms".to_owned(), None),
+                ],
+            }),
+        ),
+        (
+            "ResolveRegularExpression",
+            Op::ResolveRegularExpression(ResolveRegularExpression {
+                group_id: "g".to_owned(),
+                regex: "t.*".to_owned(),
+                metadata_version: 500,
+                topics: vec![id(1), id(2)],
+                now_ms: 1_700_000_000_123,
+            }),
+        ),
     ]
 }
 
@@ -257,7 +304,7 @@ fn every_op_is_read_back_as_it_was_written() {
         assert_eq!(Op::decode(&bytes), Ok(op), "{name}");
         codes.insert(bytes[1]);
     }
-    assert_eq!(codes, (1..=12).collect(), "an op without an example");
+    assert_eq!(codes, (1..=17).collect(), "an op without an example");
 }
 
 #[test]
@@ -274,7 +321,7 @@ fn cut_longer_and_unknown_bytes_are_refused() {
         newer[0] = 2;
         assert!(Op::decode(&newer).is_err(), "{name} of another format version");
         let mut unknown = bytes;
-        for code in [0, 13, 255] {
+        for code in [0, 18, 255] {
             unknown[1] = code;
             assert!(Op::decode(&unknown).is_err(), "code {code}");
         }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    ClassicJoin, CommitOffset, ConsumerHeartbeat, CreateTopic, ExpiredMember, ExpiryReason, HeartbeatConsumer,
-    JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit, RebalancePartitions, TopicPartitions,
+    ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets,
+    ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup,
+    OffsetToCommit, RebalancePartitions, ResolveRegularExpression, TopicPartitions,
 };
 use lockstep_core::{ClusterStateMachine, Op, Position, ShardId, TopicId};
 use proptest::prelude::*;
@@ -54,6 +55,7 @@ fn heartbeat(member_epoch: impl Strategy<Value = i32>) -> impl Strategy<Value = 
         prop_oneof![
             8 => Just(None),
             1 => Just(Some(String::new())),
+            2 => Just(Some("a.*".to_owned())),
             1 => any::<Option<String>>(),
         ],
         prop_oneof![
@@ -67,6 +69,7 @@ fn heartbeat(member_epoch: impl Strategy<Value = i32>) -> impl Strategy<Value = 
         any::<u32>(),
         any::<u32>(),
         prop_oneof![6 => Just(100_u32), 1 => 0_u32..4],
+        any::<i64>(),
     );
     (group_id(), member_id(), member_epoch, instance_id(), any::<Option<u8>>(), subscription, timing).prop_map(
         |(group_id, member_id, member_epoch, instance_id, rack, subscription, timing)| ConsumerHeartbeat {
@@ -85,6 +88,7 @@ fn heartbeat(member_epoch: impl Strategy<Value = i32>) -> impl Strategy<Value = 
             session_timeout_ms: timing.1,
             heartbeat_interval_ms: timing.2,
             members_max: timing.3,
+            now_ms: timing.4,
         },
     )
 }
@@ -132,6 +136,7 @@ fn classic_join() -> impl Strategy<Value = ClassicJoin> {
             require_known_member_id,
             initial_rebalance_delay_ms: times.2,
             members_max,
+            now_ms: 3,
         })
 }
 
@@ -143,10 +148,11 @@ fn leave() -> impl Strategy<Value = LeaveConsumerGroup> {
     });
     prop_oneof![
         (group_id(), prop::collection::vec((member_id(), instance_id()), 0..3))
-            .prop_map(|(group_id, members)| LeaveConsumerGroup::Classic { group_id, members }),
+            .prop_map(|(group_id, members)| LeaveConsumerGroup::Classic { group_id, members, now_ms: 0 }),
         heartbeat(prop::sample::select(vec![-1, -2, -1, -2, 0, 3])).prop_map(LeaveConsumerGroup::Consumer),
-        (group_id(), 0_u64..4, prop::collection::vec(expired, 0..3))
-            .prop_map(|(group_id, term, members)| LeaveConsumerGroup::Expired { group_id, term, members }),
+        (group_id(), 0_u64..4, prop::collection::vec(expired, 0..3)).prop_map(|(group_id, term, members)| {
+            LeaveConsumerGroup::Expired { group_id, term, members, now_ms: i64::MIN }
+        }),
     ]
 }
 
@@ -164,15 +170,16 @@ fn rebalance() -> impl Strategy<Value = RebalancePartitions> {
                 protocol_type: protocol_type.map(str::to_owned),
                 protocol_name: protocol_name.map(str::to_owned),
                 assignments,
+                now_ms: 5,
             }
         },
     );
     prop_oneof![
         3 => sync,
         2 => (group_id(), prop_oneof![4 => 0_u64..60, 1 => any::<u64>()])
-            .prop_map(|(group_id, since)| RebalancePartitions::CompleteJoin { group_id, since }),
+            .prop_map(|(group_id, since)| RebalancePartitions::CompleteJoin { group_id, since, now_ms: i64::MAX }),
         3 => (group_id(), prop::option::of(member_id()))
-            .prop_map(|(group_id, member_id)| RebalancePartitions::Assign { group_id, member_id }),
+            .prop_map(|(group_id, member_id)| RebalancePartitions::Assign { group_id, member_id, now_ms: 7 }),
     ]
 }
 
@@ -197,6 +204,34 @@ fn commit() -> impl Strategy<Value = CommitOffset> {
         })
 }
 
+/// Ops of administrators and of the leader's housekeeping.
+fn housekeeping() -> impl Strategy<Value = Op> {
+    let groups = prop::collection::vec(group_id(), 0..3);
+    let name = prop_oneof![
+        3 => Just("consumer.session.timeout.ms".to_owned()),
+        3 => Just("consumer.heartbeat.interval.ms".to_owned()),
+        1 => any::<String>(),
+    ];
+    let value = prop::option::of(prop_oneof![3 => Just("7000".to_owned()), 1 => any::<String>()]);
+    let topics = prop::collection::vec(strategies::topic_id(), 0..4);
+    prop_oneof![
+        1 => group_id().prop_map(|group_id| Op::DeleteGroup(DeleteGroup { group_id })),
+        2 => (group_id(), owned()).prop_map(|(group_id, topics)| Op::DeleteOffsets(DeleteOffsets { group_id, topics })),
+        2 => (any::<i64>(), any::<u64>(), groups)
+            .prop_map(|(now_ms, retention_ms, groups)| Op::ExpireOffsets(ExpireOffsets { now_ms, retention_ms, groups })),
+        1 => (group_id(), prop::collection::vec((name, value), 0..3))
+            .prop_map(|(group_id, changes)| Op::ConfigureGroup(ConfigureGroup { group_id, changes })),
+        4 => (group_id(), prop_oneof![9 => Just("a.*".to_owned()), 1 => any::<String>()], 0..6_u64, topics, any::<i64>())
+            .prop_map(|(group_id, regex, metadata_version, mut topics, now_ms)| {
+                if metadata_version > 0 {
+                    topics.sort();
+                    topics.dedup();
+                }
+                Op::ResolveRegularExpression(ResolveRegularExpression { group_id, regex, metadata_version, topics, now_ms })
+            }),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let seen = prop::collection::vec((group_id(), prop::collection::vec(member_id(), 0..4)), 0..3);
     prop_oneof![
@@ -207,6 +242,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => leave().prop_map(Op::LeaveConsumerGroup),
         7 => rebalance().prop_map(Op::RebalancePartitions),
         4 => commit().prop_map(Op::CommitOffset),
+        3 => housekeeping(),
         1 => seen.prop_map(|groups| Op::HeartbeatConsumer(HeartbeatConsumer::Seen { groups })),
         6 => heartbeat(epoch()).prop_map(|beat| Op::HeartbeatConsumer(HeartbeatConsumer::Consumer(beat))),
     ]
@@ -222,6 +258,9 @@ fn ask_everything(state: &ClusterStateMachine, group_id: &str, member_id: &str, 
     let _ = state.check_sync(group_id, member_id, instance_id, epoch, Some("consumer"), None);
     let _ = state.check_heartbeat(group_id, member_id, instance_id, epoch);
     let _ = state.heartbeat_reply(group_id, member_id);
+    let _ = state.group_timeline(group_id);
+    let _ = state.group_regexes(group_id);
+    let _ = state.groups_to_expire(i64::MAX, 0, 3);
     for listing in state.groups() {
         assert!(state.group(&listing.group_id).is_some_and(|view| view.members.len() == listing.members));
     }

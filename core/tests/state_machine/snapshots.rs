@@ -34,6 +34,7 @@ fn classic_join() -> ClassicJoin {
         require_known_member_id: false,
         initial_rebalance_delay_ms: 0,
         members_max: 10,
+        now_ms: 1_700_000_000_000,
     }
 }
 
@@ -54,6 +55,7 @@ fn consumer_join() -> ConsumerHeartbeat {
         session_timeout_ms: 45_000,
         heartbeat_interval_ms: 5_000,
         members_max: 10,
+        now_ms: 1_700_000_000_000,
     }
 }
 
@@ -71,13 +73,18 @@ fn add_groups(shard: &mut Shard) {
         protocol_type: None,
         protocol_name: None,
         assignments: vec![("m".to_owned(), vec![1, 2, 3])],
+        now_ms: 1_700_000_000_000,
     };
     shard.apply(&Op::RebalancePartitions(sync), 0);
     assert_eq!(shard.state.group(&classic.group_id).map(|group| group.state), Some(GroupState::Stable));
 
     let heartbeat = consumer_join();
     shard.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(heartbeat.clone())), 0);
-    let assign = RebalancePartitions::Assign { group_id: heartbeat.group_id.clone(), member_id: Some("m".to_owned()) };
+    let assign = RebalancePartitions::Assign {
+        group_id: heartbeat.group_id.clone(),
+        member_id: Some("m".to_owned()),
+        now_ms: 1_700_000_000_000,
+    };
     shard.apply(&Op::RebalancePartitions(assign), 0);
     assert_eq!(shard.state.group(&heartbeat.group_id).map(|group| group.members[0].assigned.len()), Some(1));
 
@@ -177,7 +184,11 @@ fn a_snapshot_with_any_bit_turned_is_refused_or_sound() {
     let appends = vec![plain(1, 0, 1), idempotent(0, 9, 1)];
     let classic = ClassicJoin { member_id: String::new(), fresh_member_id: "n".to_owned(), ..classic_join() };
     let joining = ConsumerHeartbeat { member_id: "n".to_owned(), instance_id: None, ..consumer_join() };
-    let assign = RebalancePartitions::Assign { group_id: group_id("consumer"), member_id: Some("n".to_owned()) };
+    let assign = RebalancePartitions::Assign {
+        group_id: group_id("consumer"),
+        member_id: Some("n".to_owned()),
+        now_ms: 1_700_000_000_000,
+    };
     let ops = [
         Op::AppendMessage(AppendMessage { now_ms: 0, appends }),
         Op::JoinConsumerGroup(JoinConsumerGroup::Classic(classic_join())),

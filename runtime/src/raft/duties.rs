@@ -117,7 +117,9 @@ impl<E: Env> LeaderDuties<E> {
 
     fn expire(&self) {
         let now_ms = self.replica.now_ms();
-        let due = self.replica.sessions().as_mut().map(|sessions| sessions.expired(now_ms)).unwrap_or_default();
+        let wall_ms = self.replica.env.wall_clock_ms();
+        let due =
+            self.replica.sessions().as_mut().map(|sessions| sessions.expired(now_ms, wall_ms)).unwrap_or_default();
         for op in due {
             if let Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { group_id, members, .. }) = &op {
                 for member in members {
@@ -152,8 +154,9 @@ impl<E: Env> LeaderDuties<E> {
             ready
         };
         for group_id in due {
-            let op =
-                Op::RebalancePartitions(RebalancePartitions::Assign { group_id: group_id.clone(), member_id: None });
+            let now_ms = self.replica.env.wall_clock_ms();
+            let assign = RebalancePartitions::Assign { group_id: group_id.clone(), member_id: None, now_ms };
+            let op = Op::RebalancePartitions(assign);
             let pushed = self.proposals.push(op, Bytes::new());
             let (replica, assigning) = (self.replica.clone(), assigning.clone());
             let _detached = E::spawn(async move {

@@ -43,7 +43,7 @@ pub(crate) use network::NetworkFactory;
 pub(crate) use proposals::Proposals;
 pub(crate) use replica::{Progress, Replica};
 pub(crate) use snapshot::restore;
-pub(crate) use state_machine::StateMachine;
+pub(crate) use state_machine::{StateMachine, take_turns};
 #[cfg(test)]
 pub(crate) use type_config::Command;
 pub(crate) use type_config::{Member, TypeConfig};

@@ -42,6 +42,10 @@ pub(crate) struct Replica<E: Env> {
     pub(crate) assignments: Mutex<BTreeSet<String>>,
     /// Wakes the leader's duties.
     pub(crate) duties: Notify,
+    /// Groups with subscriptions by regular expressions that the leader has to resolve.
+    unresolved_regexes: Mutex<BTreeSet<String>>,
+    /// Wakes the leader's upkeep of groups.
+    pub(crate) upkeep: Notify,
     /// Wakes whoever follows the directory of topics and brokers.
     pub(crate) directory: Notify,
     core: RwLock<ClusterStateMachine>,
@@ -98,6 +102,8 @@ impl<E: Env> Replica<E> {
             incoming: Mutex::default(),
             assignments: Mutex::default(),
             duties: Notify::new(),
+            unresolved_regexes: Mutex::default(),
+            upkeep: Notify::new(),
             directory: Notify::new(),
             core: RwLock::new(core),
             sessions: Mutex::default(),
@@ -168,6 +174,7 @@ impl<E: Env> Replica<E> {
         lock(&self.stopped).get_or_insert(reason);
         self.groups.change_all();
         self.duties.notify_waiters();
+        self.upkeep.notify_waiters();
     }
 
     pub(crate) fn stopped(&self) -> Option<String> {
@@ -180,6 +187,10 @@ impl<E: Env> Replica<E> {
 
     pub(crate) fn lock_assignments(&self) -> MutexGuard<'_, BTreeSet<String>> {
         lock(&self.assignments)
+    }
+
+    pub(crate) fn lock_unresolved_regexes(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        lock(&self.unresolved_regexes)
     }
 
     pub(crate) fn lock_outgoing(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Outgoing>>> {

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use lockstep_core::{Effect, Op, Reply};
+use lockstep_core::{ClusterStateMachine, Effect, Op, Reply};
 use lockstep_env::Env;
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -36,7 +36,7 @@ impl<E: Env> StateMachine<E> {
     fn apply_command(&self, at: &LogId, command: &Command) -> Result<(Reply, u128), String> {
         let replica = &*self.replica;
         let op = Op::decode(&command.op).map_err(|error| format!("the op cannot be decoded: {error}"))?;
-        let (applied, digest, leading) = {
+        let (applied, digest, leading, unresolved) = {
             let mut core = replica.core_mut();
             let applied =
                 core.apply(position(at), &op, command.payload.len()).map_err(|violation| violation.message)?;
@@ -52,7 +52,8 @@ impl<E: Env> StateMachine<E> {
                     }
                 }
             }
-            (applied, core.digest().0, sessions.is_some())
+            let unresolved = unresolved_regexes(&core, &applied.effects);
+            (applied, core.digest().0, sessions.is_some(), unresolved)
         };
         for effect in &applied.effects {
             replica.store.apply(effect, &command.payload)?;
@@ -64,9 +65,16 @@ impl<E: Env> StateMachine<E> {
                     replica.lock_assignments().insert(group_id.clone());
                     replica.duties.notify_one();
                 }
-                Effect::DirectoryChanged { .. } => replica.directory.notify_waiters(),
+                Effect::DirectoryChanged { .. } => {
+                    replica.directory.notify_waiters();
+                    replica.upkeep.notify_one();
+                }
                 _ => {}
             }
+        }
+        if !unresolved.is_empty() {
+            replica.lock_unresolved_regexes().extend(unresolved);
+            replica.upkeep.notify_one();
         }
         Ok((applied.reply, digest))
     }
@@ -88,8 +96,17 @@ impl<E: Env> StateMachine<E> {
     }
 }
 
+/// Groups that changed and have subscriptions of which it is not known what they match.
+fn unresolved_regexes(core: &ClusterStateMachine, effects: &[Effect]) -> Vec<String> {
+    let changed = effects.iter().filter_map(|effect| match effect {
+        Effect::GroupChanged { group_id } => Some(group_id),
+        _ => None,
+    });
+    changed.filter(|group_id| core.has_unresolved_regexes(group_id)).cloned().collect()
+}
+
 /// Lets the executor run other tasks once.
-async fn take_turns() {
+pub(crate) async fn take_turns() {
     let mut yielded = false;
     poll_fn(|cx| {
         if yielded {

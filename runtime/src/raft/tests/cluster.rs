@@ -130,6 +130,7 @@ impl Cluster {
             journal_file_bytes: 1 << 20,
             election_timeout_min: Duration::from_millis(300),
             election_timeout_max: Duration::from_millis(600),
+            offsets_retention_check_interval: Duration::from_millis(50),
             ..NodeConfig::new(id, peers, base.join("raft"), base.join("data"))
         }
     }

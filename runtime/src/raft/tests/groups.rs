@@ -1,11 +1,13 @@
 //! What the leader of a shard does for its consumer groups by itself.
 
 use bytes::Bytes;
-use lockstep_core::op::{ConsumerHeartbeat, JoinConsumerGroup};
+use lockstep_core::op::{CommitOffset, ConsumerHeartbeat, JoinConsumerGroup, OffsetToCommit};
 use lockstep_core::view::GroupState;
-use lockstep_core::{Op, Reply};
+use lockstep_core::{Op, Reply, TopicId};
+use lockstep_env::Env;
+use lockstep_env::tokio_env::TokioEnv;
 
-use super::cluster::{Cluster, eventually};
+use super::cluster::{Cluster, TOPIC, eventually};
 
 fn join(member_id: &str, session_timeout_ms: u32) -> Op {
     Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(ConsumerHeartbeat {
@@ -24,6 +26,7 @@ fn join(member_id: &str, session_timeout_ms: u32) -> Op {
         session_timeout_ms,
         heartbeat_interval_ms: 100,
         members_max: 100,
+        now_ms: 0,
     }))
 }
 
@@ -56,6 +59,65 @@ async fn the_leader_assigns_partitions_and_expires_silent_members() {
     eventually("the silent member is gone", || members() == ["m-2"]).await;
     eventually("nobody is left once all are silent", || {
         shard.read(|state| state.group("readers").is_none_or(|group| group.state == GroupState::Empty))
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_lets_old_offsets_expire() {
+    let cluster = Cluster::start(1, 1).await;
+    cluster.create_topic().await;
+    let shard = cluster.node(1).shard(0);
+    let commit = |group: &str, now_ms: i64| {
+        Op::CommitOffset(CommitOffset {
+            group_id: group.to_owned(),
+            member_id: String::new(),
+            instance_id: None,
+            generation_or_epoch: -1,
+            knows_epochs: true,
+            now_ms,
+            offsets: vec![OffsetToCommit {
+                topic_id: TOPIC,
+                partition: 0,
+                offset: 1,
+                leader_epoch: -1,
+                metadata: String::new(),
+            }],
+        })
+    };
+    for (group, now_ms) in [("young", TokioEnv::new().wall_clock_ms()), ("old", 0)] {
+        let reply = cluster.propose(0, commit(group, now_ms), Bytes::new()).await;
+        assert_eq!(reply, Reply::Commit(Ok(vec![Ok(())])));
+    }
+    let committed = |group: &str| shard.read(|state| state.committed_offset(group, TOPIC, 0)).is_some();
+    eventually("the old group is gone", || shard.read(|state| state.group("old")).is_none()).await;
+    assert!(!committed("old"));
+    assert!(committed("young"));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_finds_out_what_a_regular_expression_matches() {
+    let cluster = Cluster::start(1, 1).await;
+    cluster.create_topic().await;
+    let shard = cluster.node(1).shard(0);
+    let mut op = join("m-1", 30_000);
+    if let Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(join)) = &mut op {
+        join.subscribed_topic_names = None;
+        join.subscribed_topic_regex = Some("ord.*".to_owned());
+    }
+    assert!(matches!(cluster.propose(0, op, Bytes::new()).await, Reply::Heartbeat(Ok(_))));
+    let resolved = |shard: &crate::shard::Shard<TokioEnv>| -> Option<Vec<TopicId>> {
+        let regexes = shard.read(|state| state.group_regexes("readers"));
+        regexes.into_iter().next()?.resolved.map(|(_, topics)| topics)
+    };
+    eventually("the subscription is resolved", || resolved(&shard) == Some(vec![TOPIC])).await;
+    eventually("the member is assigned the partition", || {
+        shard.read(|state| {
+            let group = state.group("readers").map(|group| group.members).unwrap_or_default();
+            group.iter().any(|member| member.target.iter().any(|topic| topic.topic_id == TOPIC))
+        })
     })
     .await;
     cluster.stop().await;

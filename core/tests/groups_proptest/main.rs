@@ -1,160 +1,26 @@
 //! Random ops on groups of both protocols, with every invariant checked after each: what no order of requests, losses,
 //! repetitions, clock jumps and failovers may break.
 
-#[path = "groups/harness.rs"]
+#[path = "../groups/harness.rs"]
 #[allow(dead_code, reason = "the named tests use more of it")]
 mod harness;
+mod steps;
 
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    ClassicJoin, CommitOffset, ConsumerHeartbeat, CreateTopic, DeleteTopic, ExpiredMember, ExpiryReason,
-    HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, RebalancePartitions, UpdateMetadata,
+    ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic,
+    ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup,
+    RebalancePartitions, ResolveRegularExpression, UpdateMetadata,
 };
 use lockstep_core::reply::HeartbeatReply;
-use lockstep_core::view::{GroupType, GroupView, HeartbeatCheck};
+use lockstep_core::view::{GroupType, GroupView, HeartbeatCheck, MemberView};
 use lockstep_core::{ClusterStateMachine, Effect, GroupError, Op, Position, Reply, SessionTable, ShardId};
 use proptest::prelude::*;
 
+use steps::{MEMBERS, Owned, Step, step};
+
 use harness::{Parts, commit_of, heartbeat, new_member, parts, topic, topic_id, topic_partitions, topics};
-
-const MEMBERS: u8 = 5;
-
-/// What a generated step does; indexes are small so that steps meet each other.
-#[derive(Clone, Debug)]
-enum Step {
-    ClassicJoin {
-        group: u8,
-        member: u8,
-        known: bool,
-        instance: Option<u8>,
-        protocols: u8,
-        delay: bool,
-        require_id: bool,
-        max: u8,
-    },
-    ClassicLeave {
-        group: u8,
-        members: Vec<(Option<u8>, Option<u8>)>,
-    },
-    Sync {
-        group: u8,
-        member: u8,
-        stale: i32,
-    },
-    ConsumerJoin {
-        group: u8,
-        member: u8,
-        instance: Option<u8>,
-        topics: u8,
-        range: bool,
-    },
-    ConsumerBeat {
-        group: u8,
-        member: u8,
-        epoch_off: i32,
-        owned: Owned,
-        topics: Option<u8>,
-        follow: bool,
-    },
-    ConsumerLeave {
-        group: u8,
-        member: u8,
-        instance: Option<u8>,
-        for_a_while: bool,
-    },
-    Assign {
-        group: u8,
-        member: Option<u8>,
-    },
-    Commit {
-        group: u8,
-        member: Option<u8>,
-        epoch_off: i32,
-        partition: u32,
-    },
-    Seen {
-        group: u8,
-        members: Vec<u8>,
-    },
-    StaleExpiry {
-        group: u8,
-        member: u8,
-        back: u64,
-        old_term: bool,
-        reason: u8,
-    },
-    StaleCompleteJoin {
-        group: u8,
-        back: u64,
-    },
-    Repeat {
-        back: usize,
-    },
-    Topic {
-        id: u8,
-        change: u8,
-    },
-    Time {
-        ms: u64,
-    },
-    Failover {
-        restore: bool,
-    },
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Owned {
-    Unsaid,
-    Nothing,
-    Assigned,
-    Everything,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let group = 0..3_u8;
-    let member = 0..MEMBERS;
-    let instance = || proptest::option::weighted(0.3, 0..2_u8);
-    let off = || prop_oneof![6 => Just(0), 1 => Just(-1), 1 => Just(1), 1 => Just(-2)];
-    let owned = prop_oneof![
-        4 => Just(Owned::Assigned),
-        2 => Just(Owned::Unsaid),
-        1 => Just(Owned::Nothing),
-        1 => Just(Owned::Everything),
-    ];
-    prop_oneof![
-        10 => (group.clone(), member.clone(), any::<bool>(), instance(), 1..4_u8, any::<bool>(), any::<bool>(), 2..7_u8)
-            .prop_map(|(group, member, known, instance, protocols, delay, require_id, max)| Step::ClassicJoin {
-                group, member, known, instance, protocols, delay, require_id, max
-            }),
-        3 => (group.clone(), proptest::collection::vec((proptest::option::of(member.clone()), instance()), 1..3))
-            .prop_map(|(group, members)| Step::ClassicLeave { group, members }),
-        8 => (group.clone(), member.clone(), off()).prop_map(|(group, member, stale)| Step::Sync { group, member, stale }),
-        10 => (group.clone(), member.clone(), instance(), 0..4_u8, any::<bool>()).prop_map(
-            |(group, member, instance, topics, range)| Step::ConsumerJoin { group, member, instance, topics, range }
-        ),
-        24 => (group.clone(), member.clone(), off(), owned, proptest::option::weighted(0.2, 0..4_u8), any::<bool>()).prop_map(
-            |(group, member, epoch_off, owned, topics, follow)| Step::ConsumerBeat { group, member, epoch_off, owned, topics, follow }
-        ),
-        4 => (group.clone(), member.clone(), instance(), any::<bool>()).prop_map(
-            |(group, member, instance, for_a_while)| Step::ConsumerLeave { group, member, instance, for_a_while }
-        ),
-        6 => (group.clone(), proptest::option::of(member.clone())).prop_map(|(group, member)| Step::Assign { group, member }),
-        6 => (group.clone(), proptest::option::weighted(0.8, member.clone()), off(), 0..4_u32).prop_map(
-            |(group, member, epoch_off, partition)| Step::Commit { group, member, epoch_off, partition }
-        ),
-        2 => (group.clone(), proptest::collection::vec(member.clone(), 1..4))
-            .prop_map(|(group, members)| Step::Seen { group, members }),
-        3 => (group.clone(), member, 0..20_u64, any::<bool>(), 0..3_u8).prop_map(
-            |(group, member, back, old_term, reason)| Step::StaleExpiry { group, member, back, old_term, reason }
-        ),
-        1 => (group, 0..20_u64).prop_map(|(group, back)| Step::StaleCompleteJoin { group, back }),
-        5 => (1..12_usize).prop_map(|back| Step::Repeat { back }),
-        2 => (1..4_u8, 0..3_u8).prop_map(|(id, change)| Step::Topic { id, change }),
-        6 => prop_oneof![0..4_000_u64, 4_000..70_000_u64, Just(10_000_000_u64)].prop_map(|ms| Step::Time { ms }),
-        2 => any::<bool>().prop_map(|restore| Step::Failover { restore }),
-    ]
-}
 
 /// Two replicas and the leader's timers.
 struct World {
@@ -208,6 +74,10 @@ impl World {
         world
     }
 
+    fn wall_ms(&self) -> i64 {
+        harness::WALL_MS + self.now_ms as i64
+    }
+
     fn create_topic(&mut self, id: u8) {
         self.topics += 1;
         self.apply(&Op::CreateTopic(CreateTopic {
@@ -228,7 +98,14 @@ impl World {
         assert_eq!(applied, twin);
         self.state.check_invariants().expect("invariants hold");
         assert_eq!(self.state.digest(), self.twin.digest(), "replicas agree");
-        self.epochs_go_on(&before);
+        if removes_groups(op) {
+            let state = &self.state;
+            self.committed.retain(|(group_id, topic, partition), _| {
+                state.committed_offset(group_id, topic_id(*topic), *partition).is_some()
+            });
+        } else {
+            self.epochs_go_on(&before);
+        }
         if refused(&applied.reply) {
             self.refused_changes_nothing(op, &applied.reply, digest);
         }
@@ -262,7 +139,7 @@ impl World {
             (
                 Op::RebalancePartitions(RebalancePartitions::Sync { group_id, member_id, generation, .. }),
                 Reply::Sync(Ok(())),
-            ) => {
+            ) if before[group_id].group_type == GroupType::Classic => {
                 assert_eq!(before[group_id].epoch, *generation, "a stale sync was taken");
                 hear(group_id, member_id);
             }
@@ -275,7 +152,7 @@ impl World {
                 self.client_hears(beat, reply);
             }
             (
-                Op::RebalancePartitions(RebalancePartitions::Assign { group_id, member_id: Some(member_id) }),
+                Op::RebalancePartitions(RebalancePartitions::Assign { group_id, member_id: Some(member_id), .. }),
                 Reply::Heartbeat(Ok(reply)),
             ) => {
                 hear(group_id, member_id);
@@ -307,7 +184,10 @@ impl World {
                     }
                 }
             }
-            (Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { group_id, term, members }), Reply::Done(done)) => {
+            (
+                Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { group_id, term, members, .. }),
+                Reply::Done(done),
+            ) => {
                 assert!(!done || *term == self.position.term, "an expiry of an earlier term");
                 for member in members.iter().filter(|member| member.reason == ExpiryReason::Session) {
                     let known = |view: &GroupView| view.members.iter().any(|known| known.member_id == member.member_id);
@@ -427,13 +307,18 @@ impl World {
 
     fn run(&mut self, step: &Step) {
         match step {
-            Step::ClassicJoin { group, member, known, instance, protocols, delay, require_id, max } => {
+            Step::ClassicJoin { group, member, known, instance, protocols, topics, eager, delay, require_id, max } => {
                 let names = ["range", "roundrobin"];
+                let ids: Vec<u8> = (1..4).filter(|id| topics & (1 << (id - 1)) != 0).collect();
+                let owned =
+                    if *eager { Parts::new() } else { self.assigned_to(*group, &self.member_of(*group, *member)) };
+                // Now and then bytes that are no subscription.
+                let metadata = if ids.len() == 2 { vec![*topics] } else { harness::subscription(&ids, &owned) };
                 let protocols = names
                     .iter()
                     .enumerate()
                     .filter(|(i, _)| protocols & (1 << i) != 0)
-                    .map(|(_, name)| ((*name).to_owned(), vec![*protocols]))
+                    .map(|(_, name)| ((*name).to_owned(), metadata.clone()))
                     .collect();
                 let fresh = self.fresh_name();
                 self.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Classic(ClassicJoin {
@@ -460,6 +345,7 @@ impl World {
                 self.apply(&Op::LeaveConsumerGroup(LeaveConsumerGroup::Classic {
                     group_id: group_name(*group),
                     members,
+                    now_ms: self.wall_ms(),
                 }));
             }
             Step::Sync { group, member, stale } => {
@@ -472,13 +358,21 @@ impl World {
                     instance_id: None,
                     protocol_type: None,
                     protocol_name: None,
-                    assignments: (0..MEMBERS).map(|other| (self.member_of(*group, other), vec![other])).collect(),
+                    assignments: (0..MEMBERS)
+                        .map(|other| {
+                            (
+                                self.member_of(*group, other),
+                                harness::assignment(&Parts::from([(3, u32::from(other) % 4)])),
+                            )
+                        })
+                        .collect(),
+                    now_ms: self.wall_ms(),
                 }));
                 if reply == Reply::Sync(Ok(())) {
                     self.table.synced(&group_name(*group), &member_id, generation, self.now_ms);
                 }
             }
-            Step::ConsumerJoin { group, member, instance, topics: ids, range } => {
+            Step::ConsumerJoin { group, member, instance, topics: ids, regex, range } => {
                 let ids: Vec<u8> = (1..4).filter(|id| ids & (1 << (id - 1)) != 0).collect();
                 let member_id = self.member_of(*group, *member);
                 self.beat(
@@ -487,6 +381,7 @@ impl World {
                         instance_id: instance_name(*instance),
                         rebalance_timeout_ms: 60_000,
                         subscribed_topic_names: Some(topics(&ids)),
+                        subscribed_topic_regex: Some(if *regex { "t.*".to_owned() } else { String::new() }),
                         owned: Some(Vec::new()),
                         server_assignor: range.then(|| "range".to_owned()),
                         ..heartbeat(&member_id, 0)
@@ -541,6 +436,52 @@ impl World {
                     self.committed.insert((group_name(*group), 3, *partition), offset);
                 }
             }
+            Step::DeleteGroup { group } => {
+                let members = self.state.group(&group_name(*group)).map(|view| view.members.len());
+                let reply = self.apply(&Op::DeleteGroup(DeleteGroup { group_id: group_name(*group) }));
+                let expected = match members {
+                    None => Err(GroupError::GroupNotFound),
+                    Some(0) => Ok(()),
+                    Some(_) => Err(GroupError::NonEmptyGroup),
+                };
+                assert_eq!(reply, Reply::Group(expected));
+            }
+            Step::DeleteOffsets { group, partition } => {
+                let topics = topic_partitions(&Parts::from([(3, *partition)]));
+                let group_id = group_name(*group);
+                let reply = self.apply(&Op::DeleteOffsets(DeleteOffsets { group_id: group_id.clone(), topics }));
+                let left = self.state.committed_offset(&group_id, topic_id(3), *partition);
+                assert!(reply != Reply::Commit(Ok(vec![Ok(())])) || left.is_none());
+            }
+            Step::ExpireOffsets { retention_ms } => {
+                let now_ms = self.wall_ms();
+                let groups = self.state.groups_to_expire(now_ms, *retention_ms, 10);
+                let any = !groups.is_empty();
+                let op = ExpireOffsets { now_ms, retention_ms: *retention_ms, groups };
+                assert_eq!(self.apply(&Op::ExpireOffsets(op)), Reply::Done(any));
+                assert!(self.state.groups_to_expire(now_ms, *retention_ms, 10).is_empty(), "all at once");
+            }
+            Step::Configure { group, session_ms } => {
+                let value = session_ms.map(|session_ms| session_ms.to_string());
+                let changes = vec![("consumer.session.timeout.ms".to_owned(), value)];
+                let op = Op::ConfigureGroup(ConfigureGroup { group_id: group_name(*group), changes });
+                assert_eq!(self.apply(&op), Reply::Group(Ok(())));
+            }
+            Step::Resolve { group, topics: ids, back } => {
+                let directory = self.state.directory();
+                let mut topics: Vec<_> = (1..4)
+                    .filter(|id| ids & (1 << (id - 1)) != 0)
+                    .filter_map(|id| directory.topic(&topic(id)).map(|record| record.id))
+                    .collect();
+                topics.sort();
+                self.apply(&Op::ResolveRegularExpression(ResolveRegularExpression {
+                    group_id: group_name(*group),
+                    regex: "t.*".to_owned(),
+                    metadata_version: directory.version.saturating_sub(*back),
+                    topics,
+                    now_ms: self.wall_ms(),
+                }));
+            }
             Step::Seen { group, members } => {
                 let mut members: Vec<String> = members.iter().map(|member| self.member_of(*group, *member)).collect();
                 members.sort();
@@ -563,12 +504,14 @@ impl World {
                             [usize::from(*reason)],
                         silent_ms: 1,
                     }],
+                    now_ms: self.wall_ms(),
                 }));
             }
             Step::StaleCompleteJoin { group, back } => {
                 self.apply(&Op::RebalancePartitions(RebalancePartitions::CompleteJoin {
                     group_id: group_name(*group),
                     since: self.position.index.saturating_sub(*back),
+                    now_ms: self.wall_ms(),
                 }));
             }
             Step::Repeat { back } => {
@@ -649,7 +592,11 @@ impl World {
     }
 
     fn assign(&mut self, group_id: &str, member_id: Option<String>) {
-        self.apply(&Op::RebalancePartitions(RebalancePartitions::Assign { group_id: group_id.to_owned(), member_id }));
+        self.apply(&Op::RebalancePartitions(RebalancePartitions::Assign {
+            group_id: group_id.to_owned(),
+            member_id,
+            now_ms: self.wall_ms(),
+        }));
     }
 
     fn pass(&mut self, ms: u64) {
@@ -657,7 +604,7 @@ impl World {
         let mut rounds = 0;
         while let Some(due_ms) = self.table.next_deadline().filter(|due_ms| *due_ms <= end_ms) {
             self.now_ms = self.now_ms.max(due_ms);
-            for op in self.table.expired(self.now_ms) {
+            for op in self.table.expired(self.now_ms, self.wall_ms()) {
                 self.apply(&op);
             }
             rounds += 1;
@@ -678,6 +625,27 @@ impl World {
         assert_eq!(self.table.next_deadline(), None);
     }
 
+    /// A classic member of a consumer group does as it is told.
+    fn follow_classic(&mut self, group_id: &str, member: &MemberView) {
+        let checked = self.state.check_heartbeat(group_id, &member.member_id, None, member.member_epoch);
+        if checked != Err(GroupError::RebalanceInProgress) {
+            return;
+        }
+        // What it offered and subscribed to is not in the view: the protocols of the steps, in whatever combination it shares.
+        let ids: Vec<u8> =
+            member.subscribed_topic_names.iter().filter_map(|name| name.strip_prefix('t')?.parse().ok()).collect();
+        let metadata = harness::subscription(&ids, &parts(&member.assigned));
+        let both = ["range", "roundrobin"].map(|name| (name.to_owned(), metadata.clone()));
+        self.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Classic(ClassicJoin {
+            group_id: group_id.to_owned(),
+            member_id: member.member_id.clone(),
+            instance_id: member.instance_id.clone(),
+            protocols: both.to_vec(),
+            ..new_member("unused")
+        })));
+        self.assign(group_id, None);
+    }
+
     /// All consumer groups come to rest when their members do as they are told.
     fn all_come_to_rest(&mut self) {
         for group in 0..3 {
@@ -692,6 +660,10 @@ impl World {
                 }
                 let view = self.state.group(&group_name(group)).expect("a group with members");
                 for member in view.members {
+                    if member.speaks_classic {
+                        self.follow_classic(&group_name(group), &member);
+                        continue;
+                    }
                     // Whoever is away comes back.
                     let joins = member.member_epoch <= 0;
                     self.beat(
@@ -713,6 +685,11 @@ impl World {
     }
 }
 
+/// May a group go, or its offsets, for another reason than that it has become meaningless?
+fn removes_groups(op: &Op) -> bool {
+    matches!(op, Op::DeleteGroup(_) | Op::DeleteOffsets(_) | Op::ExpireOffsets(_))
+}
+
 fn touches_topics(op: &Op) -> bool {
     matches!(op, Op::CreateTopic(_) | Op::DeleteTopic(_) | Op::UpdateMetadata(_))
 }
@@ -725,6 +702,7 @@ fn refused(reply: &Reply) -> bool {
         Reply::Heartbeat(outcome) => outcome.is_err(),
         Reply::Commit(outcome) => outcome.is_err(),
         Reply::Done(done) => !done,
+        Reply::Group(outcome) => outcome.is_err(),
         _ => false,
     }
 }

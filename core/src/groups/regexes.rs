@@ -1,0 +1,133 @@
+//! Subscriptions by regular expression. What one matches is found out outside, and comes as an op.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::Groups;
+use super::consumer::ConsumerGroup;
+use super::group::{At, Context, Protocol};
+use super::timeline::short;
+use crate::directory::Directory;
+use crate::effect::Effect;
+use crate::ids::{Position, TopicId};
+use crate::op::ResolveRegularExpression;
+use crate::reply::{GroupError, Reply};
+use crate::view::{GroupEventKind, GroupRegex};
+
+/// Different regular expressions in one group, at most: each costs the leader a match against all topics.
+pub(super) const REGEXES_MAX: usize = 100;
+
+/// What a regular expression matches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ResolvedRegex {
+    /// Version of the directory that it was matched with.
+    pub(super) version: u64,
+    /// Ascending, each once. Those that were deleted since are still listed.
+    pub(super) topics: Vec<TopicId>,
+}
+
+impl Groups {
+    /// Op 17.
+    pub(crate) fn apply_resolve(
+        &mut self,
+        directory: &Directory,
+        position: Position,
+        op: &ResolveRegularExpression,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Reply, String> {
+        let at = At { directory, position, now_ms: Some(op.now_ms) };
+        self.change(at, &op.group_id, effects, |slot, cx| {
+            Reply::Done(match slot.as_mut().map(|group| &mut group.protocol) {
+                Some(Protocol::Consumer(group)) => group.resolve(cx, op),
+                _ => false,
+            })
+        })
+    }
+
+    /// See [`crate::ClusterStateMachine::group_regexes`].
+    pub(crate) fn regexes(&self, group_id: &str) -> Vec<GroupRegex> {
+        let Some(Protocol::Consumer(group)) = self.groups.get(group_id).map(|group| &group.protocol) else {
+            return Vec::new();
+        };
+        let resolved =
+            |regex: &String| group.regexes.get(regex).map(|resolved| (resolved.version, resolved.topics.clone()));
+        group
+            .regex_subscribers
+            .keys()
+            .map(|regex| GroupRegex { group_id: group_id.to_string(), regex: regex.clone(), resolved: resolved(regex) })
+            .collect()
+    }
+
+    /// See [`crate::ClusterStateMachine::has_unresolved_regexes`].
+    pub(crate) fn has_unresolved_regexes(&self, group_id: &str) -> bool {
+        match self.groups.get(group_id).map(|group| &group.protocol) {
+            Some(Protocol::Consumer(group)) => group.has_unresolved_regexes(),
+            _ => false,
+        }
+    }
+
+    /// See [`crate::ClusterStateMachine::groups_with_regexes`].
+    pub(crate) fn with_regexes(&self) -> Vec<String> {
+        self.groups
+            .iter()
+            .filter(|(_, group)| {
+                matches!(&group.protocol, Protocol::Consumer(group) if !group.regex_subscribers.is_empty())
+            })
+            .map(|(group_id, _)| group_id.clone())
+            .collect()
+    }
+}
+
+impl ConsumerGroup {
+    /// Does anybody subscribe by an expression that was never resolved? Only those with subscribers are kept resolved, so that counting
+    /// is enough.
+    pub(super) fn has_unresolved_regexes(&self) -> bool {
+        self.regexes.len() < self.regex_subscribers.len()
+    }
+
+    /// Is there room for the regular expression of a member? `before` is the one that it has so far, which makes room when nobody else
+    /// subscribes by it.
+    pub(super) fn check_room_for_regex(&self, before: Option<&str>, regex: &str) -> Result<(), GroupError> {
+        if regex.is_empty() || self.regex_subscribers.contains_key(regex) {
+            return Ok(());
+        }
+        let given_up = before.is_some_and(|before| self.regex_subscribers.get(before) == Some(&1));
+        if self.regex_subscribers.len().saturating_sub(usize::from(given_up)) < REGEXES_MAX {
+            return Ok(());
+        }
+        Err(GroupError::InvalidRequest(format!("a group subscribes by at most {REGEXES_MAX} regular expressions")))
+    }
+
+    /// True when it says something that was not known. Of two resolutions the one by the later directory holds, in whatever order they
+    /// come; one by a directory that this shard has not yet is refused, because the topics it names may not be there.
+    fn resolve(&mut self, cx: &mut Context<'_>, op: &ResolveRegularExpression) -> bool {
+        let known = self.regexes.get(&op.regex);
+        let ascending = op.topics.is_sorted_by(|earlier, later| earlier < later);
+        let stale = known.is_some_and(|known| op.metadata_version < known.version);
+        let fresh = ResolvedRegex { version: op.metadata_version, topics: op.topics.clone() };
+        if !self.regex_subscribers.contains_key(&op.regex)
+            || !ascending
+            || stale
+            || op.metadata_version > cx.directory.version
+            || known == Some(&fresh)
+        {
+            return false;
+        }
+        let before = known.map(|known| known.topics.as_slice()).unwrap_or_default();
+        let exists = |topic_id: &&TopicId| cx.directory.topics.contains_key(topic_id);
+        let matters = !before.iter().filter(exists).eq(op.topics.iter().filter(exists));
+        self.regexes.insert(op.regex.clone(), fresh);
+        if matters {
+            cx.note(GroupEventKind::RegexResolved {
+                regex: short(&op.regex),
+                topics: u32::try_from(op.topics.len()).unwrap_or(u32::MAX),
+            });
+            self.bump(cx);
+        }
+        cx.changed = true;
+        true
+    }
+}
