@@ -472,7 +472,7 @@ impl<E: Env> Client<E> {
         self.find_coordinator(group).await
     }
 
-    /// Address of the broker that coordinates `group`, asked for now.
+    /// Asks for the address of the broker that coordinates `group`, and remembers it.
     async fn find_coordinator(&self, group: &str) -> Result<String, ClientError> {
         let address = self.look_up_coordinator(group, None).await?;
         lock(&self.shared.coordinators).insert(group.to_owned(), address.clone());

@@ -93,7 +93,7 @@ pub struct ProducerRecord {
     pub value: Option<Bytes>,
     /// Headers.
     pub headers: Vec<RecordHeader>,
-    /// Milliseconds since 1970; `None` for now.
+    /// Milliseconds since 1970; `None` for the time of sending.
     pub timestamp: Option<i64>,
 }
 

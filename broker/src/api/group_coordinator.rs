@@ -91,7 +91,7 @@ fn refusal(request: &'static str, group_id: &str, error: ProposeError) -> Refuse
     if let ProposeError::NotLeader { shard, leader } = &error {
         tracing::info!(request, group = group_id, %shard, leader, "{NOT_COORDINATOR_MESSAGE}");
     } else {
-        tracing::info!(request, group = group_id, %error, "group request refused for now");
+        tracing::info!(request, group = group_id, %error, "group request refused, to be retried");
     }
     error.into()
 }

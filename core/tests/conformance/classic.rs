@@ -4,22 +4,9 @@ use lockstep_core::GroupError;
 use lockstep_core::op::ClassicJoin;
 use lockstep_core::view::{GroupState, JoinProgress, SyncProgress};
 
-use crate::harness::{GROUP, SESSION_MS, Shard, commit, new_member, rejoin, static_member};
-
-fn with_metadata(join: ClassicJoin, metadata: &str) -> ClassicJoin {
-    ClassicJoin { protocols: vec![("range".to_owned(), metadata.into())], ..join }
-}
-
-/// A stable group of static members "a" (leads, instance "one") and "b" (instance "two").
-fn stable_static_group() -> Shard {
-    let mut shard = Shard::with_topics(&[4]);
-    shard.join(&static_member("a", "one")).expect("joins");
-    shard.join(&static_member("b", "two")).expect("joins");
-    shard.join(&ClassicJoin { instance_id: Some("one".to_owned()), ..rejoin("a") }).expect("rejoins");
-    shard.sync_all();
-    assert_eq!(shard.view().leader.as_deref(), Some("a"));
-    shard
-}
+use crate::harness::{
+    GROUP, SESSION_MS, Shard, commit, new_member, rejoin, stable_static_group, static_member, with_metadata,
+};
 
 #[test]
 fn b15_the_initial_delay_is_extended_by_joins_and_capped_by_the_rebalance_timeout() {

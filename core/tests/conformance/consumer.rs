@@ -4,22 +4,9 @@ use lockstep_core::GroupError;
 use lockstep_core::op::ConsumerHeartbeat;
 use lockstep_core::view::{GroupState, HeartbeatCheck};
 
-use crate::harness::{GROUP, REBALANCE_MS, Shard, heartbeat, joining, joining_static, owning, parts, topic_partitions};
-
-/// Two members that share the four partitions of "t1".
-fn two_members() -> Shard {
-    let mut shard = Shard::with_topics(&[4]);
-    shard.enter("a");
-    shard.enter("b");
-    shard.settle(&["a", "b"]);
-    assert_eq!(shard.owns("a").len(), 2);
-    assert_eq!(shard.owns("b").len(), 2);
-    shard
-}
-
-fn epoch(shard: &Shard, member_id: &str) -> i32 {
-    shard.member(member_id).member_epoch
-}
+use crate::harness::{
+    GROUP, REBALANCE_MS, Shard, epoch, heartbeat, joining, joining_static, owning, parts, topic_partitions, two_members,
+};
 
 #[test]
 fn b01_an_epoch_above_the_known_one_is_fenced() {

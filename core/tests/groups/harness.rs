@@ -570,3 +570,33 @@ pub(crate) fn consuming(member_id: &str, known: bool, owned: &[(u8, u32)]) -> Cl
     let join = ClassicJoin { protocols: vec![("range".to_owned(), metadata)], ..new_member(member_id) };
     if known { ClassicJoin { member_id: member_id.to_owned(), ..join } } else { join }
 }
+
+pub(crate) fn with_metadata(join: ClassicJoin, metadata: &str) -> ClassicJoin {
+    ClassicJoin { protocols: vec![("range".to_owned(), metadata.into())], ..join }
+}
+
+/// A stable group of static members "a" (leads, instance "one") and "b" (instance "two").
+pub(crate) fn stable_static_group() -> Shard {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.join(&static_member("a", "one")).expect("joins");
+    shard.join(&static_member("b", "two")).expect("joins");
+    shard.join(&ClassicJoin { instance_id: Some("one".to_owned()), ..rejoin("a") }).expect("rejoins");
+    shard.sync_all();
+    assert_eq!(shard.view().leader.as_deref(), Some("a"));
+    shard
+}
+
+/// Two members that share the four partitions of "t1".
+pub(crate) fn two_members() -> Shard {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.enter("a");
+    shard.enter("b");
+    shard.settle(&["a", "b"]);
+    assert_eq!(shard.owns("a").len(), 2);
+    assert_eq!(shard.owns("b").len(), 2);
+    shard
+}
+
+pub(crate) fn epoch(shard: &Shard, member_id: &str) -> i32 {
+    shard.member(member_id).member_epoch
+}
