@@ -1,5 +1,4 @@
-//! Writes the committed seeds. Only wanted after a change of a format:
-//! `cargo test -p fuzz --test seeds -- --ignored`.
+//! Writes the committed seeds. Only wanted after a change of a format: `cargo run -p fuzz --example write_seeds`.
 
 use std::fs;
 use std::path::Path;
@@ -15,6 +14,15 @@ use lockstep_wire::records::ProducerStamp;
 use lockstep_wire::{ApiKey, BatchBuilder, Compression, Request, Response};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+#[tokio::main]
+async fn main() {
+    frames();
+    batches();
+    peers();
+    states();
+    journals().await;
+}
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
@@ -39,8 +47,6 @@ fn batch(compression: Compression) -> Bytes {
     builder.finish(compression, Some(stamp)).expect("it can be compressed")
 }
 
-#[test]
-#[ignore = "writes files; see above"]
 fn frames() {
     for &api_key in ApiKey::ALL {
         let versions = api_key.versions();
@@ -60,8 +66,6 @@ fn frames() {
     }
 }
 
-#[test]
-#[ignore = "writes files; see above"]
 fn batches() {
     for compression in [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd]
     {
@@ -73,8 +77,6 @@ fn batches() {
     }
 }
 
-#[test]
-#[ignore = "writes files; see above"]
 fn peers() {
     for kind in [FrameKind::Ping, FrameKind::Request, FrameKind::Reply, FrameKind::Fault, FrameKind::WrongIncarnation] {
         let payload = [Bytes::from_static(b"payload")];
@@ -84,8 +86,6 @@ fn peers() {
     write("peer_frame", "greeting", &[&b"LKSP\x00\x01\x00\x00"[..], &[0; 52]].concat());
 }
 
-#[test]
-#[ignore = "writes files; see above"]
 fn states() {
     for seed in 0..6_u64 {
         let bytes = noise(seed, 900);
@@ -126,8 +126,6 @@ async fn journal_with(entries: u64, changes: impl AsyncFnOnce(&Journal<TokioEnv>
     bytes
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "writes files; see above"]
 async fn journals() {
     let with_choice = |choice: u8, bytes: &[u8]| [&[choice], bytes].concat();
     let plain = journal_with(3, async |_| {}).await;

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! What it finds is kept: make it small, put it into `corpus/` under a name that says what it is, and `cargo test` runs it for ever.
-//! After a change of a format, `cargo test -p fuzz --test seeds -- --ignored` writes the seeds anew.
+//! After a change of a format, `cargo run -p fuzz --example write_seeds` writes the seeds anew.
 
 mod apply;
 mod input;

@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, ConsumerHeartbeat, CreateTopic, DeleteTopic,
-    ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit,
-    PartitionAppend, RebalancePartitions, RegisterBroker, TopicPartitions, UnregisterBroker, UpdateMetadata,
+    AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic,
+    DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer,
+    JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit, PartitionAppend, RebalancePartitions, RegisterBroker,
+    ResolveRegularExpression, TopicPartitions, UnregisterBroker, UpdateMetadata,
 };
 use lockstep_core::{BrokerRecord, Op, ShardId, TopicId, TopicRecord};
 
 use crate::input::Input;
+
+/// What members subscribe to, and leaders resolve.
+const REGEXES: &[&str] = &["a.*", "(", ""];
 
 /// An encoded op, as it lies in a log. What is decoded is encoded to something that decodes to the same.
 pub fn op(data: &[u8]) {
@@ -21,7 +25,7 @@ pub fn op(data: &[u8]) {
 
 /// An op made of whatever the input says, mostly about the same few topics, groups and members, so that ops meet.
 pub fn arbitrary_op(input: &mut Input<'_>) -> Op {
-    match input.below(24) {
+    match input.below(28) {
         0..=2 => Op::CreateTopic(CreateTopic {
             topic_id: topic_id(input),
             name: name(input),
@@ -47,11 +51,31 @@ pub fn arbitrary_op(input: &mut Input<'_>) -> Op {
         17 => Op::LeaveConsumerGroup(leave(input)),
         18..=20 => Op::RebalancePartitions(rebalance(input)),
         21 => Op::CommitOffset(commit(input)),
+        22 => Op::DeleteGroup(DeleteGroup { group_id: group_id(input) }),
+        23 => Op::DeleteOffsets(DeleteOffsets { group_id: group_id(input), topics: owned(input) }),
+        24 => Op::ExpireOffsets(ExpireOffsets {
+            now_ms: i64_of(input),
+            retention_ms: input.mostly_below(64),
+            groups: input.list(3, group_id),
+        }),
+        25 => Op::ConfigureGroup(ConfigureGroup { group_id: group_id(input), changes: input.list(3, group_change) }),
+        26 => Op::ResolveRegularExpression(ResolveRegularExpression {
+            group_id: group_id(input),
+            regex: text(input, REGEXES),
+            metadata_version: input.mostly_below(12),
+            topics: input.list(4, topic_id),
+            now_ms: i64_of(input),
+        }),
         _ => Op::HeartbeatConsumer(match input.below(3) {
             0 => HeartbeatConsumer::Seen { groups: input.list(2, |input| (group_id(input), input.list(3, member_id))) },
             _ => HeartbeatConsumer::Consumer(consumer_heartbeat(input)),
         }),
     }
+}
+
+fn group_change(input: &mut Input<'_>) -> (String, Option<String>) {
+    let name = text(input, &["consumer.session.timeout.ms", "consumer.heartbeat.interval.ms"]);
+    (name, input.maybe(|input| text(input, &["1000", "45000", "-1", "x"])))
 }
 
 fn u32_of(input: &mut Input<'_>) -> u32 {
@@ -188,7 +212,7 @@ fn consumer_heartbeat(input: &mut Input<'_>) -> ConsumerHeartbeat {
         rack_id: input.maybe(|input| text(input, &["r1", "r2"])),
         rebalance_timeout_ms: if input.one_in(4) { i32_of(input) } else { 30_000 },
         subscribed_topic_names: input.maybe(|input| input.list(3, name)),
-        subscribed_topic_regex: if input.one_in(8) { Some(text(input, &["a.*", "(", ""])) } else { None },
+        subscribed_topic_regex: if input.one_in(8) { Some(text(input, REGEXES)) } else { None },
         server_assignor: input.maybe(|input| text(input, &["uniform", "range", "?"])),
         owned: input.maybe(owned),
         client_id: "client".to_owned(),
