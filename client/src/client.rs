@@ -202,6 +202,17 @@ impl<E: Env> Client<E> {
         }
     }
 
+    /// A new connection to the broker at `address` (`host:port`), which the client itself does not use: for those who speak
+    /// the protocol themselves.
+    ///
+    /// # Errors
+    /// The broker cannot be reached within the client's time-out, or speaks another protocol.
+    pub async fn open_connection(&self, address: &str) -> Result<BrokerConnection<E>, ClientError> {
+        let config = &self.shared.config;
+        let patience = config.timeout.min(CONNECT_PATIENCE_MAX);
+        BrokerConnection::open(&self.shared.env, address, &config.client_id, patience).await
+    }
+
     /// Closes the connections, by address and purpose, that belong to what has ended.
     pub(crate) fn forget_connections(&self, belongs: impl Fn(&str, Purpose) -> bool) {
         let mut connections = lock(&self.shared.connections);
@@ -472,8 +483,11 @@ impl<E: Env> Client<E> {
         self.find_coordinator(group).await
     }
 
-    /// Asks for the address of the broker that coordinates `group`, and remembers it.
-    async fn find_coordinator(&self, group: &str) -> Result<String, ClientError> {
+    /// Asks once for the address of the broker that coordinates `group`, and remembers it.
+    ///
+    /// # Errors
+    /// No broker answered, or none coordinates the group at present.
+    pub async fn find_coordinator(&self, group: &str) -> Result<String, ClientError> {
         let address = self.look_up_coordinator(group, None).await?;
         lock(&self.shared.coordinators).insert(group.to_owned(), address.clone());
         Ok(address)

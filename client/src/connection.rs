@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Connection, Env, Task, timeout};
 use lockstep_wire::api::Call;
 use lockstep_wire::codec::{ApiVersionsRequest, ApiVersionsResponse, StrBytes};
@@ -22,8 +23,10 @@ use crate::error::{ClientError, ErrorCode};
 const READ_STEP_LEN: usize = 1 << 20;
 const BUFFER_LEN: usize = 64 << 10;
 
-/// A connection whose broker's versions are known.
-pub(crate) struct BrokerConnection<E: Env> {
+/// A connection whose broker's versions are known, for those who speak the protocol themselves: requests and answers are
+/// the messages of `lockstep_wire`. Made by [`Client::open_connection`](crate::Client::open_connection). Shared by
+/// reference: many requests may be under way, and are answered in the order in which they were sent.
+pub struct BrokerConnection<E: Env = TokioEnv> {
     address: String,
     client_id: String,
     waiting: Arc<Waiting>,
@@ -81,8 +84,9 @@ impl Waiting {
     }
 }
 
-/// A request that has been handed to the connection.
-pub(crate) struct InFlight<R> {
+/// A request that has been handed to the connection, and is sent whether or not anybody waits for its answer.
+#[must_use = "an error in the answer would go unnoticed"]
+pub struct InFlight<R> {
     api_version: i16,
     address: String,
     waiting: Arc<Waiting>,
@@ -93,7 +97,11 @@ pub(crate) struct InFlight<R> {
 impl<R: Call> InFlight<R> {
     /// Waits for the answer. A broker that does not answer in time is given up, with all that others ask it on this
     /// connection: answers come in order, so none of them would come sooner.
-    pub(crate) async fn answer<E: Env>(self, patience: Duration) -> Result<R::Response, ClientError> {
+    ///
+    /// # Errors
+    /// The connection broke, no answer came within `patience`, or it cannot be decoded. What the broker says is not
+    /// looked at.
+    pub async fn answer<E: Env>(self, patience: Duration) -> Result<R::Response, ClientError> {
         let disconnected = |reason: String| ClientError::Disconnected { address: self.address.clone(), reason };
         let frame = match timeout::<E, _>(patience, self.answer).await {
             Ok(Ok(frame)) => frame,
@@ -182,7 +190,8 @@ impl<E: Env> BrokerConnection<E> {
         Ok(())
     }
 
-    pub(crate) fn address(&self) -> &str {
+    /// The broker's address, `host:port`.
+    pub fn address(&self) -> &str {
         &self.address
     }
 
@@ -194,12 +203,16 @@ impl<E: Env> BrokerConnection<E> {
         }
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
+    /// It is of no use any more.
+    pub fn is_closed(&self) -> bool {
         self.waiting.lock().closed.is_some()
     }
 
     /// The highest version of a request that both sides know.
-    pub(crate) fn version_of(&self, api_key: ApiKey) -> Result<i16, ClientError> {
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn version_of(&self, api_key: ApiKey) -> Result<i16, ClientError> {
         self.versions
             .get(&api_key)
             .and_then(|range| range.highest_common(api_key.versions()))
@@ -207,7 +220,10 @@ impl<E: Env> BrokerConnection<E> {
     }
 
     /// Hands a request to the connection. Requests leave, and are answered, in the order of the calls.
-    pub(crate) fn send<R: Call>(&self, api_version: i16, request: R) -> Result<InFlight<R>, ClientError> {
+    ///
+    /// # Errors
+    /// The connection is closed, or the request has a field that the version does not.
+    pub fn send<R: Call>(&self, api_version: i16, request: R) -> Result<InFlight<R>, ClientError> {
         let (sender, answer) = oneshot::channel();
         self.enqueue(api_version, &request.into(), Some(sender))?;
         Ok(InFlight {
@@ -252,8 +268,11 @@ impl<E: Env> BrokerConnection<E> {
         self.outgoing.send(frame).map_err(|_| disconnected("closed"))
     }
 
-    /// Sends a request of the highest common version and waits for the answer.
-    pub(crate) async fn call<R: Call>(
+    /// Sends a request of the highest common version, which `request` is told, and waits for the answer.
+    ///
+    /// # Errors
+    /// As [`BrokerConnection::version_of`], [`BrokerConnection::send`] and [`InFlight::answer`].
+    pub async fn call<R: Call>(
         &self,
         patience: Duration,
         request: impl FnOnce(i16) -> R,

@@ -20,6 +20,7 @@ mod topology;
 pub use admin::{Admin, ConfigEntry, CreatedTopic, GroupListing, NewTopic};
 pub use client::Client;
 pub use config::ClientConfig;
+pub use connection::{BrokerConnection, InFlight};
 pub use consumer::Consumer;
 pub use error::{ClientError, ErrorCode, error_name};
 pub use fetcher::{FetchConfig, Message, OffsetReset, StartAt};

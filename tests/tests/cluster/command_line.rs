@@ -114,3 +114,59 @@ async fn the_clusters_status_names_nodes_and_shards() {
     let nobody = run(lockstep_binary(), &nowhere, Vec::new(), PATIENCE).await;
     assert_eq!(nobody.status.code(), Some(1));
 }
+
+/// Runs a measurement of groups with small numbers.
+async fn bench_group(cluster: &Cluster, arguments: &[&str]) -> Value {
+    let floor_dir = cluster.directory().to_str().expect("a path of plain text");
+    cluster.lockstep_json(&[&["bench", "group"], arguments, &["--floor-dir", floor_dir]].concat()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_groups_rebalances_are_measured() {
+    let cluster = Cluster::start(3).await;
+    let sizes = ["scale", "--members", "9", "--partitions", "30", "--heartbeat", "200ms", "--connections", "4"];
+    let report = bench_group(&cluster, &[&sizes[..], &["--rounds", "2"]].concat()).await;
+    for field in ["owned_twice", "fenced"] {
+        assert_eq!(report[field], 0, "{field} in {report}");
+    }
+    let steps = report["steps"].as_array().expect("steps");
+    assert_eq!(steps.len(), 4, "{report}");
+    for step in steps {
+        assert!(step["reconciled_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{step}");
+        assert!(step["partitions"].as_u64().is_some_and(|partitions| (3..=4).contains(&partitions)), "{step}");
+        assert_eq!(step["taken_needlessly"], 0, "{step}");
+    }
+    assert!(report["floor"]["disk"]["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{report}");
+    let left = cluster.lockstep_json(&["group", "list"]).await;
+    assert_eq!(left.as_array().map(Vec::len), Some(0), "groups are left behind: {left}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_heartbeats_cost_is_measured() {
+    let cluster = Cluster::start(3).await;
+    let processes = cluster.ids().map(|id| cluster.process_id(id).to_string()).collect::<Vec<_>>().join(",");
+    let sizes = ["heartbeats", "--members", "30", "--groups", "5", "--connections", "6", "--partitions", "12"];
+    let time = ["--heartbeat", "200ms", "--seconds", "2", "--broker-pids", &processes];
+    let report = bench_group(&cluster, &[&sizes[..], &time].concat()).await;
+    assert_eq!(report["false_expiries"], 0, "{report}");
+    assert!(report["heartbeats"].as_u64().is_some_and(|heartbeats| heartbeats >= 30), "{report}");
+    assert_eq!(report["broker_cpu_percent_each"].as_object().map(serde_json::Map::len), Some(3), "{report}");
+    let entries = report["entries_per_second"].as_object().expect("entries by shard");
+    assert_eq!(entries.len(), usize::from(tests::cluster::SHARDS), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn joins_and_commits_are_measured() {
+    let cluster = Cluster::start(3).await;
+    let joins = bench_group(&cluster, &["join", "--rounds", "5", "--partitions", "6"]).await;
+    assert_eq!(joins["rounds"], 5, "{joins}");
+    assert!(joins["assigned"]["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{joins}");
+    for (in_flight, connections) in [("1", 1), ("40", 6)] {
+        let sizes = ["commit", "--in-flight", in_flight, "--connections", "6", "--groups", "7", "--partitions", "6"];
+        let commits = bench_group(&cluster, &[&sizes[..], &["--seconds", "1"]].concat()).await;
+        assert_eq!(commits["connections"], connections, "{commits}");
+        // The leaders of a cluster that has just been started may still move.
+        assert!(commits["refusal"].is_null() || commits["refusal"] == "NOT_COORDINATOR", "{commits}");
+        assert!(commits["commits_per_second"].as_f64().is_some_and(|rate| rate > 1.0), "{commits}");
+    }
+}

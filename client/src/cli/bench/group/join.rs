@@ -1,0 +1,128 @@
+//! `lockstep bench group join`.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Args;
+use lockstep_client::{Admin, Client};
+use lockstep_env::Env;
+use lockstep_env::tokio_env::TokioEnv;
+use serde::Serialize;
+
+use super::connections::Connections;
+use super::crowd::{Setting, is_elsewhere, name_of};
+use super::member::Member;
+use super::{ensure_partitions, group_prefix};
+use crate::cli::bench::floor::{Floor, FloorMeter};
+use crate::cli::bench::{OutputArguments, Quantiles};
+use crate::cli::latency::Latencies;
+use crate::cli::output::print_json;
+use crate::cli::parse_duration;
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchJoin {
+    /// How many groups are joined, one after another
+    #[arg(long, default_value_t = 200)]
+    rounds: usize,
+    /// Partitions of the topic
+    #[arg(long, default_value_t = 12)]
+    partitions: usize,
+    /// Topic, created if it does not exist; bench-group-<partitions> unless named
+    #[arg(long)]
+    topic: Option<String>,
+    /// Longest wait for an assignment
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    limit: Duration,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+#[derive(Serialize)]
+struct Report {
+    rounds: u64,
+    partitions: usize,
+    /// From the first heartbeat's sending to an answer with all partitions.
+    assigned: Quantiles,
+    /// Heartbeats that it took, at most.
+    heartbeats_worst: usize,
+    floor: Floor,
+}
+
+pub(super) async fn run(client: &Client, arguments: BenchJoin) -> anyhow::Result<()> {
+    if arguments.rounds == 0 || arguments.partitions == 0 {
+        bail!("--rounds and --partitions must be at least 1");
+    }
+    let topic = arguments.topic.clone().unwrap_or_else(|| format!("bench-group-{}", arguments.partitions));
+    ensure_partitions(client, &topic, arguments.partitions).await?;
+    let meter = FloorMeter::new(client.env(), &arguments.output.floor_dir);
+    meter.measure().await?;
+    let setting = Setting::new(Connections::new(client, 1), &topic, arguments.partitions, Duration::ZERO);
+    let (prefix, latencies) = (group_prefix("join"), Latencies::new());
+    let mut heartbeats_worst = 0;
+    for round in 0..arguments.rounds {
+        let group = format!("{prefix}-{round}");
+        // Who coordinates, and the connection, are no part of joining.
+        setting.connections.to_coordinator(&group, 0).await?;
+        heartbeats_worst = heartbeats_worst.max(join(&setting, &group, arguments.limit, &latencies).await?);
+    }
+    meter.measure().await?;
+    for round in 0..arguments.rounds {
+        let group = format!("{prefix}-{round}");
+        if let Err(error) = Admin::new(client).delete_group(&group).await {
+            tracing::warn!(group, %error, "the group is left behind");
+        }
+    }
+    let report = Report {
+        rounds: latencies.count(),
+        partitions: arguments.partitions,
+        assigned: Quantiles::of(&latencies),
+        heartbeats_worst,
+        floor: meter.floor(),
+    };
+    if arguments.output.json {
+        return print_json(&report);
+    }
+    println!(
+        "{} joins of empty groups, {} partitions each, {} heartbeats at most",
+        report.rounds, report.partitions, report.heartbeats_worst
+    );
+    report.assigned.print("join to assignment");
+    report.floor.print();
+    Ok(())
+}
+
+/// Joins and leaves again; how many heartbeats it took.
+async fn join(setting: &Setting, group: &str, limit: Duration, latencies: &Latencies) -> anyhow::Result<usize> {
+    let mut member = Member::new(group, &setting.topic);
+    let (mut began_at, mut heartbeats) = (TokioEnv::now(), 0);
+    let deadline = began_at + limit;
+    loop {
+        let answer = setting.exchange(0, member.heartbeat()).await?;
+        heartbeats += 1;
+        if is_elsewhere(answer.error_code) && member.epoch() == 0 && TokioEnv::now() < deadline {
+            // Nothing was asked of the coordinator yet.
+            setting.connections.to_coordinator(group, 0).await?;
+            (began_at, heartbeats) = (TokioEnv::now(), 0);
+            continue;
+        }
+        if answer.error_code != 0 {
+            let message = answer.error_message.as_deref().unwrap_or_default();
+            bail!("joining group {group}: {} {message}", name_of(answer.error_code));
+        }
+        member.on_answer(&answer);
+        let waited = TokioEnv::now() - began_at;
+        if member.owned().len() == setting.partitions {
+            latencies.add(waited);
+            break;
+        }
+        if TokioEnv::now() >= deadline {
+            bail!("group {group} has {} of {} partitions assigned", member.owned().len(), setting.partitions);
+        }
+        if !member.has_news() {
+            // As often as the coordinator asks for, like any member.
+            TokioEnv::sleep(Duration::from_millis(u64::try_from(answer.heartbeat_interval_ms).unwrap_or(0))).await;
+        }
+    }
+    setting.exchange(0, member.farewell()).await?;
+    Ok(heartbeats)
+}

@@ -1,0 +1,158 @@
+//! `lockstep bench produce`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Args;
+use lockstep_client::{Client, ClientError, Compression, Producer, ProducerConfig, ProducerRecord};
+use lockstep_env::Env;
+use lockstep_env::tokio_env::TokioEnv;
+use serde::Serialize;
+
+use super::floor::{Floor, FloorMeter};
+use super::{OutputArguments, Quantiles, ensure_topic, filler};
+use crate::cli::latency::Latencies;
+use crate::cli::output::print_json;
+use crate::cli::parse_duration;
+use crate::cli::produce::CompressionArgument;
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchProduce {
+    /// Topic to send to; created if it does not exist
+    #[arg(long, default_value = "bench")]
+    topic: String,
+    /// Partitions of the topic, if it is created
+    #[arg(long, default_value_t = 8)]
+    partitions: i32,
+    /// Bytes of a record's value
+    #[arg(long, default_value_t = 1_024)]
+    record_size: usize,
+    /// Records that wait for their acknowledgement at any time
+    #[arg(long, default_value_t = 1_000)]
+    in_flight: usize,
+    /// How long to send
+    #[arg(long, default_value_t = 10, conflicts_with = "count")]
+    seconds: u64,
+    /// Send so many records, however long it takes
+    #[arg(long)]
+    count: Option<u64>,
+    /// How long a batch waits for more records while the broker is not busy
+    #[arg(long, default_value = "0ms", value_parser = parse_duration)]
+    linger: Duration,
+    /// How batches are compressed
+    #[arg(long, value_enum, default_value = "none")]
+    compression: CompressionArgument,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+#[derive(Serialize)]
+struct Report {
+    records: u64,
+    record_size: usize,
+    in_flight: usize,
+    seconds: f64,
+    records_per_second: f64,
+    megabytes_per_second: f64,
+    acknowledgement: Quantiles,
+    floor: Floor,
+}
+
+pub(super) async fn run(client: &Client, arguments: BenchProduce) -> anyhow::Result<()> {
+    if arguments.in_flight == 0 || arguments.partitions < 1 {
+        bail!("--in-flight and --partitions must be at least 1");
+    }
+    ensure_topic(client, &arguments.topic, arguments.partitions).await?;
+    let meter = FloorMeter::new(client.env(), &arguments.output.floor_dir);
+    meter.measure().await?;
+    let config = ProducerConfig {
+        linger: arguments.linger,
+        compression: Compression::from(arguments.compression),
+        ..ProducerConfig::default()
+    };
+    let producer = Arc::new(Producer::new(client, config)?);
+    let latencies = Arc::new(Latencies::new());
+    let began_at = TokioEnv::now();
+    measure(&arguments, &producer, &latencies).await?;
+    let seconds = (TokioEnv::now() - began_at).as_secs_f64();
+    meter.measure().await?;
+    let records = latencies.count();
+    let records_per_second = records as f64 / seconds;
+    let report = Report {
+        records,
+        record_size: arguments.record_size,
+        in_flight: arguments.in_flight,
+        seconds,
+        records_per_second,
+        megabytes_per_second: records_per_second * arguments.record_size as f64 / 1e6,
+        acknowledgement: Quantiles::of(&latencies),
+        floor: meter.floor(),
+    };
+    if arguments.output.json {
+        return print_json(&report);
+    }
+    println!(
+        "{records} records of {} bytes in {seconds:.2} s: {records_per_second:.0} records/s, {:.1} MB/s",
+        arguments.record_size, report.megabytes_per_second
+    );
+    report.acknowledgement.print("acknowledgement");
+    report.floor.print();
+    Ok(())
+}
+
+/// As many tasks as records may be in flight, each sending one after another.
+async fn measure(
+    arguments: &BenchProduce,
+    producer: &Arc<Producer>,
+    latencies: &Arc<Latencies>,
+) -> Result<(), ClientError> {
+    let left = Arc::new(AtomicI64::new(match arguments.count {
+        Some(count) => i64::try_from(count).unwrap_or(i64::MAX),
+        None => i64::MAX,
+    }));
+    let deadline = TokioEnv::now() + Duration::from_secs(arguments.seconds);
+    let has_deadline = arguments.count.is_none();
+    let failed = Arc::new(AtomicBool::new(false));
+    // Not all zeros: a compressing disk or codec would make too much of them.
+    let seed = Arc::new(AtomicU64::new(TokioEnv::random_u64()));
+    let tasks: Vec<_> = (0..arguments.in_flight)
+        .map(|_| {
+            let (producer, latencies) = (Arc::clone(producer), Arc::clone(latencies));
+            let (left, failed, seed) = (Arc::clone(&left), Arc::clone(&failed), Arc::clone(&seed));
+            let (topic, record_size) = (arguments.topic.clone(), arguments.record_size);
+            TokioEnv::spawn(async move {
+                let mut record = ProducerRecord::new(topic, filler(seed.fetch_add(1, Ordering::Relaxed), record_size));
+                while !failed.load(Ordering::Relaxed)
+                    && left.fetch_sub(1, Ordering::Relaxed) > 0
+                    && !(has_deadline && TokioEnv::now() >= deadline)
+                {
+                    record.timestamp = None;
+                    let sent_at = TokioEnv::now();
+                    let result = match producer.send(&record).await {
+                        Ok(delivery) => delivery.await,
+                        Err(error) => Err(error),
+                    };
+                    match result {
+                        Ok(_) => latencies.add(TokioEnv::now() - sent_at),
+                        Err(error) => {
+                            failed.store(true, Ordering::Relaxed);
+                            return Err(error);
+                        }
+                    }
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    let mut first_error = None;
+    for task in tasks {
+        match task.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => first_error = first_error.or(Some(error)),
+            Err(error) => first_error = first_error.or(Some(ClientError::InvalidArgument(error.to_string()))),
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}
