@@ -1,8 +1,8 @@
 //! Connections: frames in, responses out, in order.
 //!
 //! Each connection has two tasks. The reader takes frames off the socket and queues them; the writer handles them one after
-//! another and writes each response. Only Produce is begun by the reader already, so that several can be under way
-//! while the order of their proposals is the order in which they arrived. A panic in a handler ends its connection and no other.
+//! another and writes each response. Only Produce, and an OffsetCommit with nothing but such requests before it, are begun by the
+//! reader already, so that several can be under way while the order of their proposals is the order in which they arrived. A panic in a handler ends its connection and no other.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -168,8 +168,16 @@ pub(crate) async fn accept<E: Env>(broker: Broker<E>, mut listener: E::Listener)
 enum Queued {
     /// Not looked at yet.
     Frame(Bytes),
-    /// A Produce request whose proposals are made already.
+    /// A Produce or OffsetCommit request whose proposals are made already.
     Begun { api_version: i16, correlation_id: i32, outcome: Pin<Box<dyn Future<Output = Outcome> + Send>> },
+}
+
+/// How many requests of a connection are queued or under way.
+#[derive(Debug, Default)]
+struct InQueue {
+    all: AtomicUsize,
+    /// Those that nobody has begun when they are queued.
+    unbegun: AtomicUsize,
 }
 
 /// A queued request.
@@ -210,7 +218,7 @@ async fn serve<E: Env>(broker: Broker<E>, connection: Connection<E>, guard: Open
     let peer = Peer::new(connection.peer_address);
     tracing::debug!(peer = peer.address, "connection opened");
     let (queue, queued) = mpsc::channel(QUEUE_LEN_MAX);
-    let in_queue = Arc::new(AtomicUsize::new(0));
+    let in_queue = Arc::new(InQueue::default());
     let mut writer = E::spawn(write(broker.clone(), connection.writer, queued, Arc::clone(&in_queue), peer.clone()));
     let reading = read(&broker, connection.reader, queue, &in_queue, &peer);
     // The reader ends when the client closes, breaks the protocol, or the broker stops; the writer when the client does not
@@ -234,7 +242,7 @@ async fn read<E: Env>(
     broker: &Broker<E>,
     reader: E::Reader,
     queue: mpsc::Sender<QueuedRequest>,
-    in_queue: &AtomicUsize,
+    in_queue: &InQueue,
     peer: &Peer,
 ) {
     let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
@@ -254,23 +262,27 @@ async fn read<E: Env>(
         trusted = true;
         let arrived = E::now();
         broker.metrics().received_bytes.add(LENGTH_PREFIX_BYTES + frame.len());
-        let queued = if api::produce::is_produce(&frame) {
-            match begin_produce(broker, frame, peer).await {
+        // A commit waits for all before it that may bear on it, such as a join; other commits need not be over.
+        let begins = api::produce::is_produce(&frame)
+            || api::group_offsets::is_commit(&frame) && in_queue.unbegun.load(Ordering::Acquire) == 0;
+        let queued = if begins {
+            match begin(broker, frame, peer).await {
                 Some(begun) => begun,
                 None => return,
             }
         } else {
+            in_queue.unbegun.fetch_add(1, Ordering::AcqRel);
             Queued::Frame(frame)
         };
-        in_queue.fetch_add(1, Ordering::AcqRel);
+        in_queue.all.fetch_add(1, Ordering::AcqRel);
         if queue.send(QueuedRequest { queued, arrived, reserved }).await.is_err() {
             return;
         }
     }
 }
 
-/// Decodes a Produce request and makes its proposals. `None`: the connection must end.
-async fn begin_produce<E: Env>(broker: &Broker<E>, frame: Bytes, peer: &Peer) -> Option<Queued> {
+/// Decodes a Produce or OffsetCommit request and makes its proposals. `None`: the connection must end.
+async fn begin<E: Env>(broker: &Broker<E>, frame: Bytes, peer: &Peer) -> Option<Queued> {
     let (header, request) = match frame::decode_request(frame) {
         Ok(decoded) => decoded,
         Err(error) => {
@@ -278,17 +290,27 @@ async fn begin_produce<E: Env>(broker: &Broker<E>, frame: Bytes, peer: &Peer) ->
             return None;
         }
     };
-    let Request::Produce(request) = request else {
-        tracing::error!(peer = peer.address, "a request changed its kind while it was decoded");
-        return None;
+    let context = peer.context(&header);
+    let outcome: Pin<Box<dyn Future<Output = Outcome> + Send>> = match request {
+        Request::Produce(request) => Box::pin(api::produce::begin(broker.clone(), context, request).await.finish()),
+        Request::OffsetCommit(request) => {
+            let begun = api::group_offsets::begin_commit(broker, &context, request).await;
+            Box::pin(async move { Outcome::Respond(begun.await.into()) })
+        }
+        other => {
+            tracing::error!(
+                peer = peer.address,
+                api = other.api_key().name(),
+                "a request changed its kind while it was decoded"
+            );
+            return None;
+        }
     };
-    let begun = api::produce::begin(broker.clone(), peer.context(&header), request).await;
-    let outcome = Box::pin(begun.finish());
     Some(Queued::Begun { api_version: header.api_version, correlation_id: header.correlation_id, outcome })
 }
 
 /// Waits for the first byte of a frame. `false`: the client has closed, was idle for too long, or the broker stops.
-async fn wait_for_bytes<E: Env>(broker: &Broker<E>, reader: &mut BufReader<E::Reader>, in_queue: &AtomicUsize) -> bool {
+async fn wait_for_bytes<E: Env>(broker: &Broker<E>, reader: &mut BufReader<E::Reader>, in_queue: &InQueue) -> bool {
     if !reader.buffer().is_empty() {
         return true;
     }
@@ -298,7 +320,7 @@ async fn wait_for_bytes<E: Env>(broker: &Broker<E>, reader: &mut BufReader<E::Re
             Either::First(Ok(Ok(bytes))) => return !bytes.is_empty(),
             Either::First(Ok(Err(_))) | Either::Second(()) => return false,
             // A client that waits for a long poll is not idle.
-            Either::First(Err(_)) if in_queue.load(Ordering::Acquire) > 0 => {}
+            Either::First(Err(_)) if in_queue.all.load(Ordering::Acquire) > 0 => {}
             Either::First(Err(_)) => return false,
         }
     }
@@ -368,10 +390,11 @@ async fn write<E: Env>(
     broker: Broker<E>,
     mut writer: E::Writer,
     mut queued: mpsc::Receiver<QueuedRequest>,
-    in_queue: Arc<AtomicUsize>,
+    in_queue: Arc<InQueue>,
     peer: Peer,
 ) {
     while let Some(QueuedRequest { queued: request, arrived, reserved }) = queued.recv().await {
+        let was_begun = matches!(request, Queued::Begun { .. });
         let (api_version, correlation_id, outcome) = match request {
             Queued::Begun { api_version, correlation_id, outcome } => (api_version, correlation_id, outcome.await),
             Queued::Frame(frame) => match frame::decode_request(frame) {
@@ -406,7 +429,10 @@ async fn write<E: Env>(
         };
         broker.metrics().answered(api_key, E::now().saturating_duration_since(arrived));
         drop(reserved);
-        in_queue.fetch_sub(1, Ordering::AcqRel);
+        in_queue.all.fetch_sub(1, Ordering::AcqRel);
+        if !was_begun {
+            in_queue.unbegun.fetch_sub(1, Ordering::AcqRel);
+        }
     }
     // Errors do not matter any more: the client may be gone.
     let _ = timeout::<E, _>(STALL_TIMEOUT, writer.shutdown()).await;

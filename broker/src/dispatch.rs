@@ -30,7 +30,7 @@ pub(crate) enum Outcome {
     Close,
 }
 
-/// Handles one request. Produce does not pass here: the connection begins it as soon as it has arrived.
+/// Handles one request. Produce, and most OffsetCommits, do not pass here: the connection begins them as soon as they have arrived.
 pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContext, request: Request) -> Outcome {
     tracing::trace!(
         api = request.api_key().name(),
@@ -68,7 +68,7 @@ pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContex
         Request::SyncGroup(request) => api::group_classic::sync(broker, context, request).await.into(),
         Request::Heartbeat(request) => api::group_classic::heartbeat(broker, context, request).await.into(),
         Request::LeaveGroup(request) => api::group_classic::leave(broker, context, request).await.into(),
-        Request::OffsetCommit(request) => api::group_offsets::commit(broker, context, request).await.into(),
+        Request::OffsetCommit(request) => api::group_offsets::begin_commit(broker, context, request).await.await.into(),
         Request::OffsetFetch(request) => api::group_offsets::fetch(broker, context, request).await.into(),
         Request::OffsetDelete(request) => api::group_deletion::offsets(broker, context, request).await.into(),
         Request::DeleteGroups(request) => api::group_deletion::groups(broker, context, request).await.into(),

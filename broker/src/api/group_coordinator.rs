@@ -96,14 +96,16 @@ fn refusal(request: &'static str, group_id: &str, error: ProposeError) -> Refuse
     error.into()
 }
 
-/// Proposes an op of a group and waits for its reply.
-pub(crate) async fn propose<E: Env>(
+/// Proposes an op of a group, by the call itself; what is returned waits for the reply.
+pub(crate) fn propose<E: Env>(
     shard: &Shard<E>,
     request: &'static str,
     group_id: &str,
     op: Op,
-) -> Result<Reply, Refused> {
-    shard.propose(op, Bytes::new()).await.map_err(|error| refusal(request, group_id, error))
+) -> impl Future<Output = Result<Reply, Refused>> + Send + 'static + use<E> {
+    let proposed = shard.propose(op, Bytes::new());
+    let group_id = group_id.to_owned();
+    async move { proposed.await.map_err(|error| refusal(request, &group_id, error)) }
 }
 
 /// A reply that does not belong to its op: a mistake of ours.

@@ -10,6 +10,7 @@ use lockstep_core::view::CommittedOffset;
 use lockstep_core::{ClusterStateMachine, Op, Reply, TopicId};
 use lockstep_env::Env;
 use lockstep_runtime::Shard;
+use lockstep_wire::ApiKey;
 use lockstep_wire::codec::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use lockstep_wire::codec::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
 use lockstep_wire::codec::offset_fetch_response::{
@@ -30,28 +31,42 @@ use crate::topics;
 const OFFSET_BYTES: usize = 48;
 /// How long a commit waits for its coordinator to hear of a topic that was just created.
 const NEW_TOPIC_TIMEOUT: Duration = Duration::from_millis(500);
+/// The request's name, for the log.
+const COMMIT: &str = "OffsetCommit";
 /// Kafka's "nothing was committed".
 const NO_OFFSET: i64 = -1;
 
-pub(crate) async fn commit<E: Env>(
+/// Whether a frame, without its length prefix, is an OffsetCommit request.
+pub(crate) fn is_commit(frame: &[u8]) -> bool {
+    frame.first_chunk() == Some(&ApiKey::OffsetCommit.code().to_be_bytes())
+}
+
+/// Checks a commit and proposes it. What is returned waits for the outcome, and need not be polled for the commit to be made.
+pub(crate) async fn begin_commit<E: Env>(
     broker: &Broker<E>,
     context: &RequestContext,
     request: OffsetCommitRequest,
-) -> OffsetCommitResponse {
-    let group = request.group_id.to_string();
-    let member = request.member_id.to_string();
-    let epoch = request.generation_id_or_member_epoch;
-    let outcomes = match try_commit(broker, context.api_version, &group, &request).await {
-        Ok(outcomes) => {
-            tracing::debug!(group, member, epoch, "OffsetCommit");
-            outcomes
-        }
-        Err(refused) => {
-            tracing::info!(group, member, epoch, error = ?refused.error, "OffsetCommit refused");
-            request.topics.iter().map(|topic| vec![refused.error; topic.partitions.len()]).collect()
-        }
-    };
-    answer_commit(request.topics, &outcomes)
+) -> impl Future<Output = OffsetCommitResponse> + Send + 'static + use<E> {
+    let begun = try_commit(broker, context.api_version, &request).await;
+    async move {
+        let (group, member) = (request.group_id.as_str(), request.member_id.as_str());
+        let epoch = request.generation_id_or_member_epoch;
+        let outcomes = match begun {
+            Ok(begun) => begun.outcomes(group).await,
+            Err(refused) => Err(refused),
+        };
+        let outcomes = match outcomes {
+            Ok(outcomes) => {
+                tracing::debug!(group, member, epoch, "OffsetCommit");
+                outcomes
+            }
+            Err(refused) => {
+                tracing::info!(group, member, epoch, error = ?refused.error, "OffsetCommit refused");
+                request.topics.iter().map(|topic| vec![refused.error; topic.partitions.len()]).collect()
+            }
+        };
+        answer_commit(request.topics, &outcomes)
+    }
 }
 
 /// `outcomes` has one for each partition, in the order of the request.
@@ -67,17 +82,44 @@ fn answer_commit(topics: Vec<OffsetCommitRequestTopic>, outcomes: &[Vec<ErrorCod
     OffsetCommitResponse::default().with_topics(topics.collect())
 }
 
+/// A commit that was proposed.
+struct BegunCommit<P> {
+    /// For each partition, in the order of the request: what is known without the reply.
+    outcomes: Vec<Vec<ErrorCode>>,
+    /// Where in `outcomes` the proposed ones stand.
+    slots: Vec<(usize, usize)>,
+    /// `None` when nothing was left to propose.
+    proposed: Option<P>,
+}
+
+impl<P: Future<Output = Result<Reply, Refused>>> BegunCommit<P> {
+    /// Waits for the reply; one outcome for each partition, in the order of the request.
+    async fn outcomes(mut self, group: &str) -> Result<Vec<Vec<ErrorCode>>, Refused> {
+        let Some(proposed) = self.proposed else { return Ok(self.outcomes) };
+        let committed = match proposed.await? {
+            Reply::Commit(Ok(committed)) if committed.len() == self.slots.len() => committed,
+            Reply::Commit(Err(error)) => return Err(error.into()),
+            other => return Err(wrong_reply(COMMIT, group, &other)),
+        };
+        for ((topic_index, partition_index), outcome) in self.slots.into_iter().zip(committed) {
+            self.outcomes[topic_index][partition_index] =
+                outcome.map_or_else(|error| ErrorCode::of_group(&error), |()| ErrorCode::None);
+        }
+        Ok(self.outcomes)
+    }
+}
+
 async fn try_commit<E: Env>(
     broker: &Broker<E>,
     version: i16,
-    group: &str,
     request: &OffsetCommitRequest,
-) -> Result<Vec<Vec<ErrorCode>>, Refused> {
-    let shard = coordinated(broker, "OffsetCommit", group)?;
+) -> Result<BegunCommit<impl Future<Output = Result<Reply, Refused>> + Send + 'static + use<E>>, Refused> {
+    let group = request.group_id.as_str();
+    let shard = coordinated(broker, COMMIT, group)?;
     let names: BTreeSet<&str> = request.topics.iter().map(|topic| topic.name.as_str()).collect();
     hear_of(broker, &shard, &names).await;
 
-    let mut outcomes: Vec<Vec<ErrorCode>> =
+    let outcomes: Vec<Vec<ErrorCode>> =
         request.topics.iter().map(|topic| vec![ErrorCode::UnknownTopicOrPartition; topic.partitions.len()]).collect();
     let mut slots = Vec::new();
     let mut offsets = Vec::new();
@@ -95,31 +137,22 @@ async fn try_commit<E: Env>(
             }
         }
     });
-    if offsets.is_empty() {
-        return Ok(outcomes);
-    }
     if bytes > OP_BYTES_MAX {
         return Err(ErrorCode::InvalidCommitOffsetSize.into());
     }
-    let op = Op::CommitOffset(CommitOffset {
-        group_id: group.to_owned(),
-        member_id: request.member_id.to_string(),
-        instance_id: request.group_instance_id.as_ref().map(|id| id.to_string()),
-        generation_or_epoch: request.generation_id_or_member_epoch,
-        knows_epochs: version >= 9,
-        now_ms: broker.env().wall_clock_ms(),
-        offsets,
+    let proposed = (!offsets.is_empty()).then(|| {
+        let op = Op::CommitOffset(CommitOffset {
+            group_id: group.to_owned(),
+            member_id: request.member_id.to_string(),
+            instance_id: request.group_instance_id.as_ref().map(|id| id.to_string()),
+            generation_or_epoch: request.generation_id_or_member_epoch,
+            knows_epochs: version >= 9,
+            now_ms: broker.env().wall_clock_ms(),
+            offsets,
+        });
+        propose(&shard, COMMIT, group, op)
     });
-    let committed = match propose(&shard, "OffsetCommit", group, op).await? {
-        Reply::Commit(Ok(committed)) if committed.len() == slots.len() => committed,
-        Reply::Commit(Err(error)) => return Err(error.into()),
-        other => return Err(wrong_reply("OffsetCommit", group, &other)),
-    };
-    for ((topic_index, partition_index), outcome) in slots.into_iter().zip(committed) {
-        outcomes[topic_index][partition_index] =
-            outcome.map_or_else(|error| ErrorCode::of_group(&error), |()| ErrorCode::None);
-    }
-    Ok(outcomes)
+    Ok(BegunCommit { outcomes, slots, proposed })
 }
 
 /// `None`: there is no such partition.
