@@ -21,8 +21,8 @@ use crate::partitions::{Partition, Partitions};
 use crate::reply::{GroupError, HeartbeatReply, Reply, TopicError};
 use crate::topics::{Fed, Feed, TopicChange, Topics};
 use crate::view::{
-    CommittedOffset, GroupConfig, GroupEvent, GroupListing, GroupRegex, GroupView, HeartbeatCheck, JoinProgress,
-    PartitionView, SyncProgress,
+    CommittedOffset, GroupConfig, GroupEvent, GroupListing, GroupRegex, GroupView, GroupsToExpire, HeartbeatCheck,
+    JoinProgress, PartitionView, SyncProgress,
 };
 
 /// What `apply` returns.
@@ -350,11 +350,23 @@ impl ClusterStateMachine {
     pub fn group_config(&self, group_id: &str) -> GroupConfig {
         self.groups.config(group_id)
     }
-    /// Ids of groups, ascending and at most `limit`, from which an [`crate::op::ExpireOffsets`] of these values would remove something.
-    /// Reads every group; to be asked every few minutes.
+    /// Groups from which an [`crate::op::ExpireOffsets`] of these values would remove something: those whose ids follow `after`
+    /// (`None`: from the first on), as far as one look goes. A look ends after about `rows_max` committed offsets and members, groups
+    /// without any counting as one, so that `apply` never waits long for it.
     #[must_use]
-    pub fn groups_to_expire(&self, now_ms: i64, retention_ms: u64, limit: usize) -> Vec<String> {
-        self.groups.to_expire(&self.topics.directory, now_ms, retention_ms, limit)
+    pub fn groups_to_expire(
+        &self,
+        now_ms: i64,
+        retention_ms: u64,
+        after: Option<&str>,
+        rows_max: usize,
+    ) -> GroupsToExpire {
+        self.groups.to_expire(&self.topics.directory, now_ms, retention_ms, after, rows_max)
+    }
+    /// Does anybody in this group subscribe by this regular expression?
+    #[must_use]
+    pub fn group_knows_regex(&self, group_id: &str, regex: &str) -> bool {
+        self.groups.knows_regex(group_id, regex)
     }
     /// What happened to a group lately, oldest first: at most 64 events.
     #[must_use]

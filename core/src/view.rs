@@ -321,3 +321,12 @@ pub enum HeartbeatCheck {
     /// It changes reconciliation: propose it.
     Propose,
 }
+
+/// Groups with offsets that are old enough to go; see [`crate::ClusterStateMachine::groups_to_expire`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupsToExpire {
+    /// Their ids, ascending.
+    pub groups: Vec<String>,
+    /// The last group that was looked at; `None`: all were, up to the last one.
+    pub last: Option<String>,
+}

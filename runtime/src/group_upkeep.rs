@@ -20,12 +20,12 @@ use crate::topic_pattern::TopicPattern;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How soon regular expressions that could not be resolved are tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// Between two ops that expire offsets. Each takes a look at every group, while nothing is applied.
+/// Between two ops that expire offsets.
 const EXPIRY_PAUSE: Duration = Duration::from_millis(100);
 /// How soon offsets are let expire again when that failed.
 const EXPIRY_RETRY_AFTER: Duration = Duration::from_secs(30);
-/// Groups of one op that expires offsets.
-const EXPIRED_GROUPS_MAX: usize = 100;
+/// Offsets and members that one look for old offsets goes over, while nothing is applied.
+const EXPIRY_LOOK_ROWS: usize = 4_096;
 /// Ops under way at a time.
 const OPS_MAX: usize = 64;
 /// After so many names of topics or regular expressions, or so much time, other tasks get a turn.
@@ -77,6 +77,8 @@ impl<E: Env> GroupUpkeep<E> {
         let mut led: Option<u64> = None;
         let mut resolution = Resolution::default();
         let mut next_expiry: Option<Instant> = None;
+        // The group after which the next look for old offsets begins.
+        let mut looked_up_to: Option<String> = None;
         while !self.replica.is_stopped() {
             let mut pause = LOOK_EVERY;
             match self.leadership.serving() {
@@ -85,12 +87,13 @@ impl<E: Env> GroupUpkeep<E> {
                         led = Some(term);
                         resolution = Resolution::default();
                         next_expiry = None;
+                        looked_up_to = None;
                     }
                     // What is subscribed to does not expire: that has to be known first.
                     if !self.resolve_regexes(&mut resolution).await {
                         pause = RETRY_AFTER;
                     } else if next_expiry.is_none_or(|next| E::now() >= next) {
-                        let wait = match self.expire_offsets().await {
+                        let wait = match self.expire_offsets(&mut looked_up_to).await {
                             Expiry::Done => self.offsets_retention_check_interval,
                             Expiry::Some => EXPIRY_PAUSE,
                             Expiry::Failed => EXPIRY_RETRY_AFTER,
@@ -110,27 +113,39 @@ impl<E: Env> GroupUpkeep<E> {
         }
     }
 
-    /// Lets the offsets of some groups expire.
-    async fn expire_offsets(&self) -> Expiry {
+    /// Lets the offsets of the next groups expire, after `looked_up_to`, and moves that on.
+    async fn expire_offsets(&self, looked_up_to: &mut Option<String>) -> Expiry {
         let retention_ms = u64::try_from(self.offsets_retention.as_millis()).unwrap_or(u64::MAX);
-        let now_ms = self.replica.env.wall_clock_ms();
-        let groups = self.replica.core().groups_to_expire(now_ms, retention_ms, EXPIRED_GROUPS_MAX);
-        if groups.is_empty() {
-            return Expiry::Done;
+        loop {
+            let now_ms = self.replica.env.wall_clock_ms();
+            let after = looked_up_to.as_deref();
+            let look = self.replica.core().groups_to_expire(now_ms, retention_ms, after, EXPIRY_LOOK_ROWS);
+            let found = !look.groups.is_empty();
+            if found && !self.propose_expiry(now_ms, retention_ms, look.groups).await {
+                return Expiry::Failed;
+            }
+            let is_over = look.last.is_none();
+            *looked_up_to = look.last;
+            if is_over {
+                return Expiry::Done;
+            }
+            if found {
+                return Expiry::Some;
+            }
+            take_turns().await;
         }
+    }
+
+    /// False when it came to nothing.
+    async fn propose_expiry(&self, now_ms: i64, retention_ms: u64, groups: Vec<String>) -> bool {
         tracing::info!(
             target: "raft", node = self.replica.node_id, shard = %self.replica.id, groups = groups.len(),
             "committed offsets expire"
         );
         let op = Op::ExpireOffsets(ExpireOffsets { now_ms, retention_ms, groups });
-        let reply = match self.proposals.push(op, Bytes::new()) {
-            Ok(outcome) => outcome.await,
-            Err(_) => return Expiry::Failed,
-        };
-        match reply {
-            Ok(Ok(Reply::Done(true))) => Expiry::Some,
-            Ok(Ok(_)) => Expiry::Done,
-            _ => Expiry::Failed,
+        match self.proposals.push(op, Bytes::new()) {
+            Ok(outcome) => matches!(outcome.await, Ok(Ok(Reply::Done(_)))),
+            Err(_) => false,
         }
     }
 

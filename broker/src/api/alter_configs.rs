@@ -13,7 +13,7 @@ use lockstep_wire::codec::{
 };
 
 use crate::api::describe_configs::{RESOURCE_BROKER, RESOURCE_GROUP, RESOURCE_TOPIC};
-use crate::api::group_configs;
+use crate::api::group_configs::GroupConfigs;
 use crate::broker::Broker;
 use crate::dispatch::RequestContext;
 use crate::error_code::ErrorCode;
@@ -34,9 +34,11 @@ pub(crate) async fn replace<E: Env>(
     request: AlterConfigsRequest,
 ) -> AlterConfigsResponse {
     topics::freshen_directory(broker).await;
+    let mut groups = GroupConfigs::new(broker);
     let mut responses = Vec::with_capacity(request.resources.len());
     for resource in request.resources {
-        let outcome = alter(broker, resource.resource_type, &resource.resource_name, request.validate_only, |_| {
+        let (resource_type, name) = (resource.resource_type, &resource.resource_name);
+        let outcome = alter(broker, &mut groups, resource_type, name, request.validate_only, |_| {
             let mut configs = BTreeMap::new();
             for config in &resource.configs {
                 let value = config.value.as_ref().ok_or_else(|| no_value(&config.name))?;
@@ -62,9 +64,11 @@ pub(crate) async fn incremental<E: Env>(
     request: IncrementalAlterConfigsRequest,
 ) -> IncrementalAlterConfigsResponse {
     topics::freshen_directory(broker).await;
+    let mut groups = GroupConfigs::new(broker);
     let mut responses = Vec::with_capacity(request.resources.len());
     for resource in request.resources {
-        let outcome = alter(broker, resource.resource_type, &resource.resource_name, request.validate_only, |before| {
+        let (resource_type, name) = (resource.resource_type, &resource.resource_name);
+        let outcome = alter(broker, &mut groups, resource_type, name, request.validate_only, |before| {
             change(before, &resource.configs)
         });
         let (error_code, error_message) = told(outcome.await);
@@ -93,6 +97,7 @@ fn no_value(name: &str) -> Refusal {
 /// Gives a topic or group the configuration that `next` makes of the one it has.
 async fn alter<E: Env>(
     broker: &Broker<E>,
+    groups: &mut GroupConfigs<'_, E>,
     resource_type: i8,
     name: &str,
     validate_only: bool,
@@ -100,7 +105,7 @@ async fn alter<E: Env>(
 ) -> Result<(), Refusal> {
     match resource_type {
         RESOURCE_TOPIC => {}
-        RESOURCE_GROUP => return group_configs::alter(broker, name, validate_only, next).await,
+        RESOURCE_GROUP => return groups.alter(name, validate_only, next).await,
         RESOURCE_BROKER => {
             return Err(Refusal::new(ErrorCode::InvalidRequest, "A broker is configured by its file only."));
         }

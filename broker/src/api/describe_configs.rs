@@ -8,7 +8,7 @@ use lockstep_wire::codec::describe_configs_response::{
 };
 use lockstep_wire::codec::{DescribeConfigsRequest, DescribeConfigsResponse, StrBytes};
 
-use crate::api::group_configs;
+use crate::api::group_configs::{self, GroupConfigs};
 use crate::broker::Broker;
 use crate::dispatch::RequestContext;
 use crate::error_code::ErrorCode;
@@ -49,12 +49,13 @@ pub(crate) async fn handle<E: Env>(
     {
         topics::freshen_directory(broker).await;
     }
+    let mut groups = GroupConfigs::new(broker);
     let mut results = Vec::with_capacity(request.resources.len());
     for resource in request.resources {
         let entries = match resource.resource_type {
             RESOURCE_TOPIC => topic_entries(broker, &resource.resource_name),
             RESOURCE_BROKER => broker_entries(broker, &resource.resource_name),
-            RESOURCE_GROUP => group_entries(broker, &resource.resource_name).await,
+            RESOURCE_GROUP => group_entries(broker, &mut groups, &resource.resource_name).await,
             other => Err(Refusal::new(
                 ErrorCode::InvalidRequest,
                 format!("Resources of type {other} have no configuration."),
@@ -112,8 +113,12 @@ fn topic_entries<E: Env>(broker: &Broker<E>, name: &str) -> Result<Vec<Entry>, R
     Ok(entries.collect())
 }
 
-async fn group_entries<E: Env>(broker: &Broker<E>, group: &str) -> Result<Vec<Entry>, Refusal> {
-    let config = group_configs::read(broker, group).await?;
+async fn group_entries<E: Env>(
+    broker: &Broker<E>,
+    groups: &mut GroupConfigs<'_, E>,
+    group: &str,
+) -> Result<Vec<Entry>, Refusal> {
+    let config = groups.read(group).await?;
     let entries = group_configs::settings(&broker.config().groups, config).map(|setting| Entry {
         name: setting.name,
         value: setting.value.unwrap_or(setting.default).to_string(),

@@ -2,12 +2,13 @@
 //!
 //! It belongs to a group's id: a group need not exist to be configured. Any broker changes it, by way of the coordinator.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lockstep_core::op::ConfigureGroup;
 use lockstep_core::view::GroupConfig;
-use lockstep_core::{GroupError, Op, Reply, shard_of_group};
+use lockstep_core::{GroupError, Op, Reply, ShardId, shard_of_group};
 use lockstep_env::Env;
 
 use crate::broker::Broker;
@@ -49,29 +50,69 @@ pub(crate) fn settings(defaults: &GroupDefaults, config: GroupConfig) -> [GroupS
     ]
 }
 
-/// What is configured for a group, as of now.
-pub(crate) async fn read<E: Env>(broker: &Broker<E>, group: &str) -> Result<GroupConfig, Refusal> {
-    if group.is_empty() {
-        return Err(Refusal::new(ErrorCode::InvalidRequest, "There is no configuration for all groups."));
-    }
-    let node = broker.node();
-    let id = shard_of_group(group, node.shard_count());
-    node.linearizable(id, TIMEOUT)
-        .await
-        .map_err(|error| Refusal::new(ErrorCode::of_group_read(&error), error.to_string()))?;
-    let shard = node.shard(id).ok_or(ErrorCode::NotCoordinator)?;
-    Ok(shard.read(|state| state.group_config(group)))
+/// The configurations of the groups of one request. However many groups it names, each shard is asked once how far it is: what is
+/// there then was there when the request came.
+pub(crate) struct GroupConfigs<'a, E: Env> {
+    broker: &'a Broker<E>,
+    /// How far this node is with the shards that were asked for.
+    current: BTreeMap<ShardId, Result<(), Refusal>>,
+    /// Groups that the request changed already. A follower may not have applied that yet.
+    altered: BTreeSet<String>,
 }
 
-/// Gives a group the configuration that `next` makes of the one it has.
-pub(crate) async fn alter<E: Env>(
+impl<'a, E: Env> GroupConfigs<'a, E> {
+    pub(crate) fn new(broker: &'a Broker<E>) -> Self {
+        Self { broker, current: BTreeMap::new(), altered: BTreeSet::new() }
+    }
+
+    /// What is configured for a group.
+    pub(crate) async fn read(&mut self, group: &str) -> Result<GroupConfig, Refusal> {
+        if group.is_empty() {
+            return Err(Refusal::new(ErrorCode::InvalidRequest, "There is no configuration for all groups."));
+        }
+        let node = self.broker.node();
+        let id = shard_of_group(group, node.shard_count());
+        if self.altered.remove(group) {
+            self.current.remove(&id);
+        }
+        let current = match self.current.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let current = node.linearizable(id, TIMEOUT).await;
+                let refuse = |error| Refusal::new(ErrorCode::of_group_read(&error), error.to_string());
+                unknown.insert(current.map(|_| ()).map_err(refuse))
+            }
+        };
+        current.clone()?;
+        let shard = node.shard(id).ok_or(ErrorCode::NotCoordinator)?;
+        Ok(shard.read(|state| state.group_config(group)))
+    }
+
+    /// Gives a group the configuration that `next` makes of the one it has.
+    pub(crate) async fn alter(
+        &mut self,
+        group: &str,
+        validate_only: bool,
+        next: impl FnOnce(&BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Refusal>,
+    ) -> Result<(), Refusal> {
+        let config = self.read(group).await?;
+        let altered = alter(self.broker, group, config, validate_only, next).await?;
+        if altered {
+            self.altered.insert(group.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// True when anything was changed.
+async fn alter<E: Env>(
     broker: &Broker<E>,
     group: &str,
+    config: GroupConfig,
     validate_only: bool,
     next: impl FnOnce(&BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Refusal>,
-) -> Result<(), Refusal> {
+) -> Result<bool, Refusal> {
     let defaults = &broker.config().groups;
-    let config = read(broker, group).await?;
     let set = settings(defaults, config).into_iter().filter_map(|setting| {
         let value = setting.value?.to_string();
         Some((setting.name.to_owned(), value))
@@ -85,14 +126,14 @@ pub(crate) async fn alter<E: Env>(
         .map(|setting| (setting.name.to_owned(), after.get(setting.name).cloned()))
         .collect();
     if validate_only || changes.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let shard = shard_of_group(group, broker.node().shard_count());
     let op = Op::ConfigureGroup(ConfigureGroup { group_id: group.to_owned(), changes: changes.clone() });
     match broker.node().forward(shard, op, TIMEOUT).await {
         Ok(Reply::Group(Ok(()))) => {
             tracing::info!(group, ?changes, "group configured");
-            Ok(())
+            Ok(true)
         }
         Ok(Reply::Group(Err(GroupError::InvalidRequest(message)))) => {
             Err(Refusal::new(ErrorCode::InvalidConfig, message))

@@ -154,7 +154,10 @@ async fn try_heartbeat<E: Env>(broker: &Broker<E>, op: ConsumerHeartbeat) -> Res
         }
         HeartbeatCheck::Propose => {}
     }
-    if let Some(pattern) = &op.subscribed_topic_regex {
+    // One that the group knows was compiled when it came.
+    if let Some(pattern) = &op.subscribed_topic_regex
+        && !shard.read(|state| state.group_knows_regex(&group, pattern))
+    {
         check_pattern(pattern)?;
     }
     let op = match op.member_epoch {

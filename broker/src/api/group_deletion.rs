@@ -58,9 +58,7 @@ pub(crate) async fn groups<E: Env>(
 
 async fn delete_group<E: Env>(broker: &Broker<E>, group: &str) -> Result<(), Refused> {
     const REQUEST: &str = "DeleteGroups";
-    if group.is_empty() {
-        return Err(ErrorCode::InvalidGroupId.into());
-    }
+    // Also the empty id: Kafka takes commits for it, so that it must be possible to get rid of them.
     let shard = coordinated(broker, REQUEST, group)?;
     // What was acknowledged is applied here while this broker coordinates: a refusal needs no place in the log, which made-up ids
     // would fill otherwise.

@@ -90,7 +90,8 @@ impl Activity {
         self.seen.sum_from_scratch()
     }
 
-    fn note(&mut self, member_id: &str, index: u64) {
+    /// Something changed at `index` that a member's timers hang on, whether or not it was heard from.
+    pub(crate) fn note(&mut self, member_id: &str, index: u64) {
         if self.journal_floor.is_none() {
             self.journal_floor = Some(index.saturating_sub(1));
         }

@@ -4,6 +4,7 @@ use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::ops::Bound;
 
 use super::Groups;
 use super::classic::{ClassicGroup, ClassicState};
@@ -14,7 +15,7 @@ use crate::effect::Effect;
 use crate::ids::{Position, TopicId};
 use crate::op::{ConfigureGroup, DeleteGroup, DeleteOffsets, ExpireOffsets};
 use crate::reply::{GroupError, Reply};
-use crate::view::{GroupConfig, GroupState};
+use crate::view::{GroupConfig, GroupState, GroupsToExpire};
 
 /// Groups that have a configuration of their own, at most, in one shard: they need not exist, so nothing else bounds them.
 const CONFIGS_MAX: usize = 10_000;
@@ -134,13 +135,29 @@ impl Groups {
     }
 
     /// See [`crate::ClusterStateMachine::groups_to_expire`].
-    pub(crate) fn to_expire(&self, directory: &Directory, now_ms: i64, retention_ms: u64, limit: usize) -> Vec<String> {
-        self.groups
-            .iter()
-            .filter(|(_, group)| !expiry(group, directory, now_ms, retention_ms).is_empty())
-            .map(|(group_id, _)| group_id.clone())
-            .take(limit)
-            .collect()
+    pub(crate) fn to_expire(
+        &self,
+        directory: &Directory,
+        now_ms: i64,
+        retention_ms: u64,
+        after: Option<&str>,
+        rows_max: usize,
+    ) -> GroupsToExpire {
+        let mut found = GroupsToExpire::default();
+        let mut rows = 0;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        for (group_id, group) in self.groups.range::<str, _>((start, Bound::Unbounded)) {
+            if rows >= rows_max {
+                return found;
+            }
+            if !expiry(group, directory, now_ms, retention_ms).is_empty() {
+                found.groups.push(group_id.clone());
+            }
+            rows += 1 + group.offsets.len() + group.members_len();
+            found.last = Some(group_id.clone());
+        }
+        found.last = None;
+        found
     }
 }
 
@@ -226,7 +243,13 @@ fn subscribed_topics(group: &Group, directory: &Directory) -> SubscribedTopics {
         // What an expression matches that was not resolved yet may be any topic.
         Protocol::Consumer(consumer) if consumer.has_unresolved_regexes() => SubscribedTopics::Unknown,
         Protocol::Consumer(consumer) => {
-            SubscribedTopics::Known(consumer.subscribed_topics(directory).map(|topic| topic.id).collect())
+            let mut topics: BTreeSet<TopicId> = consumer.subscribed_topics(directory).map(|topic| topic.id).collect();
+            // The same holds for a topic that is newer than a resolution, or was altered since, which cannot be told apart.
+            if let Some(resolved) = consumer.regexes.values().map(|resolved| resolved.version).min() {
+                let newer = directory.topics.values().filter(|topic| topic.version > resolved);
+                topics.extend(newer.map(|topic| topic.id));
+            }
+            SubscribedTopics::Known(topics)
         }
     }
 }

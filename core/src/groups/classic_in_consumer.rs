@@ -104,7 +104,7 @@ impl ConsumerGroup {
         cx.changed = true;
         let owned = existing(&subscription.owned, cx.directory);
         if self.assignment_due() {
-            self.acknowledge(member_id, Some(&owned));
+            self.acknowledge(cx, member_id, Some(&owned));
             if let Some(mut member) = self.members.get_mut(member_id) {
                 member.waiting = Some(WaitingHeartbeat { owned: Some(owned), full: true });
             }
@@ -167,6 +167,8 @@ impl ConsumerGroup {
             let waiting = self.members.get_mut(&member_id).and_then(|mut member| member.waiting.take());
             let owned = waiting.and_then(|waiting| waiting.owned);
             self.advance(cx, &member_id, owned.as_deref());
+            // Its session runs again.
+            self.activity.note(&member_id, cx.position.index);
         }
     }
 

@@ -36,7 +36,14 @@ pub(crate) struct ConsumerHead {
     /// The assignor that computed it; empty before the first.
     pub(super) assignor: String,
     /// Targets of members that went since the target assignment was computed: for the timeline, which tells who gets them.
-    pub(super) released: BTreeMap<String, Target>,
+    pub(super) released: Rows<{ table::RELEASED }, String, Target>,
+}
+
+impl ConsumerHead {
+    /// What the group's hash has of it. Released targets count by their sum: there may be as many as the group had members.
+    pub(super) fn hashed(&self) -> (i32, i32, &str, u128) {
+        (self.epoch, self.assignment_epoch, &self.assignor, self.released.sum())
+    }
 }
 
 /// A member.
@@ -123,6 +130,9 @@ pub(crate) struct ConsumerGroup {
     /// How many of those offer each classic protocol.
     #[serde(skip)]
     pub(super) support: BTreeMap<String, usize>,
+    /// Log index at which partitions became free last, as far as it is known here. For timers only.
+    #[serde(skip)]
+    pub(super) freed_at: u64,
     /// A member that was found not to have its target yet, where the next search begins. It decides nothing.
     #[serde(skip)]
     unsettled: Option<String>,
@@ -131,7 +141,7 @@ pub(crate) struct ConsumerGroup {
 impl ConsumerGroup {
     pub(super) fn new(epoch: i32) -> Self {
         Self {
-            head: ConsumerHead { epoch, assignment_epoch: epoch, assignor: String::new(), released: BTreeMap::new() },
+            head: ConsumerHead { epoch, assignment_epoch: epoch, assignor: String::new(), released: Rows::default() },
             members: Rows::default(),
             targets: Rows::default(),
             topics: Rows::default(),
@@ -143,6 +153,7 @@ impl ConsumerGroup {
             regex_subscribers: BTreeMap::new(),
             classic_members: 0,
             support: BTreeMap::new(),
+            freed_at: 0,
             unsettled: None,
         }
     }
@@ -237,6 +248,7 @@ impl ConsumerGroup {
         member_id: &str,
     ) -> Option<(ConsumerMember, Option<Target>)> {
         let member = self.members.remove(member_id)?;
+        self.freed_at = cx.position.index;
         for (topic_id, partitions) in member.assigned.iter().chain(&member.revoking) {
             for partition in partitions.keys() {
                 self.owners.remove(&(*topic_id, *partition));
@@ -303,6 +315,7 @@ impl ConsumerGroup {
         for (topic_id, partitions) in member.assigned.iter().chain(&member.revoking) {
             for partition in partitions.keys() {
                 if !held(&step.assigned, topic_id, partition) && !held(&step.revoking, topic_id, partition) {
+                    self.freed_at = cx.position.index;
                     self.owners.remove(&(*topic_id, *partition));
                 }
             }
@@ -338,7 +351,7 @@ impl ConsumerGroup {
         }
         if self.members.is_empty() {
             // Nobody is left to get any of it.
-            self.head.released = BTreeMap::new();
+            self.head.released = Rows::default();
         }
     }
 

@@ -195,7 +195,7 @@ impl ConsumerGroup {
         if self.assignment_due() {
             // The way on depends on a target that is not there yet; what the member gave up is free at once. It is told
             // nothing before its `Assign`: what it reports here must still be true then.
-            self.acknowledge(member_id, op.owned.as_deref());
+            self.acknowledge(cx, member_id, op.owned.as_deref());
             if let Some(mut member) = self.members.get_mut(member_id) {
                 member.waiting = Some(WaitingHeartbeat { owned: op.owned.clone(), full: tell });
             }
@@ -313,13 +313,14 @@ impl ConsumerGroup {
     }
 
     /// Frees what the member was asked to give up, if it reports to own none of it any more. Its epoch stays.
-    pub(super) fn acknowledge(&mut self, member_id: &str, owned: Option<&[TopicPartitions]>) {
+    pub(super) fn acknowledge(&mut self, cx: &Context<'_>, member_id: &str, owned: Option<&[TopicPartitions]>) {
         let Some(mut member) = self.members.get_mut(member_id) else { return };
         if member.state != MemberState::Unrevoked || owns_any(owned, &member.revoking) {
             return;
         }
         member.state = MemberState::Stable;
         member.revoking_since = None;
+        self.freed_at = cx.position.index;
         for (topic_id, partitions) in core::mem::take(&mut member.revoking) {
             for partition in partitions.keys() {
                 self.owners.remove(&(topic_id, *partition));
@@ -355,6 +356,7 @@ impl ConsumerGroup {
         member.state = MemberState::Stable;
         member.revoking_since = None;
         member.waiting = None;
+        self.freed_at = cx.position.index;
         for (topic_id, partitions) in core::mem::take(&mut member.revoking) {
             for partition in partitions.keys() {
                 self.owners.remove(&(topic_id, *partition));

@@ -267,7 +267,7 @@ impl Group {
                 table::CONSUMER_GROUP,
                 &group_id,
                 &(
-                    &group.head,
+                    group.head.hashed(),
                     group.members.sum(),
                     group.targets.sum(),
                     group.topics.sum(),

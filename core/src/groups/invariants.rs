@@ -66,6 +66,7 @@ fn digest_is_that_of_the_rows(group_id: &str, group: &Group) -> Result<(), Strin
         }
         Protocol::Consumer(consumer) => {
             consumer.members.sum() == consumer.members.sum_from_scratch()
+                && consumer.head.released.sum() == consumer.head.released.sum_from_scratch()
                 && consumer.targets.sum() == consumer.targets.sum_from_scratch()
                 && consumer.topics.sum() == consumer.topics.sum_from_scratch()
                 && consumer.regexes.sum() == consumer.regexes.sum_from_scratch()

@@ -24,6 +24,10 @@ pub(super) fn upgrade(
     op: &ConsumerHeartbeat,
 ) -> Result<HeartbeatReply, GroupError> {
     let Protocol::Classic(classic) = &group.protocol else { return Err(GroupError::GroupNotFound) };
+    if classic.head.protocol_type.as_deref() != Some(PROTOCOL_TYPE) {
+        return Err(GroupError::GroupNotFound);
+    }
+    check_newcomer(classic, op)?;
     let mut upgraded = consumer_group(classic, cx)?;
     if !upgraded.takes_in(op)? {
         // Whoever takes a static member's place gives no reason for a new epoch; that the broker assigns from now on does.
@@ -35,12 +39,22 @@ pub(super) fn upgrade(
     Ok(reply)
 }
 
+/// Refuses whom the upgraded group would refuse, before every member is read for the upgrade.
+fn check_newcomer(classic: &ClassicGroup, op: &ConsumerHeartbeat) -> Result<(), GroupError> {
+    let holder = op.instance_id.as_ref().and_then(|instance_id| classic.instances.get(instance_id));
+    match (holder, classic.members.get(&op.member_id)) {
+        (Some(holder), Some(_)) if *holder != op.member_id => Err(GroupError::FencedInstance),
+        (None, Some(member)) if op.instance_id.is_some() && member.instance_id.is_some() => {
+            Err(GroupError::FencedInstance)
+        }
+        (None, None) if classic.members.len() >= op.members_max as usize => Err(GroupError::GroupMaxSizeReached),
+        _ => Ok(()),
+    }
+}
+
 /// The consumer group that a classic one becomes: its members stand where the last assignment put them, at the epoch of the
 /// generation, and each is to join again. Pending members are forgotten; they may come with their ids all the same.
 fn consumer_group(classic: &ClassicGroup, cx: &Context<'_>) -> Result<ConsumerGroup, GroupError> {
-    if classic.head.protocol_type.as_deref() != Some(PROTOCOL_TYPE) {
-        return Err(GroupError::GroupNotFound);
-    }
     let epoch = classic.generation();
     let mut group = ConsumerGroup::new(epoch);
     group.activity = classic.activity.clone();

@@ -56,6 +56,7 @@ mod table {
     pub(crate) const EVENT: u8 = 0x4A;
     pub(crate) const REGEX: u8 = 0x4B;
     pub(crate) const CONFIG: u8 = 0x4C;
+    pub(crate) const RELEASED: u8 = 0x4D;
 }
 
 /// Every group of a shard.

@@ -61,6 +61,14 @@ impl Groups {
             .collect()
     }
 
+    /// See [`crate::ClusterStateMachine::group_knows_regex`].
+    pub(crate) fn knows_regex(&self, group_id: &str, regex: &str) -> bool {
+        match self.groups.get(group_id).map(|group| &group.protocol) {
+            Some(Protocol::Consumer(group)) => group.regex_subscribers.contains_key(regex),
+            _ => false,
+        }
+    }
+
     /// See [`crate::ClusterStateMachine::has_unresolved_regexes`].
     pub(crate) fn has_unresolved_regexes(&self, group_id: &str) -> bool {
         match self.groups.get(group_id).map(|group| &group.protocol) {

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use super::assignor::{Assignor, Input, InputMember};
 use super::consumer::{ConsumerGroup, ConsumerMember};
 use super::group::{Context, Target};
+use super::rows::Rows;
 use super::timeline::Moves;
 use crate::directory::{Directory, TopicRecord};
 use crate::ids::TopicId;
@@ -78,7 +79,7 @@ impl ConsumerGroup {
         }
         self.head.assignment_epoch = self.head.epoch;
         self.head.assignor = assignor.name().to_string();
-        self.head.released = BTreeMap::new();
+        self.head.released = Rows::default();
         cx.changed = true;
     }
 
@@ -125,7 +126,7 @@ impl ConsumerGroup {
 
     fn note_moves(&self, cx: &mut Context<'_>, changed: &[(String, Target)], assignor: Assignor) {
         let mut moves = Moves::default();
-        for (member_id, target) in &self.head.released {
+        for (member_id, target) in self.head.released.iter() {
             for (topic_id, partitions) in target {
                 moves.had(member_id, *topic_id, partitions.iter().copied());
             }

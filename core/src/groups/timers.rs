@@ -27,8 +27,17 @@ pub(crate) enum Phase {
     AwaitingSync { since: u64 },
     /// Classic: the generation that began at this index has its assignment.
     Stable { since: u64 },
-    /// Consumer: members go each their own way, with the session timeout that is configured for the group.
-    Consumer { session_timeout_ms: Option<u32> },
+    /// Consumer: members go each their own way, with the session timeout that is configured for the group. While some of them speak
+    /// the classic protocol, all are looked at when the group's epoch moves or partitions become free: those may have to join again.
+    Consumer { session_timeout_ms: Option<u32>, classic: Option<ClassicMoves> },
+}
+
+/// What classic members of a consumer group may have to join again for, whoever brought it about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClassicMoves {
+    epoch: i32,
+    /// Log index at which partitions became free last.
+    freed_at: u64,
 }
 
 /// What one member's timers hang on.
@@ -69,7 +78,11 @@ impl<'a> TimedGroup<'a> {
                 ClassicState::Completing => Phase::AwaitingSync { since: group.head.generation_since },
                 ClassicState::Stable => Phase::Stable { since: group.head.generation_since },
             },
-            Protocol::Consumer(_) => Phase::Consumer { session_timeout_ms: self.config.session_timeout_ms },
+            Protocol::Consumer(group) => Phase::Consumer {
+                session_timeout_ms: self.config.session_timeout_ms,
+                classic: (group.classic_members > 0)
+                    .then(|| ClassicMoves { epoch: group.head.epoch, freed_at: group.freed_at }),
+            },
         }
     }
 
@@ -168,10 +181,6 @@ impl<'a> TimedGroup<'a> {
 
     /// Members whose timers may have changed after `index`; `None`: all of them must be looked at.
     pub(crate) fn changed_since(&self, index: u64) -> Option<impl Iterator<Item = &'a str> + use<'a>> {
-        // Whether a classic member of a consumer group is to join again depends on what others do.
-        if matches!(&self.group.protocol, Protocol::Consumer(group) if group.classic_members > 0) {
-            return None;
-        }
         self.group.activity().changed_since(index)
     }
 }

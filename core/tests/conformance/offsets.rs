@@ -102,7 +102,7 @@ const RETENTION_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 /// The leader looks for what is to expire, and proposes it.
 fn expire(shard: &mut Shard) -> bool {
     let now_ms = shard.wall_ms();
-    let groups = shard.state.groups_to_expire(now_ms, RETENTION_MS, 100);
+    let groups = shard.state.groups_to_expire(now_ms, RETENTION_MS, None, 100).groups;
     let found = !groups.is_empty();
     let reply = shard.apply(&Op::ExpireOffsets(ExpireOffsets { now_ms, retention_ms: RETENTION_MS, groups }));
     assert_eq!(reply, Reply::Done(found));

@@ -230,7 +230,7 @@ fn while_a_regular_expression_is_not_resolved_no_offset_is_removed() {
         group_id: GROUP.to_owned(),
         topics: vec![TopicPartitions { topic_id: topic_id(1), partitions: vec![0] }],
     });
-    assert!(shard.state.groups_to_expire(WALL_MS + 5_000, 1_000, 10).is_empty());
+    assert!(shard.state.groups_to_expire(WALL_MS + 5_000, 1_000, None, 10).groups.is_empty());
     assert_eq!(shard.apply(&expire), Reply::Done(false));
     assert_eq!(shard.apply(&delete), Reply::Commit(Ok(vec![Err(GroupError::SubscribedToTopic)])));
     assert_eq!(shard.fetched(1, 0), Some(5));

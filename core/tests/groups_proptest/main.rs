@@ -74,6 +74,20 @@ impl World {
         world
     }
 
+    /// Groups with offsets to expire, found in as many looks as it takes.
+    fn to_expire(&self, now_ms: i64, retention_ms: u64) -> Vec<String> {
+        let mut groups = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let look = self.state.groups_to_expire(now_ms, retention_ms, after.as_deref(), 2);
+            groups.extend(look.groups);
+            after = look.last;
+            if after.is_none() {
+                return groups;
+            }
+        }
+    }
+
     fn wall_ms(&self) -> i64 {
         harness::WALL_MS + self.now_ms as i64
     }
@@ -455,11 +469,11 @@ impl World {
             }
             Step::ExpireOffsets { retention_ms } => {
                 let now_ms = self.wall_ms();
-                let groups = self.state.groups_to_expire(now_ms, *retention_ms, 10);
+                let groups = self.to_expire(now_ms, *retention_ms);
                 let any = !groups.is_empty();
                 let op = ExpireOffsets { now_ms, retention_ms: *retention_ms, groups };
                 assert_eq!(self.apply(&Op::ExpireOffsets(op)), Reply::Done(any));
-                assert!(self.state.groups_to_expire(now_ms, *retention_ms, 10).is_empty(), "all at once");
+                assert!(self.to_expire(now_ms, *retention_ms).is_empty(), "all at once");
             }
             Step::Configure { group, session_ms } => {
                 let value = session_ms.map(|session_ms| session_ms.to_string());

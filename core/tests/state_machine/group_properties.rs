@@ -260,7 +260,7 @@ fn ask_everything(state: &ClusterStateMachine, group_id: &str, member_id: &str, 
     let _ = state.heartbeat_reply(group_id, member_id);
     let _ = state.group_timeline(group_id);
     let _ = state.group_regexes(group_id);
-    let _ = state.groups_to_expire(i64::MAX, 0, 3);
+    let _ = state.groups_to_expire(i64::MAX, 0, None, 3);
     for listing in state.groups() {
         assert!(state.group(&listing.group_id).is_some_and(|view| view.members.len() == listing.members));
     }
