@@ -10,9 +10,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use lockstep_core::op::{
-    ConsumerHeartbeat, CreateTopic, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, RebalancePartitions,
+    ClassicJoin, ConsumerHeartbeat, CreateTopic, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup,
+    RebalancePartitions,
 };
-use lockstep_core::{ClusterStateMachine, Op, Position, Reply, ShardId, TopicId};
+use lockstep_core::{ClusterStateMachine, Op, Position, Reply, SessionTable, ShardId, TopicId};
 
 const GROUP: &str = "readers";
 const TOPICS: u8 = 30;
@@ -65,6 +66,30 @@ impl Shard {
         self.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(op)));
     }
 
+    fn join_classic(&mut self, number: usize) {
+        self.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Classic(ClassicJoin {
+            group_id: GROUP.to_owned(),
+            member_id: member_id(number),
+            fresh_member_id: String::new(),
+            instance_id: None,
+            client_id: "client".to_owned(),
+            client_host: "/127.0.0.1".to_owned(),
+            session_timeout_ms: 45_000,
+            rebalance_timeout_ms: 60_000,
+            protocol_type: "consumer".to_owned(),
+            protocols: vec![("range".to_owned(), subscription())],
+            require_known_member_id: false,
+            initial_rebalance_delay_ms: 0,
+            members_max: 100_000,
+            now_ms: 0,
+        })));
+    }
+
+    fn seen(&mut self, number: usize) {
+        let groups = vec![(GROUP.to_owned(), vec![member_id(number)])];
+        self.apply(&Op::HeartbeatConsumer(HeartbeatConsumer::Seen { groups }));
+    }
+
     fn leave(&mut self, number: usize) {
         self.apply(&Op::LeaveConsumerGroup(LeaveConsumerGroup::Consumer(heartbeat(number, -1))));
     }
@@ -79,6 +104,11 @@ impl Shard {
 fn member_id(number: usize) -> String {
     // As long as ids of clients are.
     format!("consumer-readers-{number:06}-4f0c7c8e-5f0b-4f4c-9c53")
+}
+
+/// What a classic consumer of the first topic says of itself, in version 0.
+fn subscription() -> Vec<u8> {
+    [&[0, 0, 0, 0, 0, 1, 0, 7][..], b"topic-1", &[0xff; 4]].concat()
 }
 
 fn heartbeat(number: usize, member_epoch: i32) -> ConsumerHeartbeat {
@@ -158,6 +188,46 @@ fn main() {
         measure(&format!("a heartbeat answered from the state of {members}"), 100, &shard, |shard| {
             for _ in 0..100 {
                 black_box(shard.state.check_consumer_heartbeat(&heartbeat(7, 1)));
+            }
+        });
+        let mut left = Shard { state: shard.state.clone(), position: shard.position };
+        for number in 1..members / 2 {
+            left.leave(number);
+        }
+        measure(&format!("op 11 after half of {members} members left, unassigned"), 50, &left, |shard| {
+            for _ in 0..50 {
+                shard.seen(members - 1);
+            }
+        });
+        let mut mixed = Shard::with_members(1, "uniform");
+        for number in 1..members {
+            mixed.join_classic(number);
+        }
+        mixed.assign(None);
+        let table = SessionTable::start(&mixed.state, 1, 0);
+        measure(&format!("op 11 with its timers, both protocols, {members} members"), 50, &mixed, |shard| {
+            let mut table = table.clone();
+            table.observe(&shard.state, GROUP, 0);
+            for now_ms in 0..50 {
+                shard.seen(7);
+                table.observe(&shard.state, GROUP, now_ms);
+            }
+        });
+        let mut classic = Shard::new();
+        for number in 0..members {
+            classic.join_classic(number);
+        }
+        let refused = ConsumerHeartbeat {
+            rebalance_timeout_ms: 60_000,
+            subscribed_topic_names: Some(Vec::new()),
+            owned: Some(Vec::new()),
+            members_max: 1,
+            ..heartbeat(members, 0)
+        };
+        let refused = Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(refused));
+        measure(&format!("an upgrade refused for want of room, {members} members"), 50, &classic, |shard| {
+            for _ in 0..50 {
+                black_box(shard.apply(&refused));
             }
         });
         measure(&format!("digest of a group of {members}"), 100, &shard, |shard| {

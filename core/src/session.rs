@@ -16,8 +16,9 @@ const OFFER_AGAIN_MS: u64 = 1_000;
 /// when a leader was lost between the two.
 const ASSIGNMENT_PATIENCE_MS: u64 = 200;
 
-/// Members named in one op 11. What is left over comes with the next one.
-const SEEN_MEMBERS_MAX: usize = 10_000;
+/// Members named in one op 11, so that it fits well into a frame between nodes and takes `apply` a few milliseconds at most. What is
+/// left over comes with the next one; nobody's session depends on it.
+const SEEN_MEMBERS_MAX: usize = 4_000;
 
 /// The leader's timers. Pure: `now_ms` is the leader's monotonic time, and what must happen is returned as ops to propose.
 ///
@@ -291,7 +292,7 @@ impl SessionTable {
     }
 
     /// The batched op 11 for members heard from since the last call; `None` when there were none. To be called about once a
-    /// second. It names at most 10,000 members; the others come with the next call.
+    /// second. It names at most 4,000 members; the others come with the next call.
     pub fn take_seen(&mut self) -> Option<Op> {
         let mut groups = Vec::new();
         let mut room = SEEN_MEMBERS_MAX;

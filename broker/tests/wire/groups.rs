@@ -1,5 +1,6 @@
 //! What requests of both group protocols share: finding the coordinator, committed offsets, lists.
 
+use crate::groups_consumer::{heartbeat, join};
 use crate::support::{TestBroker, TestClient};
 use lockstep_wire::codec::list_groups_response::ListedGroup;
 use lockstep_wire::codec::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
@@ -10,6 +11,7 @@ use lockstep_wire::codec::{
     DescribeGroupsRequest, FindCoordinatorRequest, GroupId, ListGroupsRequest, OffsetCommitRequest, OffsetFetchRequest,
     TopicName,
 };
+use lockstep_wire::{ApiKey, Response};
 
 /// Error numbers of the protocol that the tests of groups expect.
 pub(crate) mod error {
@@ -162,6 +164,38 @@ async fn what_is_asked_twice_is_told_once() {
     let described = client.call(5, request).await;
     let ids: Vec<_> = described.groups.iter().map(|group| group.group_id.as_str()).collect();
     assert_eq!(ids, ["g", "h"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_that_do_not_wait_for_each_other_are_made_and_answered_in_order() {
+    const COMMITS: i64 = 200;
+    let broker = TestBroker::start().await;
+    broker.create_topic("t", 2).await;
+    let mut client = broker.connect().await;
+    // The first commit needs the join before it to be over.
+    let join = client.send(1, join("g", "m")).await;
+    let mut sent = Vec::new();
+    for offset in 1..=COMMITS {
+        sent.push(client.send(9, commit("g", "m", 1, 0, offset)).await);
+    }
+    let leave = client.send(1, heartbeat("g", "m", -1)).await;
+    let late = client.send(9, commit("g", "m", 1, 0, COMMITS + 1)).await;
+
+    let (answered, _) = client.receive(ApiKey::ConsumerGroupHeartbeat, 1).await.expect("the join is answered");
+    assert_eq!(answered, join);
+    let code = |response: Response| match response {
+        Response::OffsetCommit(response) => response.topics[0].partitions[0].error_code,
+        other => panic!("not an answer to a commit: {other:?}"),
+    };
+    for expected in sent {
+        let (answered, response) = client.receive(ApiKey::OffsetCommit, 9).await.expect("a commit is answered");
+        assert_eq!((answered, code(response)), (expected, 0));
+    }
+    let (answered, _) = client.receive(ApiKey::ConsumerGroupHeartbeat, 1).await.expect("the farewell is answered");
+    assert_eq!(answered, leave);
+    let (answered, response) = client.receive(ApiKey::OffsetCommit, 9).await.expect("the last commit is answered");
+    assert_eq!((answered, code(response)), (late, error::UNKNOWN_MEMBER_ID), "the member has left by then");
+    assert_eq!(fetched(&mut client, 9, "g", true).await, [(0, COMMITS)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

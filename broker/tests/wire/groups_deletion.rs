@@ -51,11 +51,22 @@ async fn each_group_to_delete_has_its_own_outcome() {
         ("busy", error::NON_EMPTY_GROUP),
         ("nobody", error::GROUP_ID_NOT_FOUND),
         ("idle", 0),
-        ("", error::INVALID_GROUP_ID),
+        ("", error::GROUP_ID_NOT_FOUND),
     ];
     assert_eq!(outcomes, expected.map(|(group, error)| (group.to_owned(), error)));
     assert_eq!(client.call(1, heartbeat("busy", "m", -1)).await.error_code, 0);
     assert_eq!(deleted(&mut client, 2, &["busy"]).await, [("busy".to_owned(), 0)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_without_a_group_id_can_be_deleted() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("t", 2).await;
+    let mut client = broker.connect().await;
+    assert_eq!(committed(&mut client, 7, commit("", "", -1, 0, 7)).await, 0);
+    assert_eq!(fetched(&mut client, 7, "", true).await, [(0, 7)]);
+    assert_eq!(deleted(&mut client, 2, &[""]).await, [(String::new(), 0)]);
+    assert_eq!(fetched(&mut client, 7, "", true).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

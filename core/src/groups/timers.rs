@@ -81,7 +81,7 @@ impl<'a> TimedGroup<'a> {
             Protocol::Consumer(group) => Phase::Consumer {
                 session_timeout_ms: self.config.session_timeout_ms,
                 classic: (group.classic_members > 0)
-                    .then(|| ClassicMoves { epoch: group.head.epoch, freed_at: group.freed_at }),
+                    .then_some(ClassicMoves { epoch: group.head.epoch, freed_at: group.freed_at }),
             },
         }
     }

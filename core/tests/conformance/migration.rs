@@ -275,6 +275,25 @@ fn b13_a_classic_member_that_has_synced_stays_also_with_a_new_leader() {
 }
 
 #[test]
+fn b13_a_classic_member_must_rejoin_in_time_once_another_member_has_freed_its_partition() {
+    let mut shard = Shard::with_topics(&[2]);
+    shard.enter("n");
+    let joined = shard.join_and_assign(&consuming("c", false, &[])).expect("joins");
+    let generation = joined.generation;
+    assert_eq!(shard.sync_follower("c", generation), Ok(Parts::new()), "\"n\" holds both");
+    for _ in 0..7 {
+        shard.pass(REBALANCE_MS / 8);
+        shard.classic_beat("c", generation).expect("there is nothing to get yet");
+        let _ = shard.beat(&owning("n", 1, &[(1, 0), (1, 1)]));
+    }
+    let kept = *shard.owns("n").first().expect("one is kept");
+    shard.beat(&owning("n", 1, &[kept])).expect("the other one is given up");
+    assert_eq!(shard.classic_beat("c", generation), Err(GroupError::RebalanceInProgress));
+    alive_for_longer_than_a_rebalance(&mut shard, generation);
+    assert_eq!(shard.member_ids(), ["n"], "it never came for its partition");
+}
+
+#[test]
 fn b13_a_static_member_is_replaced_by_a_process_of_the_other_protocol() {
     let mut shard = Shard::with_topics(&[4]);
     let one = |id: &str| ClassicJoin { instance_id: Some("one".to_owned()), ..consuming(id, false, &[]) };

@@ -1,14 +1,15 @@
 //! What administrators do to groups, and subscriptions by regular expression, and what is told of a group's past.
 
 use lockstep_core::op::{
-    ConfigureGroup, ConsumerHeartbeat, DeleteGroup, DeleteOffsets, ExpireOffsets, ResolveRegularExpression,
-    TopicPartitions,
+    CommitOffset, ConfigureGroup, ConsumerHeartbeat, DeleteGroup, DeleteOffsets, ExpireOffsets,
+    ResolveRegularExpression, TopicPartitions,
 };
 use lockstep_core::view::{GroupConfig, GroupEvent, GroupEventKind, GroupState, GroupType, PartitionsMoved};
 use lockstep_core::{GroupError, Op, Reply, TopicId};
 
 use crate::harness::{
-    GROUP, Parts, SESSION_MS, Shard, WALL_MS, commit, consuming, heartbeat, joining, owning, parts, topic_id, topics,
+    GROUP, Parts, SESSION_MS, Shard, WALL_MS, commit, commit_of, consuming, heartbeat, joining, owning, parts,
+    topic_id, topics,
 };
 
 fn delete_group(shard: &mut Shard) -> Reply {
@@ -240,6 +241,54 @@ fn while_a_regular_expression_is_not_resolved_no_offset_is_removed() {
     assert_eq!(shard.group_state(), GroupState::Stable);
     assert_eq!(shard.apply(&expire), Reply::Done(true));
     assert_eq!(shard.fetched(1, 0), None);
+}
+
+#[test]
+fn a_topic_that_no_regular_expression_was_matched_with_yet_keeps_its_offsets() {
+    let mut shard = Shard::with_topics(&[2]);
+    shard.beat(&by_regex("a")).expect("joins");
+    assert!(resolve(&mut shard, 1, &[]), "topic 1 does not count");
+    shard.settle(&["a"]);
+    shard.create_topic(2, 1);
+    shard.settle(&["a"]);
+    let epoch = shard.member("a").member_epoch;
+    shard.commit(&commit_of("a", epoch, &[(2, 0)], 5)).expect("taken");
+    shard.commit(&commit_of("a", epoch, &[(1, 0)], 5)).expect("taken");
+    let now_ms = WALL_MS + 5_000;
+    let expire = |shard: &mut Shard| {
+        let op = ExpireOffsets { groups: vec![GROUP.to_owned()], retention_ms: 1_000, now_ms };
+        shard.apply(&Op::ExpireOffsets(op))
+    };
+    assert_eq!(expire(&mut shard), Reply::Done(true));
+    assert_eq!((shard.fetched(1, 0), shard.fetched(2, 0)), (None, Some(5)), "it may turn out that \"a\" reads topic 2");
+    // It does not.
+    assert!(resolve(&mut shard, 2, &[]));
+    assert_eq!(expire(&mut shard), Reply::Done(true));
+    assert_eq!(shard.fetched(2, 0), None);
+}
+
+#[test]
+fn what_is_to_expire_is_found_in_looks_of_bounded_length() {
+    let mut shard = Shard::with_topics(&[1]);
+    let expected: Vec<String> = (0..50).map(|number| format!("group-{number:02}")).collect();
+    for group_id in &expected {
+        shard.apply(&Op::CommitOffset(CommitOffset { group_id: group_id.clone(), ..commit("", -1, 5) }));
+    }
+    let (now_ms, retention_ms) = (WALL_MS + 5_000, 1_000);
+    let (mut found, mut after, mut looks) = (Vec::new(), None::<String>, 0);
+    loop {
+        // Each group counts for itself and for its offset.
+        let look = shard.state.groups_to_expire(now_ms, retention_ms, after.as_deref(), 10);
+        assert!(look.groups.len() <= 5, "{look:?}");
+        looks += 1;
+        found.extend(look.groups);
+        after = look.last;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, expected);
+    assert!(looks >= 10, "{looks} looks");
 }
 
 #[test]
