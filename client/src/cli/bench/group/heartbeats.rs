@@ -23,6 +23,9 @@ use crate::cli::bench::{OutputArguments, Quantiles};
 use crate::cli::output::print_json;
 use crate::cli::parse_duration;
 
+/// How long the brokers are watched before the members come.
+const IDLE_TIME: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Args)]
 pub(crate) struct BenchHeartbeats {
     /// Members of all groups together
@@ -70,6 +73,8 @@ struct Report {
     /// Of one core, all brokers together, by process too; absent without their ids.
     broker_cpu_percent: Option<f64>,
     broker_cpu_percent_each: BTreeMap<u32, f64>,
+    /// The same of all brokers together before there were any members.
+    broker_idle_cpu_percent: Option<f64>,
     /// Of one core: what sending them took.
     client_cpu_percent: Option<f64>,
     /// Members that were told they are none although they sent their heartbeats.
@@ -127,7 +132,8 @@ impl Report {
                     .iter()
                     .map(|(process, percent)| format!("{process}: {percent:.1} %"))
                     .collect();
-                println!("brokers: {percent:.1} % of one core ({})", each.join(", "));
+                let idle = self.broker_idle_cpu_percent.unwrap_or_default();
+                println!("brokers: {percent:.1} % of one core ({}), {idle:.1} % without members", each.join(", "));
             }
             None => println!("brokers: processor time not measured (--broker-pids)"),
         }
@@ -151,6 +157,8 @@ impl Report {
 struct Measured {
     formed: Duration,
     took: Duration,
+    /// What all brokers together spent in [`IDLE_TIME`] before.
+    idle: Duration,
     brokers: BTreeMap<u32, Duration>,
     own: Option<Duration>,
     entries: BTreeMap<String, u64>,
@@ -167,6 +175,7 @@ async fn measure(
     for crowd in crowds {
         configure_interval(&setting.connections, crowd.group_id(), arguments.heartbeat).await?;
     }
+    let idle = idle_cpu_time(&arguments.broker_pids).await?;
     let began_at = TokioEnv::now();
     for member in 0..arguments.members {
         crowds[member % crowds.len()].join();
@@ -199,6 +208,7 @@ async fn measure(
     Ok(Measured {
         formed,
         took,
+        idle,
         brokers: brokers
             .into_iter()
             .map(|(process, after)| (process, after.saturating_sub(brokers_before[&process])))
@@ -215,6 +225,7 @@ impl Measured {
         let seconds = self.took.as_secs_f64();
         let percent = |spent: Duration| spent.as_secs_f64() / seconds * 100.0;
         let heartbeats = setting.tally.latencies.count();
+        let idle_percent = self.idle.as_secs_f64() / IDLE_TIME.as_secs_f64() * 100.0;
         let all: Duration = self.brokers.values().sum();
         let entries_per_second: BTreeMap<String, f64> =
             self.entries.into_iter().map(|(shard, entries)| (shard, entries as f64 / seconds)).collect();
@@ -227,6 +238,7 @@ impl Measured {
             heartbeats,
             heartbeats_per_second: heartbeats as f64 / seconds,
             answer: Quantiles::of(&setting.tally.latencies),
+            broker_idle_cpu_percent: (!self.brokers.is_empty()).then_some(idle_percent),
             broker_cpu_percent: (!self.brokers.is_empty()).then(|| percent(all)),
             broker_cpu_percent_each: self.brokers.into_iter().map(|(id, spent)| (id, percent(spent))).collect(),
             client_cpu_percent: self.own.map(percent),
@@ -242,6 +254,17 @@ impl Measured {
 
 fn cpu_times(processes: &[u32]) -> anyhow::Result<BTreeMap<u32, Duration>> {
     processes.iter().map(|&process| Ok((process, cpu_time(process)?))).collect()
+}
+
+/// What the processes spend, all together, while nothing is asked of them; at once when there are none.
+async fn idle_cpu_time(processes: &[u32]) -> anyhow::Result<Duration> {
+    if processes.is_empty() {
+        return Ok(Duration::ZERO);
+    }
+    let before: Duration = cpu_times(processes)?.values().sum();
+    TokioEnv::sleep(IDLE_TIME).await;
+    let after: Duration = cpu_times(processes)?.values().sum();
+    Ok(after.saturating_sub(before))
 }
 
 /// The highest index that any node has applied, by shard.
