@@ -52,7 +52,7 @@ pub struct GroupView {
     pub assignment_epoch: i32,
     /// Classic: `consumer`, …; consumer: `consumer`.
     pub protocol_type: String,
-    /// Classic: the protocol chosen; consumer: the assignor. Empty when there is none yet.
+    /// Classic: the protocol chosen; consumer: the assignor that most members ask for, or the default. Empty when there is none yet.
     pub protocol_name: String,
     /// Classic: the leading member.
     pub leader: Option<String>,
@@ -81,11 +81,13 @@ pub struct MemberView {
     pub subscribed_topic_regex: String,
     /// Consumer: what it owns or may own now.
     pub assigned: Vec<TopicPartitions>,
+    /// Consumer: what it was asked to give up, and has not yet.
+    pub revoking: Vec<TopicPartitions>,
     /// Consumer: where it is going.
     pub target: Vec<TopicPartitions>,
-    /// Classic: metadata for the chosen protocol.
+    /// Classic: metadata for the chosen protocol, of a stable group only.
     pub classic_metadata: Vec<u8>,
-    /// Classic: assignment.
+    /// Classic: assignment; while the group rebalances, that of the last generation.
     pub classic_assignment: Vec<u8>,
     /// It speaks the classic protocol, be the group classic or consumer.
     pub speaks_classic: bool,

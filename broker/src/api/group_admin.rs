@@ -183,6 +183,7 @@ mod tests {
             subscribed_topic_names: Vec::new(),
             subscribed_topic_regex: String::new(),
             assigned: Vec::new(),
+            revoking: Vec::new(),
             target: Vec::new(),
             classic_metadata: vec![1],
             classic_assignment: vec![2],

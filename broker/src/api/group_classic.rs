@@ -281,10 +281,16 @@ pub(crate) async fn heartbeat<E: Env>(
         }
         Err(refused) => {
             tracing::info!(group, member, generation, error = ?refused.error, "Heartbeat refused");
-            refused.error
+            heartbeat_error(refused.error)
         }
     };
     HeartbeatResponse::default().with_error_code(error.code())
+}
+
+/// Clients take it for fatal when a heartbeat finds the coordinator loading. As in Kafka they are told that all is well: every member
+/// has a fresh session once the coordinator knows its groups.
+fn heartbeat_error(error: ErrorCode) -> ErrorCode {
+    if error == ErrorCode::CoordinatorLoadInProgress { ErrorCode::None } else { error }
 }
 
 fn try_heartbeat<E: Env>(
@@ -396,6 +402,12 @@ mod tests {
             skip_assignment,
             members: vec![("m1".to_owned(), Some("i1".to_owned()), vec![1, 2])],
         }
+    }
+
+    #[test]
+    fn a_heartbeat_never_fails_because_the_coordinator_is_loading() {
+        assert_eq!(heartbeat_error(ErrorCode::CoordinatorLoadInProgress), ErrorCode::None);
+        assert_eq!(heartbeat_error(ErrorCode::NotCoordinator), ErrorCode::NotCoordinator);
     }
 
     #[test]

@@ -248,6 +248,20 @@ fn answer_describe(version: i16, view: GroupView, directory: &Directory) -> desc
         .with_members(members)
 }
 
+/// Both lists as one, with each topic once.
+fn together(mut assigned: Vec<TopicPartitions>, revoking: &[TopicPartitions]) -> Vec<TopicPartitions> {
+    for topic in revoking {
+        match assigned.iter_mut().find(|known| known.topic_id == topic.topic_id) {
+            Some(known) => {
+                known.partitions.extend(&topic.partitions);
+                known.partitions.sort_unstable();
+            }
+            None => assigned.push(topic.clone()),
+        }
+    }
+    assigned
+}
+
 fn answer_member(version: i16, member: MemberView, directory: &Directory) -> described::Member {
     let assignment = |topics: Vec<TopicPartitions>| {
         // A topic that was deleted has no name any more; the group lets go of it as its members come.
@@ -274,7 +288,8 @@ fn answer_member(version: i16, member: MemberView, directory: &Directory) -> des
         .with_subscribed_topic_regex(
             Some(member.subscribed_topic_regex).filter(|pattern| !pattern.is_empty()).map(StrBytes::from),
         )
-        .with_assignment(assignment(member.assigned))
+        // A member answers for what it is giving up until it has.
+        .with_assignment(assignment(together(member.assigned, &member.revoking)))
         .with_target_assignment(assignment(member.target));
     let member_type = if member.speaks_classic { MEMBER_TYPE_CLASSIC } else { MEMBER_TYPE_CONSUMER };
     if version >= 1 { described.with_member_type(member_type) } else { described }
@@ -343,6 +358,7 @@ mod tests {
             subscribed_topic_names: vec!["t".to_owned()],
             subscribed_topic_regex: String::new(),
             assigned: partitions(),
+            revoking: Vec::new(),
             target: partitions(),
             classic_metadata: Vec::new(),
             classic_assignment: Vec::new(),
@@ -358,6 +374,19 @@ mod tests {
             let told = answer_member(version, member, &Directory::default());
             assert_eq!(told.member_type, expected, "version {version}, classic: {speaks_classic}");
         }
+    }
+
+    #[test]
+    fn a_member_is_described_with_what_it_is_giving_up() {
+        let topic = |id: u8, partitions: &[u32]| TopicPartitions {
+            topic_id: TopicId([id; 16]),
+            partitions: partitions.to_vec(),
+        };
+        assert_eq!(
+            together(vec![topic(1, &[0, 3])], &[topic(1, &[1]), topic(2, &[0])]),
+            [topic(1, &[0, 1, 3]), topic(2, &[0])]
+        );
+        assert_eq!(together(Vec::new(), &[topic(1, &[1])]), [topic(1, &[1])]);
     }
 
     #[test]

@@ -22,8 +22,9 @@ use crate::view::{GroupEventKind, JoinProgress, JoinResult, SyncProgress, SyncRe
 /// JoinGroup to a consumer group with members.
 pub(super) fn join(group: &mut Group, cx: &mut Context<'_>, op: &ClassicJoin) -> Result<ClassicJoined, GroupError> {
     let Protocol::Consumer(consumer) = &mut group.protocol else { return Err(GroupError::UnknownMember) };
+    let told = consumer.epoch();
     let joined = consumer.join_classic(cx, op)?;
-    migration::downgrade_if_due(group, cx, Some(&joined.member_id));
+    migration::downgrade_if_due(group, cx, told, Some(&joined.member_id));
     Ok(match &group.protocol {
         Protocol::Classic(classic) => classic.ticket_after_downgrade(&joined.member_id),
         Protocol::Consumer(_) => joined,
@@ -138,7 +139,6 @@ impl ConsumerGroup {
         member.client_host.clone_from(&op.client_host);
         member.session_timeout_ms = op.session_timeout_ms;
         member.rebalance_timeout_ms = op.rebalance_timeout_ms;
-        member.server_assignor = None;
         if subscription.rack_id.is_some() {
             member.rack_id.clone_from(&subscription.rack_id);
         }
@@ -173,14 +173,23 @@ impl ConsumerGroup {
     }
 
     /// Must this classic member join again? When the group's epoch is ahead of its own, when it has to give up partitions, or when
-    /// some that it waits for are free.
+    /// all that it waits for are free: to join for each of them would stop it as often.
     pub(super) fn must_rejoin(&self, member_id: &str, member: &ConsumerMember) -> bool {
         if member.waiting.is_some() {
             return false;
         }
         member.epoch < self.head.epoch
             || member.state == MemberState::Unrevoked
-            || member.state == MemberState::Unreleased && self.next_step(member_id, member, None).is_some()
+            || member.state == MemberState::Unreleased && !self.waits_for_others(member_id)
+    }
+
+    /// Does anybody else hold a partition that this member is to get?
+    fn waits_for_others(&self, member_id: &str) -> bool {
+        self.targets.get(member_id).into_iter().flatten().any(|(topic_id, partitions)| {
+            partitions
+                .iter()
+                .any(|partition| self.owners.get(&(*topic_id, *partition)).is_some_and(|owner| **owner != *member_id))
+        })
     }
 
     /// Is this a member that speaks the classic protocol, with this instance id if it gives one?
@@ -278,7 +287,7 @@ impl ConsumerGroup {
         }))
     }
 
-    /// LeaveGroup: members of the classic protocol, and static members of either that an administrator removes by instance id alone.
+    /// LeaveGroup: members of either protocol, by member id, instance id or both. Administrators remove members so, whatever they speak.
     pub(super) fn leave_classic(
         &mut self,
         cx: &mut Context<'_>,
@@ -288,13 +297,12 @@ impl ConsumerGroup {
         let outcomes = members
             .iter()
             .map(|(member_id, instance_id)| {
-                let member_id = match named_by_instance(&self.instances, member_id, instance_id.as_deref()) {
-                    Some(named) => named?,
-                    None => {
-                        self.check_classic_member(member_id, instance_id.as_deref())?;
-                        member_id.clone()
-                    }
-                };
+                let named = named_by_instance(&self.instances, member_id, instance_id.as_deref());
+                let member_id = named.unwrap_or_else(|| Ok(member_id.clone()))?;
+                check_instance(&self.instances, &member_id, instance_id.as_deref())?;
+                if !self.members.contains_key(&member_id) {
+                    return Err(GroupError::UnknownMember);
+                }
                 self.release_member(cx, &member_id);
                 cx.note_member(&member_id, |member_id| GroupEventKind::Left { member_id });
                 removed = true;

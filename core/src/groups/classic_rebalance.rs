@@ -65,7 +65,7 @@ impl ClassicGroup {
     fn join_new(&mut self, cx: &mut Context<'_>, op: &ClassicJoin) -> Result<ClassicJoined, GroupError> {
         let member_id = &op.fresh_member_id;
         let replaced = op.instance_id.as_ref().and_then(|instance_id| self.instances.get(instance_id)).cloned();
-        if replaced.is_none() && self.members.len() + self.pending.len() >= op.members_max as usize {
+        if !self.has_room(replaced.as_deref(), op.members_max) {
             return Err(GroupError::GroupMaxSizeReached);
         }
         if !self.supports(&op.protocol_type, &op.protocols) {
@@ -75,6 +75,9 @@ impl ClassicGroup {
             return Ok(self.replace_static(cx, &replaced, op));
         }
         if op.instance_id.is_none() && op.require_known_member_id {
+            if self.pending.len() >= op.members_max as usize {
+                return Err(GroupError::GroupMaxSizeReached);
+            }
             self.pending.insert(member_id.clone(), PendingMember { session_timeout_ms: op.session_timeout_ms });
             self.activity.saw(member_id, cx.position.index);
             cx.changed = true;
@@ -90,7 +93,7 @@ impl ClassicGroup {
         op: &ClassicJoin,
     ) -> Result<ClassicJoined, GroupError> {
         if self.pending.contains_key(member_id) {
-            if self.members.len() + self.pending.len() > op.members_max as usize {
+            if !self.has_room(None, op.members_max) {
                 self.drop_pending(cx, member_id);
                 self.complete_join_if_all_joined(cx);
                 return Err(GroupError::GroupMaxSizeReached);
@@ -105,11 +108,7 @@ impl ClassicGroup {
         }
         let member = self.check_member(member_id, op.instance_id.as_deref())?;
         let unchanged = member.protocols == op.protocols;
-        // The group may have become too large when the limit was lowered: who comes last into the next generation must go.
-        if let ClassicState::Preparing(phase) = self.head.state
-            && member.joined != phase.since
-            && self.joined >= op.members_max as usize
-        {
+        if !self.has_room(Some(member_id), op.members_max) {
             self.remove_member(cx, member_id);
             cx.note_member(member_id, |member_id| GroupEventKind::Left { member_id });
             self.complete_join_if_all_joined(cx);
@@ -186,6 +185,22 @@ impl ClassicGroup {
         }
         self.complete_join_if_all_joined(cx);
         self.ticket(member_id, after_generation)
+    }
+
+    /// Is there a place for this member, or (`None`) for a new one? Pending members take none, as in Kafka: they may never come back.
+    ///
+    /// While members join, places are for those who have joined. The others may be too many, when newcomers took their places or the
+    /// limit was lowered: whoever comes last into the next generation must go.
+    fn has_room(&self, member_id: Option<&str>, members_max: u32) -> bool {
+        let members_max = members_max as usize;
+        let known = member_id.and_then(|member_id| self.members.get(member_id));
+        match self.head.state {
+            ClassicState::Empty => true,
+            ClassicState::Preparing(phase) => {
+                known.is_some_and(|member| member.joined == phase.since) || self.joined < members_max
+            }
+            ClassicState::Completing | ClassicState::Stable => known.is_some() || self.members.len() < members_max,
+        }
     }
 
     fn knows(&self, member_id: &str) -> bool {

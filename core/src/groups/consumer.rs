@@ -387,7 +387,8 @@ impl ConsumerGroup {
         })
     }
 
-    /// OffsetCommit by a member: its own epoch, or an older one not below that at which each partition was assigned (KIP-1251).
+    /// OffsetCommit by a member: its own epoch, or an older one not below that at which each partition was assigned (KIP-1251). The same
+    /// holds of the generation of a classic member.
     pub(super) fn check_commit(
         &self,
         member_id: &str,
@@ -395,11 +396,9 @@ impl ConsumerGroup {
         partitions: impl Iterator<Item = (TopicId, u32)>,
     ) -> Result<(), GroupError> {
         let member = self.members.get(member_id).ok_or(GroupError::UnknownMember)?;
-        if member.classic.is_some() {
-            return if epoch == member.epoch { Ok(()) } else { Err(GroupError::IllegalGeneration) };
-        }
+        let stale = if member.classic.is_some() { GroupError::IllegalGeneration } else { GroupError::StaleMemberEpoch };
         if epoch < 0 || epoch > member.epoch {
-            return Err(GroupError::StaleMemberEpoch);
+            return Err(stale);
         }
         if epoch == member.epoch {
             return Ok(());
@@ -409,7 +408,7 @@ impl ConsumerGroup {
                 .into_iter()
                 .find_map(|owned| owned.get(&topic_id)?.get(&partition));
             if assigned_at.is_none_or(|assigned_at| epoch < *assigned_at) {
-                return Err(GroupError::StaleMemberEpoch);
+                return Err(stale);
             }
         }
         Ok(())

@@ -113,7 +113,7 @@ impl ConsumerGroup {
             }
             Some(_) => Err(GroupError::FencedInstance),
             None => match member {
-                Some(member) if member.instance_id.is_some() => Err(GroupError::FencedInstance),
+                Some(member) if joins && member.instance_id.is_some() => Err(GroupError::FencedInstance),
                 Some(_) if joins => Ok(Sender::Known),
                 None if joins => Ok(Sender::New),
                 _ => Err(GroupError::UnknownMember),
@@ -182,11 +182,13 @@ impl ConsumerGroup {
             }
             Sender::Known => self.turn_native(cx, op),
         }
+        let votes_anew = op.server_assignor.is_some()
+            && self.members.get(member_id).is_some_and(|member| member.server_assignor != op.server_assignor);
         let subscribed = self.update_member(cx, op);
         if subscribed && !joined {
             cx.note_member(member_id, |member_id| GroupEventKind::Subscribed { member_id });
         }
-        if subscribed || joined {
+        if subscribed || joined || votes_anew && self.wants_another_assignor() {
             self.bump(cx);
         }
         self.activity.saw(member_id, cx.position.index);

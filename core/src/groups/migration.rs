@@ -121,12 +121,15 @@ fn consumer_group(classic: &ClassicGroup, cx: &Context<'_>) -> Result<ConsumerGr
 
 /// Makes a consumer group a classic one when all members that are left speak the classic protocol. `joining` is a member whose JoinGroup
 /// replaced the last other one; if everybody is where it should be nobody needs to join again.
-pub(super) fn downgrade_if_due(group: &mut Group, cx: &mut Context<'_>, joining: Option<&str>) {
+///
+/// The classic group begins in the generation `told`, the group's epoch before this op, as in Kafka: the op may have raised it, but
+/// nobody was told, and a member whose generation is not the group's would have to drop its partitions before it joins again.
+pub(super) fn downgrade_if_due(group: &mut Group, cx: &mut Context<'_>, told: i32, joining: Option<&str>) {
     let Protocol::Consumer(consumer) = &group.protocol else { return };
     if consumer.members.is_empty() || consumer.classic_members < consumer.members.len() {
         return;
     }
-    let mut classic = classic_group(consumer, cx);
+    let mut classic = classic_group(consumer, cx, told);
     let at_rest = joining.is_some()
         && !consumer.assignment_due()
         && consumer.members.values().all(|member| {
@@ -148,8 +151,8 @@ pub(super) fn downgrade_if_due(group: &mut Group, cx: &mut Context<'_>, joining:
 }
 
 /// The classic group that a consumer group without members of the consumer protocol becomes, with everybody's assignment.
-fn classic_group(consumer: &ConsumerGroup, cx: &Context<'_>) -> ClassicGroup {
-    let mut group = ClassicGroup::new(consumer.epoch());
+fn classic_group(consumer: &ConsumerGroup, cx: &Context<'_>, generation: i32) -> ClassicGroup {
+    let mut group = ClassicGroup::new(generation);
     group.activity = consumer.activity.clone();
     group.head.protocol_type = Some(PROTOCOL_TYPE.to_string());
     group.head.generation_since = cx.position.index;

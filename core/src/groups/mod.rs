@@ -115,8 +115,9 @@ impl Groups {
                     Reply::ClassicLeave(Ok(match &mut group.protocol {
                         Protocol::Classic(group) => group.leave(cx, members),
                         Protocol::Consumer(consumer) => {
+                            let told = consumer.epoch();
                             let outcomes = consumer.leave_classic(cx, members);
-                            migration::downgrade_if_due(group, cx, None);
+                            migration::downgrade_if_due(group, cx, told, None);
                             outcomes
                         }
                     }))
@@ -133,8 +134,9 @@ impl Groups {
                         let Protocol::Consumer(consumer) = &mut group.protocol else {
                             return Err(GroupError::GroupNotFound);
                         };
+                        let told = consumer.epoch();
                         let reply = consumer.leave(cx, heartbeat)?;
-                        migration::downgrade_if_due(group, cx, None);
+                        migration::downgrade_if_due(group, cx, told, None);
                         Ok(reply)
                     }))
                 })
@@ -149,8 +151,9 @@ impl Groups {
                     Reply::Done(match &mut group.protocol {
                         Protocol::Classic(group) => group.expire(cx, members),
                         Protocol::Consumer(consumer) => {
+                            let told = consumer.epoch();
                             let any = consumer.expire(cx, members);
-                            migration::downgrade_if_due(group, cx, None);
+                            migration::downgrade_if_due(group, cx, told, None);
                             any
                         }
                     })

@@ -11,8 +11,8 @@ use crate::ids::TopicId;
 use crate::op::{CommitOffset, OffsetToCommit};
 use crate::reply::GroupError;
 
-/// Kafka's default of `offset.metadata.max.bytes`.
-const METADATA_BYTES_MAX: usize = 4096;
+/// Kafka's default of `offset.metadata.max.bytes`. Kafka counts UTF-16 code units, whatever the name says.
+const METADATA_UNITS_MAX: usize = 4096;
 
 /// OffsetCommit. `slot` is the group, if there is one.
 pub(super) fn commit(
@@ -90,7 +90,8 @@ fn store(group: &mut Group, cx: &Context<'_>, now_ms: i64, offset: &OffsetToComm
     if !exists {
         return Err(GroupError::UnknownPartition);
     }
-    if offset.metadata.len() > METADATA_BYTES_MAX {
+    // There are no more units than bytes: only long texts are counted.
+    if offset.metadata.len() > METADATA_UNITS_MAX && offset.metadata.encode_utf16().count() > METADATA_UNITS_MAX {
         return Err(GroupError::OffsetMetadataTooLarge);
     }
     if offset.offset < 0 {

@@ -83,8 +83,13 @@ impl ConsumerGroup {
         cx.changed = true;
     }
 
+    /// Would another assignor compute the target now than the one that did? While the target is behind, it will anyway.
+    pub(super) fn wants_another_assignor(&self) -> bool {
+        !self.assignment_due() && self.elect_assignor().name() != self.head.assignor
+    }
+
     /// The assignor that most members ask for, among equals the first by name; without a wish the default.
-    fn elect_assignor(&self) -> Assignor {
+    pub(super) fn elect_assignor(&self) -> Assignor {
         let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
         for assignor in self.members.values().filter_map(|member| member.server_assignor.as_deref()) {
             *votes.entry(assignor).or_insert(0) += 1;

@@ -222,7 +222,7 @@ fn consumer_state(group: &ConsumerGroup) -> GroupState {
 fn classic_view(group_id: &str, group: &ClassicGroup) -> GroupView {
     let state = classic_state(group);
     let protocol_name = group.head.protocol_name.clone().unwrap_or_default();
-    // Between generations neither metadata nor assignment belong to a generation that is.
+    // While the group rebalances, no protocol is chosen that metadata could be of. What members were assigned they have until they join.
     let stable = state == GroupState::Stable;
     let members = group
         .members
@@ -237,9 +237,10 @@ fn classic_view(group_id: &str, group: &ClassicGroup) -> GroupView {
             subscribed_topic_names: Vec::new(),
             subscribed_topic_regex: String::new(),
             assigned: Vec::new(),
+            revoking: Vec::new(),
             target: Vec::new(),
             classic_metadata: if stable { member.metadata(&protocol_name).to_vec() } else { Vec::new() },
-            classic_assignment: if stable { member.assignment.clone() } else { Vec::new() },
+            classic_assignment: member.assignment.clone(),
             speaks_classic: true,
         })
         .collect();
@@ -270,6 +271,9 @@ fn consumer_view(group_id: &str, group: &ConsumerGroup) -> GroupView {
             subscribed_topic_names: member.subscribed.clone(),
             subscribed_topic_regex: member.regex.clone().unwrap_or_default(),
             assigned: member.assignment(),
+            revoking: topic_partitions(
+                member.revoking.iter().map(|(topic_id, partitions)| (topic_id, partitions.keys().copied())),
+            ),
             target: group.targets.get(member_id).map_or_else(Vec::new, |target| {
                 topic_partitions(target.iter().map(|(topic_id, partitions)| (topic_id, partitions.iter().copied())))
             }),
@@ -285,7 +289,7 @@ fn consumer_view(group_id: &str, group: &ConsumerGroup) -> GroupView {
         epoch: group.head.epoch,
         assignment_epoch: group.head.assignment_epoch,
         protocol_type: "consumer".to_string(),
-        protocol_name: group.head.assignor.clone(),
+        protocol_name: group.elect_assignor().name().to_string(),
         leader: None,
         members,
     }

@@ -34,21 +34,49 @@ fn b15_the_initial_delay_is_extended_by_joins_and_capped_by_the_rebalance_timeou
 }
 
 #[test]
-fn b16_pending_members_expire_and_count_toward_the_size() {
+fn b16_pending_members_expire_and_keep_within_the_size() {
     let mut shard = Shard::with_topics(&[4]);
     let first = |id: &str| ClassicJoin { require_known_member_id: true, members_max: 2, ..new_member(id) };
     let rejoin = |id: &str| ClassicJoin { members_max: 2, ..rejoin(id) };
-    assert_eq!(shard.join(&first("a")), Err(GroupError::MemberIdRequired("a".to_owned())));
+    let told = |id: &str| Err(GroupError::MemberIdRequired(id.to_owned()));
+    assert_eq!(shard.join(&first("a")), told("a"));
     shard.join(&rejoin("a")).expect("comes back");
-    assert_eq!(shard.join(&first("b")), Err(GroupError::MemberIdRequired("b".to_owned())));
-    assert_eq!(shard.join(&first("c")), Err(GroupError::GroupMaxSizeReached));
     shard.sync_all();
+    assert_eq!(shard.join(&first("b")), told("b"));
+    assert_eq!(shard.join(&first("c")), told("c"), "a client that may never come back keeps nobody out");
+    assert_eq!(
+        shard.join(&first("d")),
+        Err(GroupError::GroupMaxSizeReached),
+        "but there are no more of them than places"
+    );
     for _ in 0..5 {
         shard.pass(SESSION_MS / 5);
         shard.classic_beat("a", 1).expect("alive");
     }
     assert_eq!(shard.join(&rejoin("b")), Err(GroupError::UnknownMember), "it came too late");
-    assert_eq!(shard.join(&first("c")), Err(GroupError::MemberIdRequired("c".to_owned())));
+
+    assert_eq!(shard.join(&first("d")), told("d"));
+    assert_eq!(shard.join(&first("e")), told("e"));
+    shard.join(&rejoin("d")).expect("takes the last place");
+    shard.join(&rejoin("a")).expect("rejoins");
+    assert_eq!(shard.join(&rejoin("e")), Err(GroupError::GroupMaxSizeReached), "who comes last is one too many");
+    shard.sync_all();
+    assert_eq!(shard.member_ids(), ["a", "d"]);
+    assert_eq!(shard.join(&first("f")), Err(GroupError::GroupMaxSizeReached));
+}
+
+#[test]
+fn b16_while_members_join_the_places_are_for_those_who_have_joined() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.stable_classic_group(&["a", "b"]);
+    let of_two = |join: ClassicJoin| ClassicJoin { members_max: 2, ..join };
+    assert_eq!(shard.join(&of_two(new_member("c"))), Err(GroupError::GroupMaxSizeReached), "stable, and full");
+    shard.join(&of_two(with_metadata(rejoin("a"), "more topics"))).expect("rejoins");
+    let newcomer = shard.join(&of_two(new_member("c"))).expect("\"b\" has not joined yet");
+    assert_eq!(shard.join(&of_two(new_member("d"))), Err(GroupError::GroupMaxSizeReached));
+    assert_eq!(shard.join(&of_two(rejoin("b"))), Err(GroupError::GroupMaxSizeReached), "it comes last");
+    assert_eq!(shard.member_ids(), ["a", "c"]);
+    assert_eq!(shard.joined(&newcomer).generation, 2);
 }
 
 #[test]

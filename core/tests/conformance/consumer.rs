@@ -176,7 +176,9 @@ fn b09_an_instance_id_belongs_to_one_member() {
     assert_eq!(shard.beat(&leave), Err(GroupError::FencedInstance));
     let mut unknown = heartbeat("a", 1);
     unknown.instance_id = Some("two".to_owned());
-    assert_eq!(shard.beat(&unknown), Err(GroupError::FencedInstance));
+    assert_eq!(shard.beat(&unknown), Err(GroupError::UnknownMember), "nobody has this instance id: it is to join anew");
+    unknown.member_epoch = -1;
+    assert_eq!(shard.beat(&unknown), Err(GroupError::UnknownMember));
     assert_eq!(shard.digest(), digest);
 }
 

@@ -7,8 +7,8 @@ use lockstep_core::view::{GroupState, GroupType, JoinProgress, SyncProgress};
 use lockstep_core::{Effect, GroupError};
 
 use crate::harness::{
-    GROUP, Parts, REBALANCE_MS, SESSION_MS, Shard, commit, consuming, heartbeat, joining, joining_static, new_member,
-    owning, parts,
+    GROUP, Parts, REBALANCE_MS, SESSION_MS, Shard, commit, commit_of, consuming, heartbeat, joining, joining_static,
+    new_member, owning, parts,
 };
 
 const HALVES: [(&str, &[(u8, u32)]); 2] = [("a", &[(1, 0), (1, 1)]), ("b", &[(1, 2), (1, 3)])];
@@ -62,7 +62,7 @@ fn b13_a_stable_classic_group_is_upgraded_and_its_members_go_on_with_the_classic
     assert_eq!(shard.classic_beat("a", 2), Ok(()));
     assert_eq!(shard.classic_beat("a", 1), Err(GroupError::IllegalGeneration));
     assert_eq!(shard.sync_follower("a", 1), Err(GroupError::IllegalGeneration));
-    assert_eq!(shard.commit(&commit("a", 1, 6)), Err(GroupError::IllegalGeneration));
+    assert_eq!(shard.commit(&commit_of("a", 1, &[(1, 3)], 6)), Err(GroupError::IllegalGeneration));
     shared(&shard);
 
     shard.join_and_assign(&consuming("b", true, &[])).expect("rejoins");
@@ -159,7 +159,6 @@ fn b13_calls_of_the_wrong_protocol_get_the_right_error() {
     assert_eq!(shard.classic_beat("n", 2), Err(GroupError::UnknownMember));
     assert_eq!(shard.sync_follower("n", 2), Err(GroupError::UnknownMember));
     assert_eq!(shard.join(&consuming("n", true, &[])), Err(GroupError::UnknownMember));
-    assert_eq!(shard.leave(&[("n", None)]).expect("a batch"), [Err(GroupError::UnknownMember)]);
     // A classic member heartbeats as one of the consumer protocol, or speaks something else.
     assert_eq!(shard.beat(&heartbeat("a", 2)), Err(GroupError::UnknownMember));
     assert_eq!(shard.beat(&heartbeat("a", -1)), Err(GroupError::UnknownMember));
@@ -173,6 +172,47 @@ fn b13_calls_of_the_wrong_protocol_get_the_right_error() {
     assert_eq!(shard.digest(), digest);
     let joined = shard.join_and_assign(&consuming("c", true, &[])).expect("comes back with its id");
     assert_eq!(joined.generation, 3);
+}
+
+#[test]
+fn b13_an_administrator_removes_members_of_either_protocol() {
+    let mut shard = settled();
+    shard.beat(&joining_static("s", "one")).expect("joins");
+    let digest = shard.digest();
+    assert_eq!(
+        shard.leave(&[("stranger", None), ("n", Some("one")), ("s", Some("two"))]).expect("a batch"),
+        [Err(GroupError::UnknownMember), Err(GroupError::FencedInstance), Err(GroupError::UnknownMember)]
+    );
+    assert_eq!(shard.digest(), digest);
+    assert_eq!(
+        shard.leave(&[("n", None), ("b", None)]).expect("a batch"),
+        [Ok(()), Ok(())],
+        "by member id, whatever it speaks"
+    );
+    assert_eq!(shard.member_ids(), ["a", "s"]);
+}
+
+#[test]
+fn b13_a_classic_member_that_waits_joins_again_once_for_all_that_it_waits_for() {
+    let mut shard = Shard::with_topics(&[6]);
+    shard.enter("m");
+    shard.enter("n");
+    shard.settle(&["m", "n"]);
+    let generation = shard.join_and_assign(&consuming("c", false, &[])).expect("joins").generation;
+    assert_eq!(shard.sync_follower("c", generation), Ok(Parts::new()), "the others hold what it is to get");
+    let gives_up = |shard: &mut Shard, member_id: &str| {
+        let epoch = shard.member(member_id).member_epoch;
+        let kept = parts(&shard.beat(&heartbeat(member_id, epoch)).expect("in order").assignment.expect("told"));
+        assert_eq!(kept.len(), 2);
+        shard.beat(&owning(member_id, epoch, &kept.into_iter().collect::<Vec<_>>())).expect("moves on");
+    };
+    gives_up(&mut shard, "m");
+    assert_eq!(shard.classic_beat("c", generation), Ok(()), "\"n\" holds the other one still");
+    gives_up(&mut shard, "n");
+    assert_eq!(shard.classic_beat("c", generation), Err(GroupError::RebalanceInProgress));
+    shard.join_and_assign(&consuming("c", true, &[])).expect("rejoins");
+    assert_eq!(shard.sync_follower("c", generation).expect("synced").len(), 2);
+    assert_eq!(shard.group_state(), GroupState::Stable);
 }
 
 #[test]
@@ -326,8 +366,12 @@ fn b14_a_group_becomes_classic_when_the_last_member_of_the_consumer_protocol_lea
     shard.beat(&heartbeat("n", -1)).expect("leaves");
     assert_eq!(shard.group_state(), GroupState::PreparingRebalance);
     assert!(!shard.effects.iter().any(|effect| matches!(effect, Effect::AssignmentNeeded { .. })));
-    assert_eq!(shard.classic_beat("a", 3), Err(GroupError::RebalanceInProgress));
-    goes_on_as_classic(&mut shard, 4);
+    assert_eq!(shard.view().epoch, 2, "nobody was told another epoch");
+    for member_id in ["a", "b"] {
+        let told = shard.classic_beat(member_id, 2);
+        assert_eq!(told, Err(GroupError::RebalanceInProgress), "it keeps its partitions until it joins");
+    }
+    goes_on_as_classic(&mut shard, 3);
     assert_eq!(shard.fetched(1, 0), Some(7), "offsets stay");
 
     let mut shard = settled();
@@ -346,7 +390,19 @@ fn b14_a_group_becomes_classic_when_the_last_member_of_the_consumer_protocol_tim
         }
     }
     assert_eq!(shard.member_ids(), ["a", "b"]);
-    goes_on_as_classic(&mut shard, 4);
+    assert_eq!(shard.classic_beat("a", 2), Err(GroupError::RebalanceInProgress));
+    goes_on_as_classic(&mut shard, 3);
+}
+
+#[test]
+fn b14_a_group_becomes_classic_when_the_last_member_of_the_consumer_protocol_is_removed() {
+    let mut shard = settled();
+    assert_eq!(shard.leave(&[("n", None), ("b", None)]).expect("a batch"), [Ok(()), Ok(())]);
+    assert_eq!((shard.view().group_type, shard.view().epoch), (GroupType::Classic, 2));
+    assert_eq!(shard.classic_beat("a", 2), Err(GroupError::RebalanceInProgress));
+    shard.join(&consuming("a", true, &[])).expect("rejoins");
+    shard.sync_all();
+    assert_eq!(shard.classic_beat("a", 3), Ok(()));
 }
 
 #[test]
@@ -358,7 +414,7 @@ fn b14_a_join_that_waits_is_part_of_the_first_rebalance_after_the_downgrade() {
     assert_eq!(shard.view().group_type, GroupType::Classic);
     let progress = |shard: &Shard| shard.state.join_progress(GROUP, "c", ticket.after_generation);
     assert_eq!(progress(&shard), JoinProgress::Waiting);
-    goes_on_as_classic(&mut shard, 5);
+    goes_on_as_classic(&mut shard, 4);
     assert!(matches!(progress(&shard), JoinProgress::Done(Ok(_))));
 }
 
@@ -389,6 +445,22 @@ fn b14_a_group_becomes_classic_when_the_last_member_of_the_consumer_protocol_is_
 }
 
 #[test]
+fn b14_a_replacement_that_subscribes_to_something_else_makes_the_others_join_again_and_nothing_more() {
+    let mut shard = Shard::with_topics(&[4, 1]);
+    shard.beat(&joining_static("n", "one")).expect("joins");
+    let generation = shard.join_and_assign(&consuming("b", false, &[])).expect("joins").generation;
+    shard.sync_follower("b", generation).expect("synced");
+    let other = vec![("range".to_owned(), crate::harness::subscription(&[1, 2], &Parts::new()))];
+    let replacement =
+        ClassicJoin { instance_id: Some("one".to_owned()), protocols: other, ..consuming("a", false, &[]) };
+    let ticket = shard.join(&replacement).expect("takes over");
+    assert_eq!((shard.view().group_type, shard.view().epoch), (GroupType::Classic, generation));
+    assert_eq!(shard.classic_beat("b", generation), Err(GroupError::RebalanceInProgress));
+    shard.join(&consuming("b", true, &[])).expect("rejoins");
+    assert_eq!(shard.joined(&ticket).generation, generation + 1);
+}
+
+#[test]
 fn migration_survives_a_new_leader_from_a_snapshot() {
     let mut shard = upgraded();
     shard.join(&consuming("a", true, &[])).expect("rejoins");
@@ -398,5 +470,6 @@ fn migration_survives_a_new_leader_from_a_snapshot() {
     shard.fail_over();
     shard.beat(&heartbeat("n", -1)).expect("leaves");
     shard.fail_over();
-    goes_on_as_classic(&mut shard, 4);
+    assert_eq!(shard.classic_beat("a", 2), Err(GroupError::RebalanceInProgress));
+    goes_on_as_classic(&mut shard, 3);
 }

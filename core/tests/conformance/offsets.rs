@@ -5,7 +5,8 @@ use lockstep_core::view::GroupState;
 use lockstep_core::{GroupError, Op, Reply};
 
 use crate::harness::{
-    GROUP, SESSION_MS, Shard, commit, commit_of, heartbeat, joining, new_member, parts, rejoin, topic_partitions,
+    GROUP, SESSION_MS, Shard, commit, commit_of, consuming, heartbeat, joining, new_member, parts, rejoin,
+    topic_partitions,
 };
 
 #[test]
@@ -38,6 +39,32 @@ fn b11_an_epoch_at_or_above_the_one_of_the_assignment_may_commit() {
     assert_eq!(shard.commit(&old), Err(GroupError::UnsupportedVersion));
     assert_eq!(shard.digest(), digest);
     shard.commit(&commit_of("b", 2, &[lost], 9)).expect("its owner commits");
+}
+
+#[test]
+fn b11_a_classic_member_of_a_consumer_group_commits_by_the_same_rule() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.stable_consumers(&[("a", &[(1, 0), (1, 1), (1, 2), (1, 3)])]);
+    shard.enter("n");
+    let all = [(1, 0), (1, 1), (1, 2), (1, 3)];
+    let joined = shard.join_and_assign(&consuming("a", true, &all)).expect("rejoins");
+    let kept: Vec<_> = shard.sync_follower("a", joined.generation).expect("synced").into_iter().collect();
+    let lost = all.into_iter().find(|partition| !kept.contains(partition)).expect("one");
+    shard.commit(&commit_of("a", 1, &[lost], 5)).expect("it may still commit what it is giving up");
+    let joined = shard.join_and_assign(&consuming("a", true, &kept)).expect("rejoins");
+    assert_eq!(joined.generation, 2);
+    shard.settle(&["n"]);
+
+    shard.commit(&commit_of("a", 1, &kept, 6)).expect("assigned in generation 1 and never revoked");
+    let mut old = commit_of("a", 1, &kept, 7);
+    old.knows_epochs = false;
+    shard.commit(&old).expect("a classic client knows no epochs");
+    assert_eq!(shard.fetched(1, kept[0].1), Some(7));
+    let digest = shard.digest();
+    assert_eq!(shard.commit(&commit_of("a", 1, &[lost], 8)), Err(GroupError::IllegalGeneration));
+    assert_eq!(shard.commit(&commit_of("a", 3, &kept, 8)), Err(GroupError::IllegalGeneration));
+    assert_eq!(shard.commit(&commit_of("a", -1, &kept, 8)), Err(GroupError::IllegalGeneration));
+    assert_eq!(shard.digest(), digest);
 }
 
 #[test]

@@ -403,7 +403,7 @@ fn the_timeline_tells_of_generations_and_migrations() {
     shard.beat(&heartbeat("n", -1)).expect("leaves");
     assert_eq!(
         told(&shard)[4..],
-        [(2, "joined"), (2, "upgraded"), (2, "assigned"), (2, "settled"), (3, "left"), (3, "downgraded")]
+        [(2, "joined"), (2, "upgraded"), (2, "assigned"), (2, "settled"), (2, "left"), (2, "downgraded")]
     );
     for _ in 0..100 {
         shard.join(&consuming("a", true, &[])).expect("rejoins");

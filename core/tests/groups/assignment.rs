@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_core::Op;
 use lockstep_core::op::{ConsumerHeartbeat, JoinConsumerGroup};
+use lockstep_core::view::GroupState;
 
 use crate::harness::{Parts, Shard, heartbeat, joining, joining_static, topics};
 
@@ -114,6 +115,48 @@ fn the_assignor_with_most_votes_is_used() {
     shard.beat(&with("c", "uniform")).expect("joins");
     shard.beat(&with("d", "uniform")).expect("joins");
     assert_eq!(shard.view().protocol_name, "uniform");
+}
+
+#[test]
+fn another_assignor_is_used_as_soon_as_most_members_ask_for_it() {
+    let mut shard = Shard::with_topics(&[5, 5]);
+    let asking = |member_id: &str, epoch: i32, name: &str| ConsumerHeartbeat {
+        server_assignor: Some(name.to_owned()),
+        ..heartbeat(member_id, epoch)
+    };
+    for member_id in ["a", "b"] {
+        shard.beat(&with_topics(member_id, &[1, 2])).expect("joins");
+    }
+    shard.settle(&["a", "b"]);
+    let epoch = shard.view().epoch;
+    shard.beat(&asking("a", epoch, "uniform")).expect("in order");
+    assert_eq!(shard.view().epoch, epoch, "it is used already");
+    shard.beat(&asking("a", epoch, "range")).expect("in order");
+    assert_eq!((shard.view().epoch, shard.view().protocol_name.as_str()), (epoch + 1, "range"));
+    assert_eq!(targets(&shard)["a"], Parts::from([(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]));
+    shard.settle(&["a", "b"]);
+    shard.beat(&asking("b", epoch + 1, "range")).expect("in order");
+    assert_eq!(shard.view().epoch, epoch + 1, "one more vote changes nothing");
+    shard.settle(&["a", "b"]);
+
+    let mut shard = Shard::with_topics(&[5, 5]);
+    shard.beat(&joining_static("s", "one")).expect("joins");
+    let mut away = heartbeat("s", -2);
+    away.instance_id = Some("one".to_owned());
+    shard.beat(&away).expect("goes for a while");
+    shard
+        .beat(&ConsumerHeartbeat { server_assignor: Some("range".to_owned()), ..joining_static("s2", "one") })
+        .expect("returns");
+    assert_eq!((shard.view().epoch, shard.view().protocol_name.as_str()), (2, "range"));
+}
+
+#[test]
+fn the_assignor_that_is_shown_is_the_one_that_will_be_used() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.propose(&joining("a")).expect("joins");
+    assert_eq!((shard.view().state, shard.view().protocol_name.as_str()), (GroupState::Assigning, "uniform"));
+    shard.propose(&ConsumerHeartbeat { server_assignor: Some("range".to_owned()), ..joining("b") }).expect("joins");
+    assert_eq!(shard.view().protocol_name, "range");
 }
 
 proptest::proptest! {

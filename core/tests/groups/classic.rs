@@ -137,6 +137,19 @@ fn a_leader_that_never_syncs_is_removed_too_and_the_followers_go_on() {
 }
 
 #[test]
+fn members_keep_their_assignments_while_a_rebalance_runs() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.stable_classic_group(&["a", "b"]);
+    assert_eq!(shard.member("b").classic_metadata, b"subscription");
+    shard.join(&new_member("c")).expect("joins");
+    assert_eq!(shard.group_state(), GroupState::PreparingRebalance);
+    let shown =
+        |member_id: &str| (shard.member(member_id).classic_metadata, shard.member(member_id).classic_assignment);
+    assert_eq!(shown("b"), (Vec::new(), b"b".to_vec()), "the protocol of the next generation is not chosen yet");
+    assert_eq!(shown("c"), (Vec::new(), Vec::new()));
+}
+
+#[test]
 fn a_stale_sync_changes_nothing() {
     let mut shard = Shard::with_topics(&[4]);
     shard.stable_classic_group(&["a", "b"]);

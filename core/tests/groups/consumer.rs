@@ -166,6 +166,19 @@ fn a_leaving_member_frees_its_partitions_for_the_others() {
 }
 
 #[test]
+fn what_a_member_is_giving_up_is_shown_until_it_has() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.enter("a");
+    shard.enter("b");
+    shard.beat(&heartbeat("a", 1)).expect("told to revoke");
+    let revoking = |shard: &Shard| parts(&shard.member("a").revoking);
+    assert_eq!((shard.owns("a").len(), revoking(&shard).len()), (2, 2));
+    assert!(shard.owns("a").is_disjoint(&revoking(&shard)));
+    shard.settle(&["a", "b"]);
+    assert_eq!(revoking(&shard).len(), 0);
+}
+
+#[test]
 fn an_epoch_survives_a_new_leader_and_a_snapshot() {
     let mut shard = two_members();
     let before = shard.view();

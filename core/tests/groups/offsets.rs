@@ -26,7 +26,7 @@ fn each_partition_of_a_commit_has_its_outcome() {
     let mut shard = Shard::with_topics(&[4]);
     let mut request = commit_of("", -1, &[(1, 3), (1, 4), (9, 0), (1, 1), (1, 2)], 5);
     request.offsets[3].metadata = "x".repeat(4_097);
-    request.offsets[4].metadata = "x".repeat(4_096);
+    request.offsets[4].metadata = "ß".repeat(4_096);
     assert_eq!(
         shard.commit(&request).expect("taken"),
         [

@@ -14,7 +14,7 @@ use lockstep_core::op::{
     RebalancePartitions, ResolveRegularExpression, UpdateMetadata,
 };
 use lockstep_core::reply::HeartbeatReply;
-use lockstep_core::view::{GroupType, GroupView, HeartbeatCheck, MemberView};
+use lockstep_core::view::{GroupState, GroupType, GroupView, HeartbeatCheck, MemberView};
 use lockstep_core::{ClusterStateMachine, Effect, GroupError, Op, Position, Reply, SessionTable, ShardId};
 use proptest::prelude::*;
 
@@ -36,6 +36,8 @@ struct World {
     heard: BTreeMap<(String, String), u64>,
     /// By the model: what each client of a consumer group holds. It takes what it is told, and has given up what it does not report.
     held: BTreeMap<(String, String), Parts>,
+    /// By the model: what each member was assigned in each epoch or generation, whatever the group spoke then.
+    assigned_in: BTreeMap<(String, i32), BTreeMap<String, Parts>>,
     fresh: u32,
     topics: u8,
 }
@@ -65,6 +67,7 @@ impl World {
             committed: BTreeMap::new(),
             heard: BTreeMap::new(),
             held: BTreeMap::new(),
+            assigned_in: BTreeMap::new(),
             fresh: 0,
             topics: 0,
         };
@@ -117,9 +120,11 @@ impl World {
             self.committed.retain(|(group_id, topic, partition), _| {
                 state.committed_offset(group_id, topic_id(*topic), *partition).is_some()
             });
+            self.assigned_in.retain(|(group_id, _), _| state.group(group_id).is_some());
         } else {
             self.epochs_go_on(&before);
         }
+        self.an_epoch_has_one_assignment();
         if refused(&applied.reply) {
             self.refused_changes_nothing(op, &applied.reply, digest);
         }
@@ -274,6 +279,29 @@ impl World {
                         member.member_id
                     );
                 }
+            }
+        }
+    }
+
+    /// No epoch or generation is used twice: not by another assignment of the same protocol, and not by the other one after the group
+    /// changed its protocol.
+    fn an_epoch_has_one_assignment(&mut self) {
+        for (group_id, view) in self.views() {
+            let at_rest = match view.group_type {
+                GroupType::Classic => view.state == GroupState::Stable,
+                GroupType::Consumer => view.epoch == view.assignment_epoch,
+            };
+            if !at_rest {
+                continue;
+            }
+            let known = self.assigned_in.entry((group_id.clone(), view.epoch)).or_default();
+            for member in view.members {
+                let assigned = match view.group_type {
+                    GroupType::Classic => harness::assigned(&member.classic_assignment),
+                    GroupType::Consumer => parts(&member.target),
+                };
+                let before = known.entry(member.member_id.clone()).or_insert_with(|| assigned.clone());
+                assert_eq!(*before, assigned, "{} in epoch {} of {group_id}", member.member_id, view.epoch);
             }
         }
     }
@@ -691,8 +719,7 @@ impl World {
                         true,
                     );
                 }
-                done = self.state.group(&group_name(group)).expect("a group").state
-                    == lockstep_core::view::GroupState::Stable;
+                done = self.state.group(&group_name(group)).expect("a group").state == GroupState::Stable;
             }
             assert!(done, "the group does not come to rest: {:?}", self.state.group(&group_name(group)));
         }
