@@ -9,6 +9,7 @@
 
 pub mod disk;
 pub mod net;
+mod sync_threads;
 pub mod task;
 pub mod tokio_env;
 pub mod watch;

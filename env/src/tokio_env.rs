@@ -21,12 +21,13 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::Env;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::net::{Connection, Listener};
+use crate::sync_threads::SyncThreads;
 use crate::task::{Task, TaskFailed};
 
 /// Buffers handed to one vectored write; Linux takes at most 1,024.
 const WRITE_BUFFERS_MAX: usize = 512;
 
-/// The environment of a real process. Must be used within a multi-threaded tokio runtime with time and I/O enabled.
+/// The environment of a real process. Must be used within a tokio runtime with time and I/O enabled.
 #[derive(Clone, Debug, Default)]
 pub struct TokioEnv {
     disk: TokioDisk,
@@ -137,13 +138,14 @@ impl<T> Future for TokioTask<T> {
     }
 }
 
-/// The process's file systems. Every call is one trip to tokio's pool of blocking threads; it runs to its end even when
-/// the future that waits for it is dropped.
+/// The process's file systems. Every call is one trip to a thread that may block, and runs to its end even when the future that
+/// waits for it is dropped: [`DiskFile::write_and_sync`] to one of [`SyncThreads`], the others to tokio's pool.
 #[derive(Clone, Debug, Default)]
-pub struct TokioDisk {}
+pub struct TokioDisk {
+    sync_threads: SyncThreads,
+}
 
-/// Runs `operation` where it may block. What this costs beside a sync is the waking of two threads; a thread per file
-/// costs the same, and `block_in_place` more, because the worker whose place is taken must be replaced.
+/// Runs `operation` where it may block.
 async fn blocking<T, F>(operation: F) -> io::Result<T>
 where
     F: FnOnce() -> io::Result<T> + Send + 'static,
@@ -160,7 +162,7 @@ impl Disk for TokioDisk {
     type Lock = TokioLock;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<TokioFile> {
-        let path = path.to_path_buf();
+        let (path, sync_threads) = (path.to_path_buf(), self.sync_threads.clone());
         blocking(move || {
             let mut options = OpenOptions::new();
             options.read(true);
@@ -171,7 +173,7 @@ impl Disk for TokioDisk {
                 OpenMode::CreateNew => options.write(true).create_new(true),
                 OpenMode::Truncate => options.write(true).create(true).truncate(true),
             };
-            Ok(TokioFile { file: Arc::new(options.open(&path)?), path: path.into() })
+            Ok(TokioFile { file: Arc::new(options.open(&path)?), path: path.into(), sync_threads })
         })
         .await
     }
@@ -239,6 +241,7 @@ pub struct TokioLock {
 pub struct TokioFile {
     file: Arc<File>,
     path: Arc<Path>,
+    sync_threads: SyncThreads,
 }
 
 impl fmt::Debug for TokioFile {
@@ -260,11 +263,11 @@ impl DiskFile for TokioFile {
 
     async fn write_and_sync(&self, offset: u64, buffers: Vec<Bytes>) -> io::Result<()> {
         let file = Arc::clone(&self.file);
-        blocking(move || {
+        let operation = move || {
             write_all_at(&file, offset, &buffers)?;
             file.sync_data()
-        })
-        .await
+        };
+        self.sync_threads.run(operation).await
     }
 
     async fn sync_data(&self) -> io::Result<()> {

@@ -96,8 +96,14 @@ fn main() -> ExitCode {
 /// other half, and a thread that is woken to help with little work costs more than it helps.
 fn run<T>(threads: Option<usize>, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads.unwrap_or((cores / 2).clamp(1, 16)))
+    let threads = threads.unwrap_or((cores / 2).clamp(1, 16));
+    // One thread needs no scheduler that hands tasks from thread to thread.
+    let mut builder = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder
+        .worker_threads(threads)
         .max_blocking_threads(64)
         .enable_all()
         .build()

@@ -3,7 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use lockstep_env::{Disk, DiskFile, Env, OpenMode};
 
 use super::format::spare_name;
@@ -17,6 +19,12 @@ const SPARES_MAX: usize = 2;
 const CARRY_FILES_MIN: usize = 4;
 /// They are few when they take at most this fraction of a file, so that carrying never costs more than that fraction of all writing.
 const CARRY_FRACTION: u64 = 8;
+
+/// A spare file is filled in steps of this many bytes.
+const FILL_STEP_BYTES: u64 = 1 << 20;
+/// After each step the disk is left to others for so long.
+const FILL_PAUSE: Duration = Duration::from_millis(5);
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Keeps the files.
 pub(super) struct Keeper<E: Env> {
@@ -32,22 +40,47 @@ enum Chore<F> {
     Stop,
 }
 
-/// Creates a preallocated file that is not part of the journal yet.
-pub(super) async fn create_spare<E: Env>(inner: &Inner<E>, len: u64) -> io::Result<SpareFile<FileOf<E>>> {
+/// Creates a file of `len` bytes that is not part of the journal yet.
+///
+/// It is written over with zeros, so that a batch's sync has to make nothing durable but the batch: file systems remember which
+/// allocated blocks were never written, and the first write to each would change that too. Once `urgent` says so, the rest is
+/// allocated only. The file has its length last: one that a crash left unfinished is shorter than it should be.
+pub(super) async fn create_spare<E: Env>(
+    inner: &Inner<E>,
+    len: u64,
+    urgent: impl Fn() -> bool,
+) -> io::Result<SpareFile<FileOf<E>>> {
     let path = next_spare_path(inner);
-    let disk = inner.env.disk();
-    let file = disk.open(&path, OpenMode::Truncate).await?;
-    let allocated = match file.allocate(len).await {
-        // So that the syncs of batches need not make the file's size durable.
-        Ok(()) => file.sync_data().await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = allocated {
+    let file = inner.env.disk().open(&path, OpenMode::Truncate).await?;
+    if let Err(error) = fill::<E>(&file, len, urgent).await {
         // A full disk should not be filled with halves of files. That this may fail too changes nothing.
-        let _ = disk.remove_file(&path).await;
+        let _ = inner.env.disk().remove_file(&path).await;
         return Err(error);
     }
     Ok(SpareFile { path, file, len })
+}
+
+async fn fill<E: Env>(file: &FileOf<E>, len: u64, urgent: impl Fn() -> bool) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < len && !urgent() {
+        if filled > 0 {
+            E::sleep(FILL_PAUSE).await;
+        }
+        let step = FILL_STEP_BYTES.min(len - filled);
+        file.allocate(filled + step).await?;
+        let whole = (step / ZEROS.len() as u64) as usize;
+        let mut zeros = vec![Bytes::from_static(&ZEROS); whole];
+        zeros.push(Bytes::from_static(&ZEROS[..(step % ZEROS.len() as u64) as usize]));
+        file.write_at(filled, zeros).await?;
+        file.sync_data().await?;
+        filled += step;
+    }
+    if filled < len {
+        file.allocate(len).await?;
+        // So that the syncs of batches need not make the file's size durable.
+        file.sync_data().await?;
+    }
+    Ok(())
 }
 
 fn next_spare_path<E: Env>(inner: &Inner<E>) -> PathBuf {
@@ -137,7 +170,11 @@ impl<E: Env> Keeper<E> {
 
     /// Creates a spare file. That it cannot be done is a failure only once the writer needs it: until then a file may be recycled.
     async fn prepare(&self) {
-        match create_spare(&self.inner, self.inner.options.file_bytes).await {
+        let urgent = || {
+            let state = self.inner.lock();
+            state.spare_wanted || state.closing || state.failed.is_some()
+        };
+        match create_spare(&self.inner, self.inner.options.file_bytes, urgent).await {
             Ok(spare) => self.add_spare(spare),
             Err(error) => {
                 tracing::warn!(dir = %self.inner.dir.display(), %error, "no journal file could be created ahead of time");
@@ -150,6 +187,7 @@ impl<E: Env> Keeper<E> {
     fn add_spare(&self, spare: SpareFile<FileOf<E>>) {
         let mut state = self.inner.lock();
         state.spares.push(spare);
+        state.spare_wanted = false;
         state.spare_error = None;
         drop(state);
         self.inner.spare_changed.notify_one();

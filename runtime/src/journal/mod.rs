@@ -128,6 +128,7 @@ impl<E: Env> Journal<E> {
             freed: VecDeque::new(),
             spares,
             next_spare,
+            spare_wanted: false,
             spare_error: None,
             carrying: None,
             next_ticket: 0,

@@ -94,6 +94,8 @@ pub(super) struct State<F> {
     pub(super) spares: Vec<SpareFile<F>>,
     /// Number of the next spare file.
     pub(super) next_spare: u64,
+    /// The writer waits for one.
+    pub(super) spare_wanted: bool,
     /// Why there is none: nobody tries again until the writer asks.
     pub(super) spare_error: Option<String>,
     /// Entries of the oldest file are being carried to the newest one; the generation of the oldest.

@@ -18,6 +18,8 @@ use super::state::{Done, FileOf, Inner, JournalFile, Op, SpareFile};
 const BATCH_PAYLOAD_BYTES: u64 = 4 << 20;
 /// Records in a batch at most.
 const BATCH_RECORDS: u32 = 16_384;
+/// Length of the file that a start begins with, if it finds none to use again.
+const FIRST_FILE_BYTES: u64 = 4 << 20;
 /// The longest list of shards whose committed position goes along with one batch.
 const BATCH_COMMITTED: usize = 1024;
 
@@ -332,7 +334,7 @@ impl<E: Env> Writer<E> {
     async fn spare(&self, len: u64) -> io::Result<SpareFile<FileOf<E>>> {
         let file_bytes = self.inner.options.file_bytes;
         if len > file_bytes {
-            return create_spare(&self.inner, padded(len)).await;
+            return create_spare(&self.inner, padded(len), || true).await;
         }
         let mut asked = false;
         loop {
@@ -351,10 +353,12 @@ impl<E: Env> Writer<E> {
                     // An earlier attempt failed; there may be room by now.
                     _ => state.spare_error = None,
                 }
+                state.spare_wanted = self.file.is_some();
             }
             if self.file.is_none() {
-                // The keeper does not run yet.
-                return create_spare(&self.inner, file_bytes).await;
+                // The keeper does not run yet. A short file is filled at once, and a longer one by the time it is full.
+                let len = padded(len).max(FIRST_FILE_BYTES).min(file_bytes);
+                return create_spare(&self.inner, len, || false).await;
             }
             asked = true;
             self.inner.wake_keeper.notify_one();

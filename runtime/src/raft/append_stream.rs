@@ -13,11 +13,11 @@ use openraft::raft::AppendEntriesRequest;
 use super::type_config::{LogId, TypeConfig};
 
 /// How long a follower may learn later than the leader that an entry is committed. Whoever reads at a follower waits for it.
-const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
+const COMMIT_NEWS_DELAY: Duration = Duration::from_micros(2_500);
 
 type Request<E> = AppendEntriesRequest<TypeConfig<E>>;
 
-/// `requests` without those that tell of nothing but a commit and are followed by another one within a millisecond. No answer is
+/// `requests` without those that tell of nothing but a commit and are followed by another one soon. No answer is
 /// owed for one that is left out: openraft takes an answer for all requests that end where it matches, or before.
 pub(super) fn merge_commit_news<E, S>(requests: S) -> BoxStream<'static, Request<E>>
 where

@@ -119,7 +119,7 @@ impl<E: Env> Network<E> {
         &self,
         request: AppendEntriesRequest<TypeConfig<E>>,
         timeout: Duration,
-    ) -> impl Future<Output = Result<AppendEntriesResponse<TypeConfig<E>>, Failure<E>>> + Send + use<E> {
+    ) -> BoxFuture<'static, Result<AppendEntriesResponse<TypeConfig<E>>, Failure<E>>> {
         let mut payload = Vec::with_capacity(request.entries.len() * 2);
         let mut entries = Vec::with_capacity(request.entries.len());
         for entry in &request.entries {
@@ -137,7 +137,8 @@ impl<E: Env> Network<E> {
         let body = message::encode(&append);
         let calling = self.call(RPCTypes::AppendEntries, self.lane, message::APPEND, body, payload, timeout);
         let first = request.prev_log_id.is_none();
-        async move {
+        // Boxed where it is made: it is long, and would be moved several times on its way into the pipeline.
+        Box::pin(async move {
             match message::decode::<AppendAnswer>(&calling.await?).map_err(|error| garbled(&error))? {
                 AppendAnswer::Success => Ok(AppendEntriesResponse::Success),
                 AppendAnswer::Partial(upto) => Ok(AppendEntriesResponse::PartialSuccess(upto.map(log_id))),
@@ -146,7 +147,7 @@ impl<E: Env> Network<E> {
                 AppendAnswer::Conflict => Ok(AppendEntriesResponse::Conflict),
                 AppendAnswer::HigherVote(vote) => Ok(AppendEntriesResponse::HigherVote(vote.into())),
             }
-        }
+        })
     }
 
     async fn ballot(

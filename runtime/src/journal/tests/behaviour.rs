@@ -141,6 +141,33 @@ async fn an_entry_longer_than_a_file_gets_a_longer_file() {
 }
 
 #[tokio::test]
+async fn a_start_begins_with_a_short_file_and_goes_on_with_whole_ones() {
+    let env = MemoryEnv::default();
+    let journal = open(&env, 8 << 20).await.unwrap();
+    let log = journal.shard(ShardId(0));
+    for index in 0..6 {
+        append(&log, 1, index, vec![7; 1 << 20]).await.unwrap();
+    }
+    let is_journal = |path: &&std::path::PathBuf| path.extension().is_some_and(|extension| extension == "journal");
+    let lens: Vec<usize> =
+        env.disk.paths().iter().filter(is_journal).map(|path| env.disk.content(path).len()).collect();
+    assert_eq!(lens, [4 << 20, 8 << 20]);
+    drop(journal);
+    let journal = open(&env, 8 << 20).await.unwrap();
+    assert_eq!(journal.shard(ShardId(0)).read(0, 10, usize::MAX).await.unwrap().len(), 6);
+}
+
+#[tokio::test]
+async fn a_spare_file_that_a_crash_left_unfinished_is_not_used() {
+    let env = MemoryEnv::default();
+    let unfinished = Path::new(DIR).join("0000000000000009.spare");
+    env.disk.set_content(&unfinished, vec![0; 4096]);
+    let journal = open(&env, FILE_BYTES).await.unwrap();
+    assert!(!env.disk.paths().contains(&unfinished));
+    append(&journal.shard(ShardId(0)), 1, 0, "written").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_purge_beyond_the_end_restarts_the_log() {
     let env = MemoryEnv::default();
     let journal = open(&env, FILE_BYTES).await.unwrap();
