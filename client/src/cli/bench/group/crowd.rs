@@ -25,6 +25,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is looked whether a group has settled. When it did is known exactly.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// A farewell is said so often while the coordinator moves.
+const FAREWELLS_MAX: usize = 10;
 /// Longest wait for all members' farewells.
 const FAREWELL_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -370,12 +372,22 @@ async fn live(crowd: Arc<Crowd>, mut member: Member, stop: Arc<Stop>) {
         };
         select(stop.given.notified(), TokioEnv::sleep_until(next)).await;
     }
-    if member.epoch() > 0
-        && let Err(error) = setting.exchange(user, member.farewell()).await
-    {
-        setting.tally.failed(error.to_string());
+    if member.epoch() > 0 {
+        leave(setting, user, &member).await;
     }
     stop.has_left.store(true, Ordering::Release);
+}
+
+/// Says farewell to whoever coordinates. A member that could not is removed when its session runs out.
+async fn leave(setting: &Setting, user: usize, member: &Member) {
+    for _ in 0..FAREWELLS_MAX {
+        match setting.exchange(user, member.farewell()).await {
+            Ok(answer) if !is_elsewhere(answer.error_code) => return,
+            Ok(answer) => setting.tally.failed(name_of(answer.error_code)),
+            Err(error) => setting.tally.failed(error.to_string()),
+        }
+        TokioEnv::sleep(RETRY_AFTER).await;
+    }
 }
 
 /// False when the heartbeat is to be sent again.
