@@ -78,5 +78,7 @@ pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContex
         Request::ConsumerGroupDescribe(request) => api::group_consumer::describe(broker, context, request).await.into(),
         Request::DescribeGroups(request) => api::group_admin::describe(broker, context, request).await.into(),
         Request::ListGroups(request) => api::group_admin::list(broker, context, request).await.into(),
+        Request::GroupTimeline(request) => api::group_timeline::handle(broker, context, request).await.into(),
+        Request::GroupLag(request) => api::group_lag::handle(broker, context, request).await.into(),
     })
 }

@@ -181,7 +181,9 @@ impl<E: Env> BrokerConnection<E> {
         if answer.error_code != 0 {
             return Err(ClientError::broker(format!("versions of {}", self.address), answer.error_code, None));
         }
-        self.versions.insert(ApiKey::ClusterStatus, ApiKey::ClusterStatus.versions());
+        self.versions.extend(
+            ApiKey::ALL.iter().filter(|key| !key.is_advertised()).map(|&api_key| (api_key, api_key.versions())),
+        );
         for row in &answer.api_keys {
             if let Some(api_key) = ApiKey::from_code(row.api_key) {
                 self.versions.insert(api_key, VersionRange { min: row.min_version, max: row.max_version });

@@ -25,7 +25,8 @@ pub use consumer::Consumer;
 pub use error::{ClientError, ErrorCode, error_name};
 pub use fetcher::{FetchConfig, Message, OffsetReset, StartAt};
 pub use group::{
-    GroupConsumer, GroupConsumerConfig, GroupDescription, GroupEvent, GroupMember, GroupOffset, Messages, Polled,
+    ExportedOffset, GroupConsumer, GroupConsumerConfig, GroupDescription, GroupEvent, GroupExport, GroupLagListing,
+    GroupMember, GroupOffset, Messages, OffsetChange, Polled, ResetTo, TopicSelection,
 };
 pub use offsets::{OffsetAt, TopicPartition};
 pub use producer::{
@@ -34,3 +35,5 @@ pub use producer::{
 pub use topology::{PartitionInfo, TopicInfo};
 
 pub use lockstep_wire::Compression;
+/// What happened to a group: the answer of [`Admin::explain_group`].
+pub use lockstep_wire::private::{GroupTimeline, PartitionsMoved, TimelineEvent, TimelineEventKind, TopicPartitions};

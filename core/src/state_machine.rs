@@ -21,7 +21,7 @@ use crate::partitions::{Partition, Partitions};
 use crate::reply::{GroupError, HeartbeatReply, Reply, TopicError};
 use crate::topics::{Fed, Feed, TopicChange, Topics};
 use crate::view::{
-    CommittedOffset, GroupConfig, GroupEvent, GroupListing, GroupRegex, GroupView, GroupsToExpire, HeartbeatCheck,
+    CommittedOffset, GroupConfig, GroupListing, GroupRegex, GroupTimeline, GroupView, GroupsToExpire, HeartbeatCheck,
     JoinProgress, PartitionView, SyncProgress,
 };
 
@@ -330,6 +330,11 @@ impl ClusterStateMachine {
     pub fn group(&self, group_id: &str) -> Option<GroupView> {
         self.groups.group(group_id)
     }
+    /// Whether there is such a group here, if only its committed offsets.
+    #[must_use]
+    pub fn has_group(&self, group_id: &str) -> bool {
+        self.groups.contains(group_id)
+    }
     /// Every group here.
     #[must_use]
     pub fn groups(&self) -> Vec<GroupListing> {
@@ -368,9 +373,9 @@ impl ClusterStateMachine {
     pub fn group_knows_regex(&self, group_id: &str, regex: &str) -> bool {
         self.groups.knows_regex(group_id, regex)
     }
-    /// What happened to a group lately, oldest first: at most 64 events.
+    /// What happened to a group lately. `None` if there is no such group.
     #[must_use]
-    pub fn group_timeline(&self, group_id: &str) -> Vec<GroupEvent> {
+    pub fn group_timeline(&self, group_id: &str) -> Option<GroupTimeline> {
         self.groups.timeline(group_id)
     }
     /// Regular expressions that members of this group subscribe to. The leader resolves those that are not resolved, and all again when

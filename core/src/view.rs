@@ -156,6 +156,22 @@ pub struct GroupRegex {
     pub resolved: Option<(u64, Vec<TopicId>)>,
 }
 
+/// What happened to a group lately, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupTimeline {
+    /// Its protocol.
+    pub group_type: GroupType,
+    /// Its state.
+    pub state: GroupState,
+    /// Generation (classic) or group epoch (consumer).
+    pub epoch: i32,
+    /// Since when a rebalance is under way, by its proposer's wall clock in milliseconds; `None` when the group is settled, and when the
+    /// op that began the rebalance carried no time.
+    pub rebalance_since_ms: Option<i64>,
+    /// Oldest first, at most 64 and at most 64 KiB.
+    pub events: Vec<GroupEvent>,
+}
+
 /// Something that happened to a group, for people who ask why it rebalanced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupEvent {

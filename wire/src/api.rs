@@ -5,7 +5,10 @@ use proto_kafka::protocol::{Decodable, Encodable, HeaderVersion};
 use crate::codec::*;
 use crate::frame::EncodeError;
 use crate::guard::GuardedBuf;
-use crate::private::{ClusterStatusRequest, ClusterStatusResponse};
+use crate::private::{
+    ClusterStatusRequest, ClusterStatusResponse, GroupLagRequest, GroupLagResponse, GroupTimelineRequest,
+    GroupTimelineResponse,
+};
 use crate::versions::VersionRange;
 
 macro_rules! apis {
@@ -238,11 +241,15 @@ apis! {
     DescribeTopicPartitions = 75, advertised 0, served 0..=0, DescribeTopicPartitionsRequest, DescribeTopicPartitionsResponse;
     /// Our own: nodes and shards; see [`crate::private`].
     ClusterStatus = 32000, advertised 0, served 0..=0, ClusterStatusRequest, ClusterStatusResponse;
+    /// Our own: what happened to a group lately.
+    GroupTimeline = 32001, advertised 0, served 0..=0, GroupTimelineRequest, GroupTimelineResponse;
+    /// Our own: how far groups are behind.
+    GroupLag = 32002, advertised 0, served 0..=0, GroupLagRequest, GroupLagResponse;
 }
 
 impl ApiKey {
     /// Whether ApiVersions names it. Our own requests are not Kafka's, so that clients never wonder about them.
     pub const fn is_advertised(self) -> bool {
-        !matches!(self, ApiKey::ClusterStatus)
+        !matches!(self, ApiKey::ClusterStatus | ApiKey::GroupTimeline | ApiKey::GroupLag)
     }
 }

@@ -152,7 +152,8 @@ pub fn request_len_max(api_key: i16) -> usize {
             | ApiKey::OffsetDelete
             | ApiKey::OffsetForLeaderEpoch
             | ApiKey::CreateTopics
-            | ApiKey::DescribeTopicPartitions,
+            | ApiKey::DescribeTopicPartitions
+            | ApiKey::GroupLag,
         ) => 4 * MIB,
         Some(
             ApiKey::ConsumerGroupHeartbeat
@@ -173,7 +174,8 @@ pub fn request_len_max(api_key: i16) -> usize {
             | ApiKey::ApiVersions
             | ApiKey::InitProducerId
             | ApiKey::DescribeCluster
-            | ApiKey::ClusterStatus,
+            | ApiKey::ClusterStatus
+            | ApiKey::GroupTimeline,
         )
         | None => 64 * KIB,
     }
@@ -243,7 +245,9 @@ pub fn encode_response(
             let partitions = fetch.responses.iter().flat_map(|topic| &topic.partitions);
             partitions.filter_map(|partition| partition.records.clone()).collect()
         }
-        Response::ClusterStatus(status) => vec![status.json.clone()],
+        Response::ClusterStatus(answer) => vec![answer.json.clone()],
+        Response::GroupTimeline(answer) => vec![answer.json.clone()],
+        Response::GroupLag(answer) => vec![answer.json.clone()],
         _ => {
             return encode_copied(|buf| {
                 header.encode(buf, header_version)?;

@@ -87,7 +87,7 @@ fn versions_outside_the_table_are_refused() {
 #[test]
 fn advertised_versions_hide_our_own_request_and_name_produce_from_0() {
     let rows: Vec<_> = versions::advertised().collect();
-    assert!(rows.iter().all(|row| row.api_key != ApiKey::ClusterStatus));
+    assert!(rows.iter().all(|row| row.api_key.code() < 32_000), "our own requests are not advertised");
     assert_eq!(rows[0].api_key, ApiKey::Produce);
     assert_eq!((rows[0].version_min, rows[0].version_max), (0, 13));
     for row in &rows[1..] {

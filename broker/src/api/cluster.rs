@@ -7,6 +7,7 @@ use lockstep_wire::codec::describe_cluster_response::DescribeClusterBroker;
 use lockstep_wire::codec::{DescribeClusterRequest, DescribeClusterResponse};
 use lockstep_wire::private::{ClusterStatusRequest, ClusterStatusResponse};
 
+use crate::api::private::json_response;
 use crate::broker::Broker;
 use crate::cluster_view::ClusterView;
 use crate::dispatch::RequestContext;
@@ -63,11 +64,5 @@ pub(crate) async fn status<E: Env>(
     _request: ClusterStatusRequest,
 ) -> ClusterStatusResponse {
     let status = broker.node().cluster_status(STATUS_TIMEOUT).await;
-    match serde_json::to_vec(&status) {
-        Ok(json) => ClusterStatusResponse { error_code: ErrorCode::None.code(), json: json.into() },
-        Err(error) => {
-            tracing::error!(%error, "the cluster's status cannot be written as JSON");
-            ClusterStatusResponse { error_code: ErrorCode::UnknownServerError.code(), ..Default::default() }
-        }
-    }
+    json_response(Ok(status))
 }

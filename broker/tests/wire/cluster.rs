@@ -18,13 +18,13 @@ use lockstep_wire::codec::{
 };
 use tokio::net::{TcpListener, TcpStream};
 
-struct Cluster {
-    brokers: BTreeMap<u64, Broker<TokioEnv>>,
+pub(crate) struct Cluster {
+    pub(crate) brokers: BTreeMap<u64, Broker<TokioEnv>>,
     _directory: tempfile::TempDir,
 }
 
 impl Cluster {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let mut peers = BTreeMap::new();
         let mut held = Vec::new();
@@ -59,12 +59,12 @@ impl Cluster {
         until("the broker is ready", async || everyone() && get(broker, "/readyz").await.0 == 200).await;
     }
 
-    async fn connect(&self, id: u64) -> TestClient {
+    pub(crate) async fn connect(&self, id: u64) -> TestClient {
         TestClient::new(TcpStream::connect(self.brokers[&id].address()).await.expect("connect"))
     }
 
     /// Asks a broker until it names a coordinator that is not one of these.
-    async fn coordinator(&self, asked: u64, group: &str, gone: &[u64]) -> u64 {
+    pub(crate) async fn coordinator(&self, asked: u64, group: &str, gone: &[u64]) -> u64 {
         let mut client = self.connect(asked).await;
         let mut found = 0;
         until("a coordinator is named", async || {
@@ -78,7 +78,7 @@ impl Cluster {
     }
 }
 
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !condition().await {
             TokioEnv::sleep(std::time::Duration::from_millis(20)).await;

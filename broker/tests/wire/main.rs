@@ -7,6 +7,7 @@ mod groups_classic;
 mod groups_configs;
 mod groups_consumer;
 mod groups_deletion;
+mod groups_timeline;
 mod http;
 mod records;
 mod support;

@@ -1,21 +1,19 @@
 //! Groups as they are seen from outside: members, assignments, committed offsets and lag.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use lockstep_env::Env;
-use lockstep_wire::codec::offset_fetch_request::{
-    OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics,
-};
 use lockstep_wire::codec::{
-    ConsumerGroupDescribeRequest, DescribeGroupsRequest, GroupId, OffsetFetchRequest, OffsetFetchResponse, StrBytes,
-    consumer_group_describe_response, describe_groups_response,
+    ConsumerGroupDescribeRequest, DescribeGroupsRequest, GroupId, StrBytes, consumer_group_describe_response,
+    describe_groups_response,
 };
 use serde::Serialize;
 
-use crate::admin::{Admin, topic_name};
-use crate::client::{Client, Purpose};
+use super::lag::LagTotal;
+use crate::admin::Admin;
+use crate::client::Purpose;
 use crate::error::{ClientError, ErrorCode, check_code};
 use crate::offsets::{OffsetAt, TopicPartition};
 
@@ -36,6 +34,10 @@ pub struct GroupDescription {
     pub coordinator: String,
     /// Members by id.
     pub members: Vec<GroupMember>,
+    /// Records that are kept and were not read, in all partitions of which that is known; `None` when it is known of none.
+    pub lag: Option<i64>,
+    /// How long the oldest of these records has been waiting, in milliseconds; `None` when that is not known.
+    pub lag_ms: Option<u64>,
     /// Committed offsets by partition.
     pub offsets: Vec<GroupOffset>,
 }
@@ -69,8 +71,11 @@ pub struct GroupOffset {
     pub committed: Option<i64>,
     /// Offset that the next record will get; `None` if the partition is gone or has no leader.
     pub end: Option<i64>,
-    /// Records between the two.
+    /// Records that are kept and were not read: 0 or more.
     pub lag: Option<i64>,
+    /// How long the first unread record has been waiting, in milliseconds: the broker's clock less the timestamp of the batch that
+    /// holds it. 0 when there is none; `None` when that time is not known, and from brokers other than Lockstep's.
+    pub lag_ms: Option<u64>,
     /// The member that has it.
     pub member_id: Option<String>,
 }
@@ -78,18 +83,28 @@ pub struct GroupOffset {
 impl<E: Env> Admin<E> {
     /// A group of either protocol with its members, committed offsets and lag.
     ///
+    /// Every part of it is a linearizable read of its own: each shows what was acknowledged before the call, whichever broker is
+    /// reached first.
+    ///
     /// # Errors
     /// The group does not exist, or the cluster did not answer in time.
     pub async fn describe_group(&self, group: &str) -> Result<GroupDescription, ClientError> {
+        let mut description = self.describe_members(group).await?;
+        description.offsets = self.group_offsets(&description).await?;
+        let lag = LagTotal::of(description.offsets.iter().map(|offset| (offset.lag, offset.lag_ms)));
+        (description.lag, description.lag_ms) = (lag.lag, lag.lag_ms);
+        Ok(description)
+    }
+
+    /// A group without its offsets.
+    pub(super) async fn describe_members(&self, group: &str) -> Result<GroupDescription, ClientError> {
         let mut retry = self.client().retry(format!("describing group {group}"));
-        let mut description = loop {
+        loop {
             match self.try_describe_group(group).await {
-                Ok(description) => break description,
+                Ok(description) => return Ok(description),
                 Err(error) => retry.pause(error).await?,
             }
-        };
-        description.offsets = self.group_offsets(&description).await?;
-        Ok(description)
+        }
     }
 
     async fn try_describe_group(&self, group: &str) -> Result<GroupDescription, ClientError> {
@@ -147,20 +162,68 @@ impl<E: Env> Admin<E> {
     }
 
     async fn group_offsets(&self, group: &GroupDescription) -> Result<Vec<GroupOffset>, ClientError> {
-        let client = self.client();
         let mut owners: BTreeMap<TopicPartition, String> = BTreeMap::new();
         for member in &group.members {
             for at in &member.assignment {
                 owners.insert(at.clone(), member.member_id.clone());
             }
         }
-        let mut committed: BTreeMap<TopicPartition, Option<i64>> = owners.keys().map(|at| (at.clone(), None)).collect();
-        let offsets = client.committed_offsets(&group.group_id, None).await?;
-        committed.extend(offsets.into_iter().map(|(at, offset)| (at, Some(offset))));
+        let nothing = |at: &TopicPartition| GroupOffset {
+            at: at.clone(),
+            committed: None,
+            end: None,
+            lag: None,
+            lag_ms: None,
+            member_id: owners.get(at).cloned(),
+        };
+        let mut offsets: BTreeMap<TopicPartition, GroupOffset> =
+            owners.keys().map(|at| (at.clone(), nothing(at))).collect();
+        // Partitions whose ends the broker that was asked could not tell, or was not asked for.
+        let mut missing: BTreeSet<TopicPartition> = owners.keys().cloned().collect();
+        match self.lag_of_group(&group.group_id).await? {
+            Some(partitions) => {
+                for lag in partitions {
+                    let at = TopicPartition::new(lag.topic, lag.partition);
+                    let is_elsewhere = lag.error_code == ErrorCode::NotLeaderOrFollower.code();
+                    if is_elsewhere {
+                        missing.insert(at.clone())
+                    } else {
+                        missing.remove(&at)
+                    };
+                    let offset = GroupOffset {
+                        committed: Some(lag.committed),
+                        end: lag.end,
+                        lag: lag.lag,
+                        lag_ms: lag.lag_ms,
+                        ..nothing(&at)
+                    };
+                    offsets.insert(at, offset);
+                }
+            }
+            None => {
+                for (at, committed) in self.client().committed_offsets(&group.group_id, None).await? {
+                    missing.insert(at.clone());
+                    offsets.insert(at.clone(), GroupOffset { committed: Some(committed), ..nothing(&at) });
+                }
+            }
+        }
+        let ends = self.ends(&missing).await;
+        for (at, end) in ends {
+            if let Some(offset) = offsets.get_mut(&at) {
+                offset.end = Some(end);
+                offset.lag = offset.committed.map(|committed| (end - committed).max(0));
+                offset.lag_ms = offset.lag.filter(|lag| *lag == 0).map(|_| 0);
+            }
+        }
+        Ok(offsets.into_values().collect())
+    }
 
-        // A topic that was deleted keeps no end, and must not keep the rest from being shown.
+    /// The ends of these partitions, as their leaders say. Those that do not exist or have no leader must not keep the rest from
+    /// being shown.
+    async fn ends(&self, partitions: &BTreeSet<TopicPartition>) -> BTreeMap<TopicPartition, i64> {
+        let client = self.client();
         let mut places = BTreeMap::new();
-        for at in committed.keys() {
+        for at in partitions {
             let topic = match client.cached_topic(&at.topic) {
                 Some(topic) => Some(topic),
                 None => client.topic(&at.topic, false).await.ok(),
@@ -169,128 +232,12 @@ impl<E: Env> Admin<E> {
                 places.insert(at.clone(), OffsetAt::Latest);
             }
         }
-        let ends = client.offsets(&places).await.unwrap_or_default();
-        Ok(committed
-            .into_iter()
-            .map(|(at, committed)| {
-                let end = ends.get(&at).copied();
-                let lag = committed.zip(end).map(|(committed, end)| (end - committed).max(0));
-                GroupOffset { committed, end, lag, member_id: owners.get(&at).cloned(), at }
-            })
-            .collect())
-    }
-}
-
-impl<E: Env> Client<E> {
-    /// What a group has committed: of these partitions, or of all that it ever committed for. Partitions without an
-    /// offset are left out.
-    ///
-    /// # Errors
-    /// The coordinator did not answer in time.
-    pub async fn committed_offsets(
-        &self,
-        group: &str,
-        partitions: Option<&[TopicPartition]>,
-    ) -> Result<BTreeMap<TopicPartition, i64>, ClientError> {
-        let what = || format!("offsets of group {group}");
-        let mut retry = self.retry(what());
-        loop {
-            let answer = self
-                .ask_coordinator(
-                    group,
-                    Purpose::Question,
-                    self.patience(),
-                    |version| offset_fetch_request(group, partitions, version),
-                    error_of_offset_fetch,
-                )
-                .await;
-            let result = answer.and_then(|response| {
-                check_code(what, error_of_offset_fetch(&response), None)?;
-                offsets_of(&response)
-            });
-            match result {
-                Ok(offsets) => return Ok(offsets),
-                Err(error) => retry.pause(error).await?,
-            }
-        }
+        client.offsets(&places).await.unwrap_or_default()
     }
 }
 
 pub(super) fn group_id(group: &str) -> GroupId {
     GroupId(StrBytes::from_string(group.to_owned()))
-}
-
-fn by_topic(partitions: &[TopicPartition]) -> BTreeMap<&Arc<str>, Vec<i32>> {
-    let mut topics: BTreeMap<&Arc<str>, Vec<i32>> = BTreeMap::new();
-    for at in partitions {
-        topics.entry(&at.topic).or_default().push(at.partition);
-    }
-    topics
-}
-
-fn offset_fetch_request(group: &str, partitions: Option<&[TopicPartition]>, version: i16) -> OffsetFetchRequest {
-    let mut request = OffsetFetchRequest::default();
-    request.require_stable = version >= 7;
-    if version >= 8 {
-        let mut asked = OffsetFetchRequestGroup::default();
-        asked.group_id = group_id(group);
-        asked.member_id = None;
-        asked.member_epoch = -1;
-        asked.topics = partitions.map(|partitions| {
-            let topics = by_topic(partitions).into_iter();
-            topics
-                .map(|(name, indexes)| {
-                    let mut topic = OffsetFetchRequestTopics::default();
-                    topic.name = topic_name(name);
-                    topic.partition_indexes = indexes;
-                    topic
-                })
-                .collect()
-        });
-        request.groups = vec![asked];
-    } else {
-        request.group_id = group_id(group);
-        request.topics = partitions.map(|partitions| {
-            let topics = by_topic(partitions).into_iter();
-            topics
-                .map(|(name, indexes)| {
-                    let mut topic = OffsetFetchRequestTopic::default();
-                    topic.name = topic_name(name);
-                    topic.partition_indexes = indexes;
-                    topic
-                })
-                .collect()
-        });
-    }
-    request
-}
-
-fn error_of_offset_fetch(response: &OffsetFetchResponse) -> i16 {
-    response.groups.first().map_or(response.error_code, |group| group.error_code)
-}
-
-fn offsets_of(response: &OffsetFetchResponse) -> Result<BTreeMap<TopicPartition, i64>, ClientError> {
-    let in_groups = response.groups.iter().flat_map(|group| &group.topics).flat_map(|topic| {
-        let row = |partition: &lockstep_wire::codec::offset_fetch_response::OffsetFetchResponsePartitions| {
-            (partition.partition_index, partition.committed_offset, partition.error_code)
-        };
-        topic.partitions.iter().map(move |partition| (&topic.name, row(partition)))
-    });
-    let alone = response.topics.iter().flat_map(|topic| {
-        let row = |partition: &lockstep_wire::codec::offset_fetch_response::OffsetFetchResponsePartition| {
-            (partition.partition_index, partition.committed_offset, partition.error_code)
-        };
-        topic.partitions.iter().map(move |partition| (&topic.name, row(partition)))
-    });
-    let mut offsets = BTreeMap::new();
-    for (name, (partition, offset, code)) in in_groups.chain(alone) {
-        let at = TopicPartition::new(name.as_str(), partition);
-        check_code(|| format!("committed offset of {at}"), code, None)?;
-        if offset >= 0 {
-            offsets.insert(at, offset);
-        }
-    }
-    Ok(offsets)
 }
 
 fn of_consumer_group(group: consumer_group_describe_response::DescribedGroup, coordinator: String) -> GroupDescription {
@@ -328,6 +275,8 @@ fn of_consumer_group(group: consumer_group_describe_response::DescribedGroup, co
         assignor: group.assignor_name.to_string(),
         coordinator,
         members,
+        lag: None,
+        lag_ms: None,
         offsets: Vec::new(),
     }
 }
@@ -359,6 +308,8 @@ fn of_classic_group(group: describe_groups_response::DescribedGroup, coordinator
         assignor: group.protocol_data.to_string(),
         coordinator,
         members,
+        lag: None,
+        lag_ms: None,
         offsets: Vec::new(),
     }
 }

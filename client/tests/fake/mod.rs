@@ -16,10 +16,13 @@ use lockstep_wire::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What a broker does about a request.
+#[allow(dead_code, reason = "not every test has brokers that do all of this")]
 pub(crate) enum Reaction {
     Answer(Response),
     /// Nothing, for ever.
     Silence,
+    /// It ends the connection, as Kafka's brokers do with requests that they do not know.
+    Close,
 }
 
 impl<R: Into<Response>> From<R> for Reaction {
@@ -95,6 +98,7 @@ async fn serve(
                 writer.flush().await?;
             }
             Reaction::Silence => {}
+            Reaction::Close => return Ok(()),
         }
     }
 }

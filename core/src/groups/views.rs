@@ -14,7 +14,7 @@ use crate::ids::TopicId;
 use crate::op::ConsumerHeartbeat;
 use crate::reply::{GroupError, HeartbeatReply};
 use crate::view::{
-    CommittedOffset, GroupEvent, GroupListing, GroupState, GroupType, GroupView, HeartbeatCheck, JoinProgress,
+    CommittedOffset, GroupListing, GroupState, GroupTimeline, GroupType, GroupView, HeartbeatCheck, JoinProgress,
     MemberView, SyncProgress,
 };
 
@@ -26,6 +26,11 @@ impl Groups {
             Protocol::Classic(classic) => classic_view(group_id, classic),
             Protocol::Consumer(consumer) => consumer_view(group_id, consumer),
         })
+    }
+
+    /// See [`crate::ClusterStateMachine::has_group`].
+    pub(crate) fn contains(&self, group_id: &str) -> bool {
+        self.groups.contains_key(group_id)
     }
 
     /// See [`crate::ClusterStateMachine::groups`].
@@ -168,8 +173,19 @@ impl Groups {
     }
 
     /// See [`crate::ClusterStateMachine::group_timeline`].
-    pub(crate) fn timeline(&self, group_id: &str) -> Vec<GroupEvent> {
-        self.groups.get(group_id).map_or_else(Vec::new, |group| group.timeline.events().cloned().collect())
+    pub(crate) fn timeline(&self, group_id: &str) -> Option<GroupTimeline> {
+        let group = self.groups.get(group_id)?;
+        let (group_type, state) = match &group.protocol {
+            Protocol::Classic(classic) => (GroupType::Classic, classic_state(classic)),
+            Protocol::Consumer(consumer) => (GroupType::Consumer, consumer_state(consumer)),
+        };
+        Some(GroupTimeline {
+            group_type,
+            state,
+            epoch: group.epoch(),
+            rebalance_since_ms: group.timeline.rebalance.and_then(|rebalance| rebalance.since_ms),
+            events: group.timeline.events().cloned().collect(),
+        })
     }
 
     fn protocol(&self, group_id: &str) -> Option<&Protocol> {

@@ -318,7 +318,7 @@ fn a_group_has_at_most_a_hundred_regular_expressions() {
 }
 
 fn timeline(shard: &Shard) -> Vec<GroupEvent> {
-    shard.state.group_timeline(GROUP)
+    shard.state.group_timeline(GROUP).map_or_else(Vec::new, |timeline| timeline.events)
 }
 
 /// What happened since `from` events ago, in short.
@@ -367,6 +367,9 @@ fn the_timeline_tells_who_came_and_went_what_moved_and_how_long_it_took() {
     };
     assert_eq!((from.as_str(), to.as_str(), parts(partitions)), ("a", "b", Parts::from([(1, 1)])));
     assert_eq!(events[5].what, GroupEventKind::Settled { after_ms: Some(1_200) });
+    let now = shard.state.group_timeline(GROUP).expect("the group");
+    assert_eq!((now.group_type, now.state, now.epoch), (GroupType::Consumer, GroupState::Stable, 2));
+    assert_eq!(now.rebalance_since_ms, None);
 
     // "b" falls silent; what it had goes to "a".
     shard.pass(SESSION_MS / 2);
@@ -378,6 +381,9 @@ fn the_timeline_tells_who_came_and_went_what_moved_and_how_long_it_took() {
         panic!("{events:?}");
     };
     assert_eq!((member_id.as_str(), *silent_ms >= SESSION_MS), ("b", true));
+    let now = shard.state.group_timeline(GROUP).expect("the group");
+    assert_eq!(now.rebalance_since_ms, events[6].at_ms, "not everybody has what it is assigned");
+    assert_eq!(shard.state.group_timeline("nobody"), None);
     shard.assign(None);
     let events = timeline(&shard);
     let Some(GroupEventKind::Assigned { moves, .. }) = events.last().map(|event| &event.what) else {

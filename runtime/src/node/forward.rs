@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lockstep_core::op::AllocateProducerIds;
 use lockstep_core::{NodeId, Op, Reply, ShardId};
-use lockstep_env::Env;
+use lockstep_env::{Env, timeout};
 
 use super::Node;
 use super::message::{self, Proposed, ReadIndex};
@@ -76,12 +76,16 @@ impl<E: Env> Node<E> {
 
     /// After it returns, [`crate::Shard::read`] on this node shows everything that was committed before the call; on leader and followers
     /// alike (Raft dissertation, 6.4: read index).
-    pub async fn linearizable(&self, shard: ShardId, timeout: Duration) -> Result<(), ReadError> {
-        let deadline = E::now() + timeout;
+    pub async fn linearizable(&self, shard: ShardId, patience: Duration) -> Result<(), ReadError> {
+        let deadline = E::now() + patience;
         let Some(hosted) = self.shard(shard) else { return Err(ReadError::NotHosted(shard)) };
         loop {
+            let left = deadline.saturating_duration_since(E::now());
             let answer = match self.leader_of(shard).map(|(leader, _)| leader) {
-                Some(leader) if leader == self.id() => hosted.read_index().await.ok(),
+                // A leader that is cut off from its majority waits for it as long as it takes.
+                Some(leader) if leader == self.id() => {
+                    timeout::<E, _>(left, hosted.read_index()).await.ok().and_then(Result::ok)
+                }
                 Some(leader) => self.ask_index(message::READ_INDEX, leader, shard, deadline).await.ok(),
                 None => None,
             };

@@ -5,5 +5,6 @@ mod command_line;
 mod configuration;
 mod coordinator;
 mod failures;
+mod groups;
 mod hostile_bytes;
 mod http;
