@@ -48,7 +48,7 @@ enum Command {
     Produce(produce::ProduceArguments),
     /// Writes messages to standard output
     Consume(consume::ConsumeArguments),
-    /// Lists, describes and deletes consumer groups
+    /// Lists, describes, explains, resets, moves and deletes consumer groups
     #[command(subcommand)]
     Group(group::GroupCommand),
     /// Shows nodes and shards
