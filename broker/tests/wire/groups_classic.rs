@@ -181,6 +181,11 @@ async fn a_second_member_makes_the_first_join_again() {
 
     assert_eq!(leave(&mut second, 5, "g", &[&b, "stranger"]).await, (0, vec![0, error::UNKNOWN_MEMBER_ID]));
     assert_eq!(heartbeat(&mut first, 4, "g", &a, 2).await, error::REBALANCE_IN_PROGRESS);
+    let described = first.call(5, DescribeGroupsRequest::default().with_groups(vec![group_id("g")])).await;
+    let group = &described.groups[0];
+    assert_eq!((group.group_state.as_str(), group.protocol_data.as_str()), ("PreparingRebalance", ""));
+    let member = &group.members[0];
+    assert_eq!((&member.member_assignment[..], &member.member_metadata[..]), (&b"left"[..], &b""[..]));
     let response = first.call(9, join(9, "g", &a)).await;
     assert_eq!((response.generation_id, response.members.len()), (3, 1));
 }

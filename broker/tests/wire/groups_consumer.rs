@@ -7,9 +7,10 @@ use crate::support::{PATIENCE, TestBroker, TestClient};
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, timeout};
 use lockstep_wire::codec::consumer_group_heartbeat_request::TopicPartitions;
+use lockstep_wire::codec::leave_group_request::MemberIdentity;
 use lockstep_wire::codec::{
     ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, DescribeGroupsRequest,
-    JoinGroupRequest, TopicName, Uuid, join_group_request::JoinGroupRequestProtocol,
+    JoinGroupRequest, LeaveGroupRequest, TopicName, Uuid, join_group_request::JoinGroupRequestProtocol,
 };
 
 pub(crate) fn heartbeat(group: &str, member: &str, epoch: i32) -> ConsumerGroupHeartbeatRequest {
@@ -130,6 +131,34 @@ async fn two_members_share_a_topic_and_one_inherits_it() {
         }
     };
     timeout::<TokioEnv, _>(PATIENCE, inheriting).await.expect("everything goes to who is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_described_with_what_it_is_giving_up_and_an_administrator_may_remove_it() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("t", 4).await;
+    let mut client = broker.connect().await;
+    let mut a = Member::join(&mut client, "a").await;
+    let b = Member::join(&mut client, "b").await;
+    a.heartbeat(&mut client).await;
+    assert_eq!((a.owned.len(), b.owned.len()), (2, 0), "it was told to give up half");
+    let request = ConsumerGroupDescribeRequest::default().with_group_ids(vec![group_id("g")]);
+    let response = client.call(1, request).await;
+    let group = &response.groups[0];
+    assert_eq!((group.group_state.as_str(), group.assignor_name.as_str()), ("Reconciling", "uniform"));
+    let shown = group.members.iter().find(|member| member.member_id.as_str() == "a").expect("a member");
+    assert_eq!(shown.assignment.topic_partitions.len(), 1, "each topic once");
+    assert_eq!(shown.assignment.topic_partitions[0].partitions, [0, 1, 2, 3]);
+    assert_eq!(shown.target_assignment.topic_partitions[0].partitions.len(), 2);
+
+    let leaving = |member: &'static str| MemberIdentity::default().with_member_id(member.into());
+    let request =
+        LeaveGroupRequest::default().with_group_id(group_id("g")).with_members(vec![leaving("b"), leaving("c")]);
+    let response = client.call(5, request).await;
+    let outcomes: Vec<i16> = response.members.iter().map(|member| member.error_code).collect();
+    assert_eq!((response.error_code, outcomes), (0, vec![0, error::UNKNOWN_MEMBER_ID]));
+    let removed = client.call(1, heartbeat("g", "b", b.epoch)).await;
+    assert_eq!(removed.error_code, error::UNKNOWN_MEMBER_ID);
 }
 
 #[tokio::test(flavor = "multi_thread")]
