@@ -105,6 +105,7 @@ impl ErrorCode {
             ProposeError::Loading(_) => Self::LeaderNotAvailable,
             ProposeError::Unknown(_) | ProposeError::Overloaded(_) => Self::RequestTimedOut,
             ProposeError::Stopped(_) => Self::KafkaStorageError,
+            ProposeError::TooLarge(_) => Self::MessageTooLarge,
         }
     }
 
@@ -116,6 +117,8 @@ impl ErrorCode {
             ProposeError::Loading(_) | ProposeError::Overloaded(_) => Self::CoordinatorLoadInProgress,
             // Kafka's coordinator says this too when its own write timed out or lost its leader.
             ProposeError::Unknown(_) | ProposeError::Stopped(_) => Self::CoordinatorNotAvailable,
+            // What Kafka's coordinator says when its log refuses a record as too large.
+            ProposeError::TooLarge(_) => Self::UnknownServerError,
         }
     }
 
@@ -126,6 +129,7 @@ impl ErrorCode {
             ProposeError::NotLeader { .. } => Self::NotController,
             ProposeError::Loading(_) | ProposeError::Unknown(_) | ProposeError::Overloaded(_) => Self::RequestTimedOut,
             ProposeError::Stopped(_) => Self::BrokerNotAvailable,
+            ProposeError::TooLarge(_) => Self::InvalidRequest,
         }
     }
 
@@ -137,6 +141,7 @@ impl ErrorCode {
             ProposeError::Loading(_) | ProposeError::Overloaded(_) => Self::CoordinatorLoadInProgress,
             // Ids that were handed out to nobody are merely skipped, so the producer may ask again.
             ProposeError::Unknown(_) => Self::CoordinatorLoadInProgress,
+            ProposeError::TooLarge(_) => Self::UnknownServerError,
         }
     }
 

@@ -28,6 +28,10 @@ impl fmt::Display for ShardId {
     }
 }
 
+/// The longest id of a group, a member or an instance, in bytes. Kafka has no bound but the request's; here an op may name thousands of them, and
+/// must fit into one message between nodes.
+pub(crate) const GROUP_AND_MEMBER_ID_BYTES_MAX: usize = 1024;
+
 /// A topic, for ever: a topic deleted and created again under the same name has another id (KIP-516).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TopicId(pub [u8; 16]);

@@ -16,9 +16,12 @@ const OFFER_AGAIN_MS: u64 = 1_000;
 /// when a leader was lost between the two.
 const ASSIGNMENT_PATIENCE_MS: u64 = 200;
 
-/// Members named in one op 11, so that it fits well into a frame between nodes and takes `apply` a few milliseconds at most. What is
-/// left over comes with the next one; nobody's session depends on it.
+/// Members named in one op 11, so that `apply` takes a few milliseconds at most. What is left over comes with the next one; nobody's
+/// session depends on it.
 const SEEN_MEMBERS_MAX: usize = 4_000;
+
+/// Ids named in one op, in bytes, so that it fits well into a message between nodes.
+const NAMED_BYTES_MAX: usize = 1 << 20;
 
 /// The leader's timers. Pure: `now_ms` is the leader's monotonic time, and what must happen is returned as ops to propose.
 ///
@@ -273,11 +276,19 @@ impl SessionTable {
         }
         for (group_id, mut members) in members {
             members.sort_unstable_by(|a, b| (&a.member_id, a.reason).cmp(&(&b.member_id, b.reason)));
-            if !members.is_empty() {
+            while !members.is_empty() {
+                let mut bytes = 0;
+                let fits = |member: &&ExpiredMember| {
+                    bytes += member.member_id.len();
+                    bytes < NAMED_BYTES_MAX
+                };
+                // One id is far shorter than the bound.
+                let count = members.iter().take_while(fits).count().max(1);
+                let rest = members.split_off(count);
                 ops.push(Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired {
                     group_id: group_id.to_string(),
                     term: self.term,
-                    members,
+                    members: core::mem::replace(&mut members, rest),
                     now_ms: wall_ms,
                 }));
             }
@@ -295,16 +306,20 @@ impl SessionTable {
     /// second. It names at most 4,000 members; the others come with the next call.
     pub fn take_seen(&mut self) -> Option<Op> {
         let mut groups = Vec::new();
-        let mut room = SEEN_MEMBERS_MAX;
+        let (mut room, mut bytes) = (SEEN_MEMBERS_MAX, 0);
         while room > 0
+            && bytes < NAMED_BYTES_MAX
             && let Some(mut entry) = self.seen.first_entry()
         {
             let mut members = Vec::new();
+            bytes += entry.key().len();
             while room > 0
+                && bytes < NAMED_BYTES_MAX
                 && let Some(member_id) = entry.get_mut().pop_first()
             {
                 members.push(member_id.to_string());
                 room -= 1;
+                bytes += member_id.len();
             }
             let group_id = entry.key().to_string();
             if entry.get().is_empty() {

@@ -25,6 +25,9 @@ pub enum ProposeError {
     /// Too much is waiting already.
     #[error("{0:?} is overloaded")]
     Overloaded(ShardId),
+    /// The op is longer than what fits into a message between nodes. Nothing was proposed.
+    #[error("too long an operation for {0:?}")]
+    TooLarge(ShardId),
 }
 
 fn leader_suffix(leader: Option<NodeId>) -> String {

@@ -26,6 +26,8 @@ const EXPIRY_PAUSE: Duration = Duration::from_millis(100);
 const EXPIRY_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// Offsets and members that one look for old offsets goes over, while nothing is applied.
 const EXPIRY_LOOK_ROWS: usize = 4_096;
+/// Ids of groups in one op that expires offsets, so that it fits well into a message between nodes.
+const EXPIRY_OP_BYTES: usize = 1 << 20;
 /// Ops under way at a time.
 const OPS_MAX: usize = 64;
 /// After so many names of topics or regular expressions, or so much time, other tasks get a turn.
@@ -137,16 +139,31 @@ impl<E: Env> GroupUpkeep<E> {
     }
 
     /// False when it came to nothing.
-    async fn propose_expiry(&self, now_ms: i64, retention_ms: u64, groups: Vec<String>) -> bool {
+    async fn propose_expiry(&self, now_ms: i64, retention_ms: u64, mut groups: Vec<String>) -> bool {
         tracing::info!(
             target: "raft", node = self.replica.node_id, shard = %self.replica.id, groups = groups.len(),
             "committed offsets expire"
         );
-        let op = Op::ExpireOffsets(ExpireOffsets { now_ms, retention_ms, groups });
-        match self.proposals.push(op, Bytes::new()) {
-            Ok(outcome) => matches!(outcome.await, Ok(Ok(Reply::Done(_)))),
-            Err(_) => false,
+        while !groups.is_empty() {
+            let mut bytes = 0;
+            let fits = |group_id: &&String| {
+                bytes += group_id.len();
+                bytes < EXPIRY_OP_BYTES
+            };
+            // One id is far shorter than the bound.
+            let count = groups.iter().take_while(fits).count().max(1);
+            let rest = groups.split_off(count);
+            let op = Op::ExpireOffsets(ExpireOffsets { now_ms, retention_ms, groups });
+            let expired = match self.proposals.push(op, Bytes::new()) {
+                Ok(outcome) => matches!(outcome.await, Ok(Ok(Reply::Done(_)))),
+                Err(_) => false,
+            };
+            if !expired {
+                return false;
+            }
+            groups = rest;
         }
+        true
     }
 
     /// Resolves what is not resolved, and everything when topics came or went. False when something is left to be done.

@@ -193,7 +193,7 @@ impl<E: Env> Shard<E> {
     ) -> impl Future<Output = Result<Reply, ProposeError>> + Send + 'static + use<E> {
         let pushed = self.serving().and_then(|_| {
             if payload.len() > PAYLOAD_BYTES_MAX {
-                return Err(ProposeError::Overloaded(self.id()));
+                return Err(ProposeError::TooLarge(self.id()));
             }
             self.inner.proposals.push(op, payload)
         });

@@ -12,15 +12,13 @@ use super::consumer_protocol::{PROTOCOL_TYPE, read_subscription};
 use super::group::{At, Context, Group, Protocol};
 use crate::directory::Directory;
 use crate::effect::Effect;
-use crate::ids::{Position, TopicId};
+use crate::ids::{GROUP_AND_MEMBER_ID_BYTES_MAX, Position, TopicId};
 use crate::op::{ConfigureGroup, DeleteGroup, DeleteOffsets, ExpireOffsets};
 use crate::reply::{GroupError, Reply};
 use crate::view::{GroupConfig, GroupState, GroupsToExpire};
 
 /// Groups that have a configuration of their own, at most, in one shard: they need not exist, so nothing else bounds them.
 const CONFIGS_MAX: usize = 10_000;
-/// The longest group id that is configured.
-const GROUP_ID_BYTES_MAX: usize = 1024;
 /// Kafka's name of [`GroupConfig::session_timeout_ms`].
 const SESSION_TIMEOUT: &str = "consumer.session.timeout.ms";
 /// Kafka's name of [`GroupConfig::heartbeat_interval_ms`].
@@ -118,8 +116,8 @@ impl Groups {
         if op.group_id.is_empty() {
             return Err(GroupError::InvalidGroupId);
         }
-        if op.group_id.len() > GROUP_ID_BYTES_MAX {
-            let text = format!("the id of a group with a configuration has at most {GROUP_ID_BYTES_MAX} bytes");
+        if op.group_id.len() > GROUP_AND_MEMBER_ID_BYTES_MAX {
+            let text = format!("the id of a group has at most {GROUP_AND_MEMBER_ID_BYTES_MAX} bytes");
             return Err(GroupError::InvalidRequest(text));
         }
         let new = config != GroupConfig::default() && !self.configs.contains_key(&op.group_id);

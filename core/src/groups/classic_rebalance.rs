@@ -12,6 +12,7 @@ use super::classic_in_consumer;
 use super::consumer_protocol::{PROTOCOL_TYPE, existing, read_assignment};
 use super::group::{Context, Group, Protocol};
 use super::timeline::{Moves, short};
+use crate::ids::GROUP_AND_MEMBER_ID_BYTES_MAX;
 use crate::op::TopicPartitions;
 use crate::op::{ClassicJoin, ExpiredMember, ExpiryReason};
 use crate::reply::{ClassicJoined, GroupError};
@@ -26,8 +27,12 @@ pub(super) fn join(
     cx: &mut Context<'_>,
     op: &ClassicJoin,
 ) -> Result<ClassicJoined, GroupError> {
-    if op.group_id.is_empty() {
+    if op.group_id.is_empty() || op.group_id.len() > GROUP_AND_MEMBER_ID_BYTES_MAX {
         return Err(GroupError::InvalidGroupId);
+    }
+    let ids = [Some(&op.member_id), Some(&op.fresh_member_id), op.instance_id.as_ref()];
+    if ids.into_iter().flatten().any(|id| id.len() > GROUP_AND_MEMBER_ID_BYTES_MAX) {
+        return Err(GroupError::InvalidRequest("the id of a member or instance is too long".to_string()));
     }
     if op.member_id.is_empty() && op.fresh_member_id.is_empty() {
         return Err(GroupError::InvalidRequest("no id for a new member".to_string()));

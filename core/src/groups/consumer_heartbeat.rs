@@ -9,6 +9,7 @@ use super::group::{Context, Group, Protocol};
 use super::migration;
 use super::reconcile::{MemberState, Owned, owns_any, owns_only};
 use super::timeline::short;
+use crate::ids::GROUP_AND_MEMBER_ID_BYTES_MAX;
 use crate::op::{ConsumerHeartbeat, ExpiredMember, ExpiryReason, TopicPartitions};
 use crate::reply::{GroupError, HeartbeatReply};
 use crate::view::{GroupConfig, GroupEventKind, HeartbeatCheck};
@@ -27,6 +28,10 @@ pub(super) fn check_request(op: &ConsumerHeartbeat) -> Result<(), GroupError> {
     }
     if op.instance_id.as_deref() == Some("") {
         return invalid("the instance id must not be empty");
+    }
+    let ids = [Some(&op.group_id), Some(&op.member_id), op.instance_id.as_ref()];
+    if ids.into_iter().flatten().any(|id| id.len() > GROUP_AND_MEMBER_ID_BYTES_MAX) {
+        return invalid("the id of a group, member or instance is too long");
     }
     if op.rack_id.as_deref() == Some("") {
         return invalid("the rack id must not be empty");

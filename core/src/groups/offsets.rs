@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use super::classic::{ClassicGroup, ClassicState};
 use super::group::{Context, Group, Offset, Protocol};
-use crate::ids::TopicId;
+use crate::ids::{GROUP_AND_MEMBER_ID_BYTES_MAX, TopicId};
 use crate::op::{CommitOffset, OffsetToCommit};
 use crate::reply::GroupError;
 
@@ -22,6 +22,7 @@ pub(super) fn commit(
 ) -> Result<Vec<Result<(), GroupError>>, GroupError> {
     match slot {
         None if op.group_id.is_empty() && op.generation_or_epoch >= 0 => return Err(GroupError::InvalidGroupId),
+        None if op.group_id.len() > GROUP_AND_MEMBER_ID_BYTES_MAX => return Err(GroupError::InvalidGroupId),
         None if op.generation_or_epoch < 0 => {
             // Whoever assigns partitions by itself commits without ever joining: the group is made of offsets only.
             *slot = Some(Group::classic(0));

@@ -1,12 +1,16 @@
 //! The leader's timers and the expiries they propose.
 
 use lockstep_core::op::{
-    ClassicJoin, ExpiredMember, ExpiryReason, HeartbeatConsumer, LeaveConsumerGroup, RebalancePartitions,
+    ClassicJoin, CommitOffset, ConsumerHeartbeat, ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup,
+    LeaveConsumerGroup, RebalancePartitions,
 };
+use lockstep_core::reply::GroupError;
 use lockstep_core::view::GroupState;
 use lockstep_core::{Op, Position, Reply, SessionTable};
 
-use crate::harness::{GROUP, REBALANCE_MS, SESSION_MS, Shard, heartbeat, new_member, rejoin};
+use crate::harness::{
+    GROUP, REBALANCE_MS, SESSION_MS, Shard, commit, heartbeat, joining, joining_static, new_member, rejoin,
+};
 
 fn expiry(term: u64, member_id: &str, last_seen: u64, reason: ExpiryReason) -> Op {
     Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired {
@@ -32,6 +36,52 @@ fn a_silent_member_goes_at_its_session_timeout_and_a_heartbeat_puts_that_off() {
         panic!("an expiry is proposed: {ops:?}");
     };
     assert_eq!((members.len(), members[0].silent_ms, members[0].reason), (1, SESSION_MS, ExpiryReason::Session));
+}
+
+/// `count` ids of the greatest length.
+fn long_ids(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{n:01024}")).collect()
+}
+
+#[test]
+fn however_long_their_ids_members_that_were_seen_or_are_silent_fit_into_ops_of_bounded_length() {
+    let mut shard = Shard::with_topics(&[4]);
+    let ids = long_ids(1_100);
+    for id in &ids {
+        shard.beat(&ConsumerHeartbeat { members_max: 2_000, ..joining(id) }).expect("joins");
+    }
+    for id in &ids {
+        shard.table.heartbeat(GROUP, id, shard.now_ms);
+    }
+    let mut seen = 0;
+    while let Some(op) = shard.table.take_seen() {
+        assert!(op.encode().len() < 2 << 20);
+        let Op::HeartbeatConsumer(HeartbeatConsumer::Seen { groups }) = op else { panic!("{op:?}") };
+        seen += groups.iter().map(|(_, members)| members.len()).sum::<usize>();
+    }
+    assert_eq!(seen, ids.len());
+    let ops = shard.pass(SESSION_MS + 1);
+    assert!(ops.len() > 1 && ops.iter().all(|op| op.encode().len() < 2 << 20));
+    assert!(shard.member_ids().is_empty());
+}
+
+#[test]
+fn ids_that_are_too_long_are_refused_and_change_nothing() {
+    let mut shard = Shard::with_topics(&[4]);
+    shard.enter("a");
+    let digest = shard.digest();
+    let long = "x".repeat(1_025);
+    assert!(matches!(shard.beat(&joining(&long)), Err(GroupError::InvalidRequest(_))));
+    assert!(matches!(shard.beat(&joining_static("b", &long)), Err(GroupError::InvalidRequest(_))));
+    assert!(matches!(shard.join(&new_member(&long)), Err(GroupError::InvalidRequest(_))));
+    let elsewhere = ClassicJoin { group_id: long.clone(), ..new_member("c") };
+    assert!(matches!(
+        shard.apply(&Op::JoinConsumerGroup(JoinConsumerGroup::Classic(elsewhere))),
+        Reply::ClassicJoin(Err(GroupError::InvalidGroupId))
+    ));
+    let admin = CommitOffset { group_id: long, ..commit("", -1, 7) };
+    assert_eq!(shard.commit(&admin), Err(GroupError::InvalidGroupId));
+    assert_eq!(shard.digest(), digest);
 }
 
 #[test]

@@ -63,9 +63,6 @@ pub(super) async fn create_spare<E: Env>(
 async fn fill<E: Env>(file: &FileOf<E>, len: u64, urgent: impl Fn() -> bool) -> io::Result<()> {
     let mut filled = 0;
     while filled < len && !urgent() {
-        if filled > 0 {
-            E::sleep(FILL_PAUSE).await;
-        }
         let step = FILL_STEP_BYTES.min(len - filled);
         file.allocate(filled + step).await?;
         let whole = (step / ZEROS.len() as u64) as usize;
@@ -74,6 +71,9 @@ async fn fill<E: Env>(file: &FileOf<E>, len: u64, urgent: impl Fn() -> bool) -> 
         file.write_at(filled, zeros).await?;
         file.sync_data().await?;
         filled += step;
+        if filled < len {
+            E::sleep(FILL_PAUSE).await;
+        }
     }
     if filled < len {
         file.allocate(len).await?;

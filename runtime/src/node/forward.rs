@@ -14,6 +14,8 @@ use crate::peer::{Lane, PeerError, PeerRequest};
 use crate::status::NodeReport;
 
 const RETRY_AFTER: Duration = Duration::from_millis(10);
+/// A leader that has not told its read index for so long may be frozen, and another one known by now.
+const READ_INDEX_PATIENCE: Duration = Duration::from_millis(500);
 const PRODUCER_IDS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Producer ids that a node takes from shard 0 at once.
 const PRODUCER_ID_BLOCK: u32 = 1000;
@@ -80,13 +82,14 @@ impl<E: Env> Node<E> {
         let deadline = E::now() + patience;
         let Some(hosted) = self.shard(shard) else { return Err(ReadError::NotHosted(shard)) };
         loop {
-            let left = deadline.saturating_duration_since(E::now());
+            let ask_until = deadline.min(E::now() + READ_INDEX_PATIENCE);
             let answer = match self.leader_of(shard).map(|(leader, _)| leader) {
                 // A leader that is cut off from its majority waits for it as long as it takes.
                 Some(leader) if leader == self.id() => {
+                    let left = ask_until.saturating_duration_since(E::now());
                     timeout::<E, _>(left, hosted.read_index()).await.ok().and_then(Result::ok)
                 }
-                Some(leader) => self.ask_index(message::READ_INDEX, leader, shard, deadline).await.ok(),
+                Some(leader) => self.ask_index(message::READ_INDEX, leader, shard, ask_until).await.ok(),
                 None => None,
             };
             let left = deadline.saturating_duration_since(E::now());

@@ -43,6 +43,7 @@ pub(crate) enum Refusal {
     Unknown(String),
     Stopped,
     Overloaded,
+    TooLarge,
 }
 
 impl From<ProposeError> for Refusal {
@@ -53,6 +54,7 @@ impl From<ProposeError> for Refusal {
             ProposeError::Unknown(text) => Self::Unknown(text),
             ProposeError::Stopped(_) => Self::Stopped,
             ProposeError::Overloaded(_) => Self::Overloaded,
+            ProposeError::TooLarge(_) => Self::TooLarge,
         }
     }
 }
@@ -65,6 +67,7 @@ impl Refusal {
             Self::Unknown(text) => ProposeError::Unknown(text),
             Self::Stopped => ProposeError::Stopped(shard),
             Self::Overloaded => ProposeError::Overloaded(shard),
+            Self::TooLarge => ProposeError::TooLarge(shard),
         }
     }
 }

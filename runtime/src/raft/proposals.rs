@@ -24,6 +24,8 @@ const UNDER_WAY_MAX: usize = 256;
 const OUTSTANDING_BYTES_MAX: usize = 48 << 20;
 /// Queued and under way, together.
 const OUTSTANDING_OPS_MAX: usize = 50_000;
+/// An op without its payload at most. Entries longer than a frame of the bulk lane would never reach a follower.
+const OP_BYTES_MAX: usize = 7 << 20;
 /// What an op without payload counts for, roughly.
 const OP_BYTES: usize = 256;
 
@@ -121,6 +123,10 @@ impl Proposals {
                 continue;
             }
             for (command, waiters) in gather(batch) {
+                if command.op.len() > OP_BYTES_MAX {
+                    self.refuse(waiters);
+                    continue;
+                }
                 let number = {
                     let mut state = self.lock();
                     let number = state.next;
@@ -139,6 +145,12 @@ impl Proposals {
                 }
             }
         }
+    }
+
+    /// Answers for an entry that is not made because it is too long.
+    fn refuse(&self, waiters: Vec<Waiter>) {
+        self.lock().settle(waiters.iter().map(|waiter| waiter.cost));
+        answer(waiters, Err(ProposeError::TooLarge(self.shard)));
     }
 
     fn finish(&self, number: u64, outcome: Result<Reply, ProposeError>) {

@@ -1,7 +1,7 @@
 //! A group of one.
 
 use bytes::Bytes;
-use lockstep_core::op::AllocateProducerIds;
+use lockstep_core::op::{AllocateProducerIds, DeleteGroup};
 use lockstep_core::{Op, Reply};
 
 use super::cluster::{Cluster, append_op, eventually, fill_of};
@@ -23,6 +23,18 @@ async fn a_single_voter_serves_and_keeps_the_order_of_its_proposals() {
     }
     let fills: Vec<u8> = cluster.records(1).await.iter().map(fill_of).collect();
     assert_eq!(fills, (0..200).collect::<Vec<u8>>());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_op_longer_than_a_message_between_nodes_is_refused_and_holds_nothing_up() {
+    let cluster = Cluster::start(1, 1).await;
+    cluster.leader(0).await;
+    let shard = cluster.node(1).shard(0);
+    let op = Op::DeleteGroup(DeleteGroup { group_id: "x".repeat(8 << 20) });
+    assert_eq!(shard.propose(op, Bytes::new()).await, Err(crate::ProposeError::TooLarge(shard.id())));
+    let ids = Op::AllocateProducerIds(AllocateProducerIds { count: 1 });
+    assert!(matches!(cluster.propose(0, ids, Bytes::new()).await, Reply::ProducerIds { .. }));
     cluster.stop().await;
 }
 
