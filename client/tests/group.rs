@@ -28,12 +28,15 @@ use lockstep_wire::{BatchBuilder, Compression, Request};
 
 const PARTITIONS: i32 = 4;
 const COMMITTED: i64 = 5;
+const END: i64 = 10;
 
 /// A pretended coordinator.
 struct State {
     ports: Vec<i32>,
     coordinator: i32,
     epoch: i32,
+    /// Of every partition; there is nothing more to read from [`END`].
+    committed: i64,
     /// Sent with the next heartbeat's answer.
     assignment: Option<Vec<i32>>,
     /// Errors of the next heartbeats and commits, in order.
@@ -53,6 +56,7 @@ async fn cluster() -> (Shared, Vec<FakeBroker>) {
         ports: Vec::new(),
         coordinator: 1,
         epoch: 1,
+        committed: COMMITTED,
         assignment: Some(vec![0, 1]),
         heartbeat_errors: Vec::new(),
         commit_errors: Vec::new(),
@@ -122,7 +126,7 @@ fn react(state: &mut State, broker: i32, request: Request) -> Reaction {
                 for &index in &asked.partition_indexes {
                     let mut partition = OffsetFetchResponsePartitions::default();
                     partition.partition_index = index;
-                    partition.committed_offset = COMMITTED;
+                    partition.committed_offset = state.committed;
                     topic.partitions.push(partition);
                 }
             }
@@ -175,9 +179,9 @@ fn react(state: &mut State, broker: i32, request: Request) -> Reaction {
                 for partition in &asked.partitions {
                     let mut row = PartitionData::default();
                     row.partition_index = partition.partition;
-                    if partition.fetch_offset < 10 {
+                    if partition.fetch_offset < END {
                         let mut builder = BatchBuilder::new();
-                        for number in 0..10 {
+                        for number in 0..END {
                             builder.push(number, None, Some(number.to_string().as_bytes()), &[]);
                         }
                         row.records = Some(builder.finish(Compression::None, None).expect("builds"));
@@ -300,6 +304,28 @@ async fn a_partition_that_the_caller_has_seen_nothing_of_goes_at_once() {
         state.lock().expect("no panic").heartbeats.iter().filter_map(reported).any(|owned| owned == BTreeSet::from([2]))
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_partition_that_the_caller_was_told_of_stays_until_it_is_told_otherwise() {
+    let (state, brokers) = cluster().await;
+    state.lock().expect("no panic").committed = END;
+    let consumer = consumer(&brokers, |_| {}).await;
+    let mut messages = consumer.subscribe().await.expect("joins");
+    let polled = messages.poll(Duration::from_secs(5)).await.expect("polled");
+    assert_eq!((polled.events, polled.messages), (vec![GroupEvent::Assigned(vec![at(0), at(1)])], Vec::new()));
+    state.lock().expect("no panic").assignment = Some(vec![1]);
+    eventually("the new assignment is noticed", || consumer.assignment() == [at(1)]).await;
+    let heartbeats_then = state.lock().expect("no panic").heartbeats.len();
+    eventually("more heartbeats", || state.lock().expect("no panic").heartbeats.len() > heartbeats_then + 3).await;
+    let is_given_up =
+        |state: &State| state.heartbeats.iter().filter_map(reported).any(|owned| owned == BTreeSet::from([1]));
+    assert!(!is_given_up(&state.lock().expect("no panic")), "the caller takes partition 0 for its own");
+
+    let polled = messages.poll(Duration::from_secs(5)).await.expect("polled");
+    assert_eq!(polled.events, [GroupEvent::Revoked(vec![at(0)])]);
+    messages.poll(Duration::from_millis(1)).await.expect("polled");
+    eventually("the revocation is acknowledged", || is_given_up(&state.lock().expect("no panic"))).await;
 }
 
 #[tokio::test]

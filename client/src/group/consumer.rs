@@ -205,6 +205,13 @@ impl<E: Env> GroupConsumer<E> {
             state.handed_out.insert(TopicPartition::new(Arc::clone(&message.topic), message.partition));
         }
         let events: Vec<_> = state.events.drain(..).collect();
+        for event in &events {
+            if let GroupEvent::Assigned(told) = event {
+                // From now on the caller may keep something of its own for them, and must be told before they go.
+                let still_owned: Vec<_> = told.iter().filter(|at| member.owns(&state, at)).cloned().collect();
+                state.handed_out.extend(still_owned);
+            }
+        }
         let is_something = !messages.is_empty() || !events.is_empty();
         Ok((is_something || is_last).then_some(Polled { messages, events }))
     }

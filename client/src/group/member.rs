@@ -49,7 +49,7 @@ pub(crate) struct MemberState {
     pending: BTreeMap<PartitionId, u64>,
     assignment_number: u64,
     is_starting: bool,
-    /// Partitions that the caller has got messages of since they were assigned.
+    /// Partitions that the caller knows of: it was told that they are assigned, or has got messages of them since.
     pub(crate) handed_out: BTreeSet<TopicPartition>,
     /// What the caller has not been told of the assignment.
     pub(crate) events: VecDeque<GroupEvent>,
