@@ -16,6 +16,11 @@ use crate::op::ConsumerHeartbeat;
 use crate::reply::{GroupError, HeartbeatReply};
 use crate::view::{GroupEventKind, GroupType};
 
+/// Assignors whose assignments tell a client nothing but its partitions. What some clients put beside them says what the members had before
+/// (librdkafka gives each member its own subscription's bytes back, Sarama the next one's), and only who assigns reads it: from now on the broker.
+/// Kafka refuses to upgrade such groups, as those of any custom assignor.
+const STICKY_ASSIGNORS: [&str; 2] = ["cooperative-sticky", "sticky"];
+
 /// The first heartbeat of a member of the consumer protocol, to a classic group with members. Nothing changes unless that member is
 /// taken in too.
 pub(super) fn upgrade(
@@ -62,6 +67,7 @@ fn consumer_group(classic: &ClassicGroup, cx: &Context<'_>) -> Result<ConsumerGr
         group.activity.forget(pending, cx.position.index);
     }
     let mut taken = BTreeSet::new();
+    let is_sticky = classic.head.protocol_name.as_deref().is_some_and(|name| STICKY_ASSIGNORS.contains(&name));
     for (member_id, member) in classic.members.iter() {
         let metadata = match &classic.head.protocol_name {
             Some(name) => member.metadata(name),
@@ -70,7 +76,7 @@ fn consumer_group(classic: &ClassicGroup, cx: &Context<'_>) -> Result<ConsumerGr
         // What a custom assignor keeps in these bytes would be lost: such a group stays as it is.
         let subscription = read_subscription(metadata).ok_or(GroupError::GroupNotFound)?;
         let assignment = read_assignment(&member.assignment).ok_or(GroupError::GroupNotFound)?;
-        if assignment.has_user_data {
+        if assignment.has_user_data && !is_sticky {
             return Err(GroupError::GroupNotFound);
         }
         let mut assigned = Owned::new();

@@ -235,6 +235,42 @@ fn b13_a_group_that_is_not_one_of_plain_consumers_is_not_upgraded() {
 }
 
 #[test]
+fn b13_what_sticky_assignors_put_beside_an_assignment_does_not_stop_an_upgrade() {
+    let halves = [("a", Parts::from([(1, 0), (1, 1)])), ("b", Parts::from([(1, 2), (1, 3)]))];
+    // With "range" it could only be a custom assignor of that name.
+    for (assignor, is_upgraded) in [("cooperative-sticky", true), ("sticky", true), ("range", false)] {
+        let mut shard = Shard::with_topics(&[4]);
+        for (member_id, _) in &halves {
+            let mut join = consuming(member_id, false, &[]);
+            join.protocols[0].0 = assignor.to_owned();
+            shard.join(&ClassicJoin { initial_rebalance_delay_ms: 3_000, ..join }).expect("joins");
+        }
+        shard.pass(6_000);
+        let with_user_data = |parts: &Parts| {
+            let mut bytes = crate::harness::assignment(parts);
+            let end = bytes.len() - 4;
+            bytes.splice(end.., [0, 0, 0, 2, 7, 7]);
+            bytes
+        };
+        let assignments =
+            halves.iter().map(|(member_id, parts)| ((*member_id).to_owned(), with_user_data(parts))).collect();
+        let view = shard.view();
+        shard.sync(&view.leader.expect("a leader"), view.epoch, assignments).expect("taken");
+
+        let outcome = shard.beat(&joining("n"));
+        assert_eq!(outcome.is_ok(), is_upgraded, "{assignor}: {outcome:?}");
+        if is_upgraded {
+            assert_eq!(shard.view().group_type, GroupType::Consumer);
+            for (member_id, parts) in &halves {
+                assert_eq!(&shard.owns(member_id), parts, "{assignor}: what it had it may keep until it rejoins");
+            }
+        } else {
+            assert_eq!(shard.view().group_type, GroupType::Classic);
+        }
+    }
+}
+
+#[test]
 fn b13_a_classic_member_is_timed_as_it_asked_and_must_rejoin_in_time() {
     let mut shard = upgraded();
     // "a" and "b" heartbeat and never rejoin.
