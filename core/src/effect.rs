@@ -52,6 +52,12 @@ pub enum Effect {
         /// Group.
         group_id: String,
     },
+    /// Offsets of the group are kept because a subscription by regular expression was not matched with their topics since these were made
+    /// or altered: [`crate::ClusterStateMachine::group_regexes`] tells it as not resolved, and the leader of the shard resolves it again.
+    ResolutionNeeded {
+        /// Group.
+        group_id: String,
+    },
     /// Topics or brokers changed.
     DirectoryChanged {
         /// Version now.

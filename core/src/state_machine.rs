@@ -379,10 +379,10 @@ impl ClusterStateMachine {
         self.groups.timeline(group_id)
     }
     /// Regular expressions that members of this group subscribe to. The leader resolves those that are not resolved, and all again when
-    /// topics came or went; it proposes [`crate::op::ResolveRegularExpression`] when the outcome differs.
+    /// topics came or went; it proposes [`crate::op::ResolveRegularExpression`] when they are told as not resolved, or the outcome differs.
     #[must_use]
     pub fn group_regexes(&self, group_id: &str) -> Vec<GroupRegex> {
-        self.groups.regexes(group_id)
+        self.groups.regexes(&self.topics.directory, group_id)
     }
     /// Has this group a subscription by regular expression that was never resolved?
     #[must_use]

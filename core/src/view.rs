@@ -152,7 +152,8 @@ pub struct GroupRegex {
     pub group_id: String,
     /// As the members wrote it.
     pub regex: String,
-    /// Version of the directory by which it was resolved, with the topics found; `None`: not yet.
+    /// Version of the directory by which it was resolved, with the topics found; `None`: not yet, or not since a topic was made or altered
+    /// for which the group has committed offsets, so that it is not known whether these may go.
     pub resolved: Option<(u64, Vec<TopicId>)>,
 }
 

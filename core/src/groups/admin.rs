@@ -8,6 +8,7 @@ use core::ops::Bound;
 
 use super::Groups;
 use super::classic::{ClassicGroup, ClassicState};
+use super::consumer::ConsumerGroup;
 use super::consumer_protocol::{PROTOCOL_TYPE, read_subscription};
 use super::group::{At, Context, Group, Protocol};
 use crate::directory::Directory;
@@ -200,11 +201,12 @@ fn delete_offsets(
         return Err(GroupError::NonEmptyGroup);
     }
     let subscribed = subscribed_topics(group, cx.directory);
+    let kept: Vec<bool> = op.topics.iter().map(|topic| subscribed.contains(topic.topic_id)).collect();
     let mut outcomes = Vec::new();
-    for topic in &op.topics {
+    for (topic, kept) in op.topics.iter().zip(kept) {
         let outcome = if !cx.directory.topics.contains_key(&topic.topic_id) {
             Err(GroupError::UnknownPartition)
-        } else if subscribed.contains(topic.topic_id) {
+        } else if kept {
             Err(GroupError::SubscribedToTopic)
         } else {
             Ok(())
@@ -220,39 +222,38 @@ fn delete_offsets(
 }
 
 /// What a group's members read.
-enum SubscribedTopics {
+enum SubscribedTopics<'a> {
     /// It cannot be told: every topic may be among it.
     Unknown,
+    /// Of a classic group.
     Known(BTreeSet<TopicId>),
+    /// What regular expressions match of topics that they were not matched with yet cannot be told.
+    Resolved(&'a ConsumerGroup, &'a Directory),
 }
 
-impl SubscribedTopics {
+impl SubscribedTopics<'_> {
     fn contains(&self, topic_id: TopicId) -> bool {
         match self {
             Self::Unknown => true,
             Self::Known(topics) => topics.contains(&topic_id),
+            Self::Resolved(group, directory) => {
+                directory.topics.get(&topic_id).is_some_and(|topic| group.is_subscribed(topic))
+                    || group.undecided_since(directory, [topic_id].iter()).is_some()
+            }
         }
     }
 }
 
-fn subscribed_topics(group: &Group, directory: &Directory) -> SubscribedTopics {
+fn subscribed_topics<'a>(group: &'a Group, directory: &'a Directory) -> SubscribedTopics<'a> {
     match &group.protocol {
         Protocol::Classic(classic) => classic_topics(classic, directory),
         // What an expression matches that was not resolved yet may be any topic.
         Protocol::Consumer(consumer) if consumer.has_unresolved_regexes() => SubscribedTopics::Unknown,
-        Protocol::Consumer(consumer) => {
-            let mut topics: BTreeSet<TopicId> = consumer.subscribed_topics(directory).map(|topic| topic.id).collect();
-            // The same holds for a topic that is newer than a resolution, or was altered since, which cannot be told apart.
-            if let Some(resolved) = consumer.regexes.values().map(|resolved| resolved.version).min() {
-                let newer = directory.topics.values().filter(|topic| topic.version > resolved);
-                topics.extend(newer.map(|topic| topic.id));
-            }
-            SubscribedTopics::Known(topics)
-        }
+        Protocol::Consumer(consumer) => SubscribedTopics::Resolved(consumer, directory),
     }
 }
 
-fn classic_topics(group: &ClassicGroup, directory: &Directory) -> SubscribedTopics {
+fn classic_topics(group: &ClassicGroup, directory: &Directory) -> SubscribedTopics<'static> {
     let mut topics = BTreeSet::new();
     if group.members.is_empty() {
         return SubscribedTopics::Known(topics);
@@ -310,7 +311,17 @@ fn expiry(group: &Group, directory: &Directory, now_ms: i64, retention_ms: u64) 
         aged.collect()
     } else {
         let subscribed = subscribed_topics(group, directory);
-        aged.filter(|(topic_id, _)| !subscribed.contains(*topic_id)).collect()
+        // By topic: each is looked at once.
+        let mut last = None;
+        aged.filter(|(topic_id, _)| {
+            let kept = match last {
+                Some((looked_at, kept)) if looked_at == *topic_id => kept,
+                _ => subscribed.contains(*topic_id),
+            };
+            last = Some((*topic_id, kept));
+            !kept
+        })
+        .collect()
     };
     let nothing_left = offsets.len() == group.offsets.len();
     let nobody_left = group.has_no_members() && group.empty_since_ms.is_none_or(old);

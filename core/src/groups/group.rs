@@ -42,6 +42,8 @@ pub(crate) struct Context<'a> {
     pub(super) changed: bool,
     /// The group epoch ran ahead of the target assignment.
     pub(super) assignment_needed: bool,
+    /// Offsets are kept until regular expressions are resolved again.
+    pub(super) resolution_needed: bool,
 }
 
 impl<'a> Context<'a> {
@@ -54,6 +56,7 @@ impl<'a> Context<'a> {
             forgotten: false,
             changed: false,
             assignment_needed: false,
+            resolution_needed: false,
         }
     }
 

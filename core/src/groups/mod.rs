@@ -39,6 +39,7 @@ use crate::reply::{GroupError, Reply};
 use crate::view::{GroupConfig, GroupEventKind};
 pub(crate) use classic::SyncSender;
 use group::{At, Context, Group, Protocol};
+use regexes::has_undecided_offsets;
 use rows::Rows;
 
 /// Kinds of rows in the digest. Part of what replicas compare.
@@ -229,7 +230,15 @@ impl Groups {
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, String> {
         let at = At { directory, position, now_ms: Some(op.now_ms) };
-        self.change(at, &op.group_id, effects, |slot, cx| Reply::Commit(offsets::commit(slot, cx, op)))
+        self.change(at, &op.group_id, effects, |slot, cx| {
+            let outcome = offsets::commit(slot, cx, op);
+            if let (Ok(_), Some(Protocol::Consumer(consumer))) = (&outcome, slot.as_ref().map(|group| &group.protocol))
+            {
+                let topics = op.offsets.iter().map(|offset| &offset.topic_id);
+                cx.resolution_needed = consumer.undecided_since(cx.directory, topics).is_some();
+            }
+            Reply::Commit(outcome)
+        })
     }
 
     /// Op 11.
@@ -299,6 +308,11 @@ impl Groups {
                 self.digest = self.digest.wrapping_sub(group.hash);
                 group.conclude(group_id, at, &mut cx, before);
                 self.digest = self.digest.wrapping_add(group.hash);
+                cx.resolution_needed = has_undecided_offsets(group, directory);
+                cx.report(group_id, effects);
+            } else if let Protocol::Consumer(consumer) = &group.protocol {
+                let kept = changed.iter().filter(|topic_id| offsets::has_topic(group, **topic_id));
+                cx.resolution_needed = consumer.undecided_since(directory, kept).is_some();
                 cx.report(group_id, effects);
             }
         }
@@ -343,6 +357,8 @@ impl Groups {
             }
             group.conclude(&key, at, &mut cx, before);
             self.digest = self.digest.wrapping_add(group.hash);
+            // Whoever subscribes to something else leaves offsets behind.
+            cx.resolution_needed |= cx.assignment_needed && has_undecided_offsets(&group, at.directory);
             cx.report(&key, effects);
             self.groups.insert(key, Arc::new(group));
         } else {
@@ -362,6 +378,9 @@ impl Context<'_> {
         }
         if self.assignment_needed {
             effects.push(Effect::AssignmentNeeded { group_id: group_id.to_string() });
+        }
+        if self.resolution_needed {
+            effects.push(Effect::ResolutionNeeded { group_id: group_id.to_string() });
         }
     }
 }

@@ -3,12 +3,14 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::iter::successors;
+use core::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
 use super::Groups;
 use super::consumer::ConsumerGroup;
-use super::group::{At, Context, Protocol};
+use super::group::{At, Context, Group, Protocol};
 use super::timeline::short;
 use crate::directory::Directory;
 use crate::effect::Effect;
@@ -48,13 +50,15 @@ impl Groups {
     }
 
     /// See [`crate::ClusterStateMachine::group_regexes`].
-    pub(crate) fn regexes(&self, group_id: &str) -> Vec<GroupRegex> {
-        let Some(Protocol::Consumer(group)) = self.groups.get(group_id).map(|group| &group.protocol) else {
-            return Vec::new();
+    pub(crate) fn regexes(&self, directory: &Directory, group_id: &str) -> Vec<GroupRegex> {
+        let Some(group) = self.groups.get(group_id) else { return Vec::new() };
+        let Protocol::Consumer(consumer) = &group.protocol else { return Vec::new() };
+        let since = consumer.undecided_since(directory, topics_of_offsets(group)).unwrap_or(0);
+        let resolved = |regex: &String| {
+            let resolved = consumer.regexes.get(regex).filter(|resolved| resolved.version >= since)?;
+            Some((resolved.version, resolved.topics.clone()))
         };
-        let resolved =
-            |regex: &String| group.regexes.get(regex).map(|resolved| (resolved.version, resolved.topics.clone()));
-        group
+        consumer
             .regex_subscribers
             .keys()
             .map(|regex| GroupRegex { group_id: group_id.to_string(), regex: regex.clone(), resolved: resolved(regex) })
@@ -89,11 +93,41 @@ impl Groups {
     }
 }
 
+/// Topics for which a group has committed offsets, each once.
+fn topics_of_offsets(group: &Group) -> impl Iterator<Item = &TopicId> {
+    let next = |after: Option<&TopicId>| {
+        let start = after.map_or(Bound::Unbounded, |topic_id| Bound::Excluded((*topic_id, u32::MAX)));
+        group.offsets.range((start, Bound::Unbounded)).next().map(|((topic_id, _), _)| topic_id)
+    };
+    successors(next(None), move |topic_id| next(Some(topic_id)))
+}
+
+/// Are there offsets of topics of which it is not known whether anybody subscribes to them, because resolutions are older?
+pub(super) fn has_undecided_offsets(group: &Group, directory: &Directory) -> bool {
+    match &group.protocol {
+        Protocol::Consumer(consumer) => consumer.undecided_since(directory, topics_of_offsets(group)).is_some(),
+        Protocol::Classic(_) => false,
+    }
+}
+
 impl ConsumerGroup {
     /// Does anybody subscribe by an expression that was never resolved? Only those with subscribers are kept resolved, so that counting
     /// is enough.
     pub(super) fn has_unresolved_regexes(&self) -> bool {
         self.regexes.len() < self.regex_subscribers.len()
+    }
+
+    /// Version of the directory that altered the newest of these topics of which it is not known whether anybody subscribes to them,
+    /// because a resolution is older. A topic that is new and one that was altered cannot be told apart.
+    pub(super) fn undecided_since<'a>(
+        &self,
+        directory: &Directory,
+        topics: impl Iterator<Item = &'a TopicId>,
+    ) -> Option<u64> {
+        let resolved = self.regexes.values().map(|resolved| resolved.version).min()?;
+        let topics = topics.filter_map(|topic_id| directory.topics.get(topic_id));
+        let undecided = topics.filter(|topic| topic.version > resolved && !self.is_subscribed(topic));
+        undecided.map(|topic| topic.version).max()
     }
 
     /// Is there room for the regular expression of a member? `before` is the one that it has so far, which makes room when nobody else

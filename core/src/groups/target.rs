@@ -27,18 +27,21 @@ impl ConsumerGroup {
             || resolved.is_some_and(|resolved| resolved.topics.binary_search(&topic.id).is_ok())
     }
 
+    /// Does anybody subscribe to this topic, as far as it is known?
+    pub(super) fn is_subscribed(&self, topic: &TopicRecord) -> bool {
+        self.subscribers.contains_key(&topic.name)
+            || self.regexes.values().any(|resolved| resolved.topics.binary_search(&topic.id).is_ok())
+    }
+
     /// Topics changed in the directory: must the group's epoch follow?
     pub(super) fn follows(&self, directory: &Directory, changed: &[TopicId], deleted: &[TopicId]) -> bool {
         // While the target is behind, it will be computed from the new directory anyway.
         if self.members.is_empty() || self.assignment_due() {
             return false;
         }
-        let subscribed = |topic: &TopicRecord| {
-            self.subscribers.contains_key(&topic.name)
-                || self.regexes.values().any(|resolved| resolved.topics.binary_search(&topic.id).is_ok())
-        };
         let altered = changed.iter().filter_map(|topic_id| directory.topics.get(topic_id)).any(|topic| {
-            self.topics.get(&topic.id).map(|count| *count as usize) != Some(topic.partitions.len()) && subscribed(topic)
+            self.topics.get(&topic.id).map(|count| *count as usize) != Some(topic.partitions.len())
+                && self.is_subscribed(topic)
         });
         altered || deleted.iter().any(|topic_id| self.topics.contains_key(topic_id))
     }

@@ -5,7 +5,7 @@ use lockstep_core::op::{
     ResolveRegularExpression, TopicPartitions,
 };
 use lockstep_core::view::{GroupConfig, GroupEvent, GroupEventKind, GroupState, GroupType, PartitionsMoved};
-use lockstep_core::{GroupError, Op, Reply, TopicId};
+use lockstep_core::{Effect, GroupError, Op, Reply, TopicId};
 
 use crate::harness::{
     GROUP, Parts, SESSION_MS, Shard, WALL_MS, commit, commit_of, consuming, heartbeat, joining, owning, parts,
@@ -265,6 +265,93 @@ fn a_topic_that_no_regular_expression_was_matched_with_yet_keeps_its_offsets() {
     assert!(resolve(&mut shard, 2, &[]));
     assert_eq!(expire(&mut shard), Reply::Done(true));
     assert_eq!(shard.fetched(2, 0), None);
+}
+
+/// What the leader does when it is told to: resolves what is told as not resolved, or known otherwise. How many ops that takes.
+fn resolve_as_leader(shard: &mut Shard, ids: &[u8]) -> usize {
+    let found: Vec<TopicId> = ids.iter().map(|id| topic_id(*id)).collect();
+    let due = |known: &Option<(u64, Vec<TopicId>)>| known.as_ref().is_none_or(|(_, known)| *known != found);
+    let regexes = shard.state.group_regexes(GROUP);
+    let due = regexes.iter().filter(|regex| due(&regex.resolved)).count();
+    let version = shard.state.directory().version;
+    for _ in 0..due {
+        assert!(resolve(shard, version, ids));
+    }
+    due
+}
+
+#[test]
+fn offsets_of_a_topic_that_was_altered_go_once_it_is_known_that_nobody_reads_it() {
+    let needed = Effect::ResolutionNeeded { group_id: GROUP.to_owned() };
+    let mut shard = Shard::with_topics(&[2, 1]);
+    shard.create_named(3, "audit", 1);
+    shard.beat(&by_regex("a")).expect("joins");
+    assert_eq!(resolve_as_leader(&mut shard, &[1, 2]), 1);
+    shard.settle(&["a"]);
+    let epoch = shard.member("a").member_epoch;
+    shard.add_partitions(3, 2);
+    assert!(!shard.effects.contains(&needed), "nothing was committed for it");
+    assert_eq!(resolve_as_leader(&mut shard, &[1, 2]), 0);
+    let (audit, now_ms) = (&[(3, 0)], WALL_MS + 5_000);
+    let delete = Op::DeleteOffsets(DeleteOffsets {
+        group_id: GROUP.to_owned(),
+        topics: vec![TopicPartitions { topic_id: topic_id(3), partitions: vec![0] }],
+    });
+    let refused = Reply::Commit(Ok(vec![Err(GroupError::SubscribedToTopic)]));
+
+    // Altered before the commit.
+    shard.commit(&commit_of("a", epoch, audit, 5)).expect("taken");
+    assert!(shard.effects.contains(&needed));
+    assert_eq!(shard.apply(&delete), refused);
+    assert_eq!(resolve_as_leader(&mut shard, &[1, 2]), 1, "although it matches what it did");
+    assert_eq!(shard.apply(&delete), Reply::Commit(Ok(vec![Ok(())])));
+    assert_eq!(shard.fetched(3, 0), None);
+
+    // Altered after it.
+    shard.commit(&commit_of("a", epoch, audit, 6)).expect("taken");
+    assert!(!shard.effects.contains(&needed));
+    shard.add_partitions(3, 3);
+    assert!(shard.effects.contains(&needed));
+    assert!(shard.state.groups_to_expire(now_ms, 1_000, None, 10).groups.is_empty());
+    assert_eq!(resolve_as_leader(&mut shard, &[1, 2]), 1);
+    assert_eq!(shard.state.groups_to_expire(now_ms, 1_000, None, 10).groups, [GROUP]);
+    assert_eq!(resolve_as_leader(&mut shard, &[1, 2]), 0);
+    assert_eq!((shard.group_state(), shard.member("a").member_epoch), (GroupState::Stable, epoch));
+
+    // A topic that somebody reads needs no other resolution.
+    shard.commit(&commit_of("a", epoch, &[(1, 0)], 5)).expect("taken");
+    shard.add_partitions(1, 3);
+    assert!(!shard.effects.contains(&needed));
+    assert_eq!(resolve_as_leader(&mut shard, &[1, 2]), 0);
+    assert_eq!(
+        shard.apply(&Op::DeleteOffsets(DeleteOffsets {
+            group_id: GROUP.to_owned(),
+            topics: vec![TopicPartitions { topic_id: topic_id(1), partitions: vec![0] }],
+        })),
+        refused
+    );
+}
+
+#[test]
+fn offsets_of_a_topic_that_nobody_subscribes_to_any_more_go_as_well() {
+    let mut shard = Shard::with_topics(&[1]);
+    shard.create_named(3, "audit", 1);
+    let names = Some(vec!["audit".to_owned()]);
+    shard.beat(&ConsumerHeartbeat { subscribed_topic_names: names, ..by_regex("a") }).expect("joins");
+    assert_eq!(resolve_as_leader(&mut shard, &[1]), 1);
+    shard.settle(&["a"]);
+    shard.add_partitions(3, 2);
+    shard.settle(&["a"]);
+    let epoch = shard.member("a").member_epoch;
+    shard.commit(&commit_of("a", epoch, &[(3, 0)], 5)).expect("taken");
+    assert_eq!(resolve_as_leader(&mut shard, &[1]), 0);
+    let leaves = ConsumerHeartbeat { subscribed_topic_names: Some(Vec::new()), ..heartbeat("a", epoch) };
+    shard.propose(&leaves).expect("taken");
+    assert!(shard.effects.contains(&Effect::ResolutionNeeded { group_id: GROUP.to_owned() }));
+    assert_eq!(resolve_as_leader(&mut shard, &[1]), 1);
+    shard.assign(Some("a")).expect("assigned").expect("assigned");
+    shard.settle(&["a"]);
+    assert_eq!(shard.state.groups_to_expire(WALL_MS + 5_000, 1_000, None, 10).groups, [GROUP]);
 }
 
 #[test]

@@ -96,13 +96,14 @@ impl<E: Env> StateMachine<E> {
     }
 }
 
-/// Groups that changed and have subscriptions of which it is not known what they match.
+/// Groups that changed and have subscriptions of which it is not known what they match, or what they match of altered topics.
 fn unresolved_regexes(core: &ClusterStateMachine, effects: &[Effect]) -> Vec<String> {
-    let changed = effects.iter().filter_map(|effect| match effect {
-        Effect::GroupChanged { group_id } => Some(group_id),
+    let unresolved = effects.iter().filter_map(|effect| match effect {
+        Effect::GroupChanged { group_id } if core.has_unresolved_regexes(group_id) => Some(group_id),
+        Effect::ResolutionNeeded { group_id } => Some(group_id),
         _ => None,
     });
-    changed.filter(|group_id| core.has_unresolved_regexes(group_id)).cloned().collect()
+    unresolved.cloned().collect()
 }
 
 /// Lets the executor run other tasks once.

@@ -225,7 +225,10 @@ impl<E: Env> PartitionStore<E> {
                     .ok_or_else(|| refuse(format!("no batch of offsets {base_offset}..{next_offset}")))?;
                 inner.append(key, Bytes::from(batch), &header).map_err(refuse)
             }
-            Effect::GroupChanged { .. } | Effect::AssignmentNeeded { .. } | Effect::DirectoryChanged { .. } => Ok(()),
+            Effect::GroupChanged { .. }
+            | Effect::AssignmentNeeded { .. }
+            | Effect::ResolutionNeeded { .. }
+            | Effect::DirectoryChanged { .. } => Ok(()),
         }
     }
 

@@ -1,7 +1,12 @@
 //! What the leader of a shard does for its consumer groups by itself.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
-use lockstep_core::op::{CommitOffset, ConsumerHeartbeat, JoinConsumerGroup, OffsetToCommit};
+use lockstep_core::op::{
+    CommitOffset, ConsumerHeartbeat, CreateTopic, DeleteOffsets, JoinConsumerGroup, OffsetToCommit, TopicPartitions,
+    UpdateMetadata,
+};
 use lockstep_core::view::GroupState;
 use lockstep_core::{Op, Reply, TopicId};
 use lockstep_env::Env;
@@ -120,5 +125,52 @@ async fn the_leader_finds_out_what_a_regular_expression_matches() {
         })
     })
     .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_of_an_altered_topic_that_no_regular_expression_matches_can_be_deleted() {
+    let audit = TopicId([8; 16]);
+    let cluster = Cluster::start(1, 1).await;
+    cluster.create_topic().await;
+    let topic = CreateTopic { topic_id: audit, name: "audit".to_owned(), partitions: 1, configs: BTreeMap::new() };
+    cluster.propose(0, Op::CreateTopic(topic), Bytes::new()).await;
+    let commit = Op::CommitOffset(CommitOffset {
+        group_id: "readers".to_owned(),
+        member_id: String::new(),
+        instance_id: None,
+        generation_or_epoch: -1,
+        knows_epochs: true,
+        now_ms: TokioEnv::new().wall_clock_ms(),
+        offsets: vec![OffsetToCommit {
+            topic_id: audit,
+            partition: 0,
+            offset: 1,
+            leader_epoch: -1,
+            metadata: String::new(),
+        }],
+    });
+    assert_eq!(cluster.propose(0, commit, Bytes::new()).await, Reply::Commit(Ok(vec![Ok(())])));
+    let mut op = join("m-1", 30_000);
+    if let Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(join)) = &mut op {
+        join.subscribed_topic_names = None;
+        join.subscribed_topic_regex = Some("ord.*".to_owned());
+    }
+    assert!(matches!(cluster.propose(0, op, Bytes::new()).await, Reply::Heartbeat(Ok(_))));
+    let shard = cluster.node(1).shard(0);
+    let resolved = || {
+        let regexes = shard.read(|state| state.group_regexes("readers"));
+        regexes.into_iter().next().and_then(|regex| regex.resolved).map(|(version, _)| version)
+    };
+    eventually("the subscription is resolved", || resolved().is_some()).await;
+    let altered = UpdateMetadata::AddPartitions { topic_id: audit, partitions: 2 };
+    cluster.propose(0, Op::UpdateMetadata(altered), Bytes::new()).await;
+    let version = shard.read(|state| state.directory().version);
+    eventually("it is resolved again", || resolved() == Some(version)).await;
+    let delete = Op::DeleteOffsets(DeleteOffsets {
+        group_id: "readers".to_owned(),
+        topics: vec![TopicPartitions { topic_id: audit, partitions: vec![0] }],
+    });
+    assert_eq!(cluster.propose(0, delete, Bytes::new()).await, Reply::Commit(Ok(vec![Ok(())])));
     cluster.stop().await;
 }
