@@ -15,16 +15,18 @@ use lockstep_env::tokio_env::TokioEnv;
 use lockstep_wire::Request;
 use lockstep_wire::codec::consumer_group_describe_response::{DescribedGroup, Member};
 use lockstep_wire::codec::find_coordinator_response::Coordinator;
+use lockstep_wire::codec::list_groups_response::ListedGroup;
 use lockstep_wire::codec::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use lockstep_wire::codec::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
 use lockstep_wire::codec::offset_fetch_response::{
     OffsetFetchResponseGroup, OffsetFetchResponsePartitions, OffsetFetchResponseTopics,
 };
 use lockstep_wire::codec::{
-    BrokerId, ConsumerGroupDescribeResponse, DescribeGroupsResponse, FindCoordinatorResponse, ListOffsetsResponse,
-    OffsetCommitResponse, OffsetFetchResponse, StrBytes, TopicName, describe_groups_response,
+    BrokerId, ConsumerGroupDescribeResponse, DescribeGroupsResponse, FindCoordinatorResponse, GroupId,
+    ListGroupsResponse, ListOffsetsResponse, OffsetCommitResponse, OffsetFetchResponse, StrBytes, TopicName,
+    describe_groups_response,
 };
-use lockstep_wire::private::{GroupLagResponse, GroupTimelineResponse};
+use lockstep_wire::private::{GroupLag, GroupLagResponse, GroupTimelineResponse};
 
 const GROUP: &str = "g";
 const PARTITIONS: i32 = 3;
@@ -46,6 +48,8 @@ struct State {
     commits_refused: bool,
     /// Brokers that answer our own requests with this.
     answers: BTreeMap<i32, (GroupTimelineResponse, GroupLagResponse)>,
+    /// Groups that brokers list.
+    listed: BTreeMap<i32, Vec<&'static str>>,
 }
 
 type Shared = Arc<Mutex<State>>;
@@ -153,10 +157,24 @@ fn react(state: &mut State, broker: i32, request: Request) -> Reaction {
             Some((timeline, _)) => timeline.clone().into(),
             None => Reaction::Close,
         },
-        Request::GroupLag(_) => match state.answers.get(&broker) {
+        Request::GroupLag(request) => match state.answers.get(&broker) {
+            Some((_, lag)) if lag.error_code == 0 => {
+                let mut lags: Vec<GroupLag> = serde_json::from_slice(&lag.json).expect("lags");
+                lags.retain(|lag| request.groups.contains(&lag.group_id));
+                GroupLagResponse::new(serde_json::to_vec(&lags).expect("JSON")).into()
+            }
             Some((_, lag)) => lag.clone().into(),
             None => Reaction::Close,
         },
+        Request::ListGroups(_) => {
+            let mut response = ListGroupsResponse::default();
+            for group_id in state.listed.get(&broker).into_iter().flatten() {
+                let mut group = ListedGroup::default();
+                group.group_id = GroupId(StrBytes::from_static_str(group_id));
+                response.groups.push(group);
+            }
+            response.into()
+        }
         other => panic!("not expected: {other:?}"),
     }
 }
@@ -221,13 +239,42 @@ async fn a_group_that_does_not_exist_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn a_group_that_is_refused_leaves_the_lag_of_others_known() {
+    let json = br#"[{"group_id":"","error_code":24,"partitions":[]},
+        {"group_id":"g","error_code":0,"partitions":[
+            {"topic":"t","partition":0,"error_code":0,"committed":1,"start":0,"end":5,"lag":4,"lag_ms":9}]},
+        {"group_id":"loading","error_code":15,"partitions":[]}]"#;
+    let answer = (GroupTimelineResponse::refused(16), GroupLagResponse::new(&json[..]));
+    let state = State {
+        listed: BTreeMap::from([(1, vec!["", "g"]), (2, vec!["loading"])]),
+        answers: BTreeMap::from([(1, answer.clone()), (2, answer)]),
+        ..State::default()
+    };
+    let (_, brokers) = cluster(state).await;
+    let mut config = ClientConfig::for_brokers(&brokers[0].address);
+    // In which "loading" is asked for again and again.
+    config.timeout = Duration::from_millis(500);
+    let admin = Admin::new(&Client::connect(TokioEnv::new(), config).await.expect("connected"));
+    let listed = admin.list_groups_with_lag().await.expect("listed");
+    let told: Vec<_> =
+        listed.iter().map(|listed| (listed.group.group_id.as_str(), listed.partitions, listed.lag)).collect();
+    assert_eq!(told, [("", None, None), ("g", Some(1), Some(4)), ("loading", None, None)]);
+}
+
+#[tokio::test]
 async fn lag_is_shown_of_brokers_that_know_kafkas_requests_only() {
-    let state = State { exists: true, committed: committed(&[(0, 20), (2, 500)]), ..State::default() };
+    let state = State { exists: true, committed: committed(&[(0, 20), (1, 3), (2, 500)]), ..State::default() };
     let (_, brokers) = cluster(state).await;
     let described = admin(&brokers).await.describe_group(GROUP).await.expect("described");
     let rows: Vec<_> =
         described.offsets.iter().map(|row| (row.at.partition, row.committed, row.end, row.lag, row.lag_ms)).collect();
-    assert_eq!(rows, [(0, Some(20), Some(100), Some(80), None), (2, Some(500), Some(100), Some(0), Some(0))]);
+    let expected = [
+        (0, Some(20), Some(100), Some(80), None),
+        // Only what is kept can be read.
+        (1, Some(3), Some(100), Some(90), None),
+        (2, Some(500), Some(100), Some(0), Some(0)),
+    ];
+    assert_eq!(rows, expected);
 }
 
 #[tokio::test]

@@ -207,32 +207,41 @@ impl<E: Env> Admin<E> {
                 }
             }
         }
-        let ends = self.ends(&missing).await;
+        let places = self.with_leaders(&missing).await;
+        let starts = self.offsets_at(&places, OffsetAt::Earliest).await;
+        let ends = self.offsets_at(&places, OffsetAt::Latest).await;
         for (at, end) in ends {
             if let Some(offset) = offsets.get_mut(&at) {
                 offset.end = Some(end);
-                offset.lag = offset.committed.map(|committed| (end - committed).max(0));
+                // What is not kept any more cannot be read.
+                let start = starts.get(&at).copied().unwrap_or(0);
+                offset.lag = offset.committed.map(|committed| end.saturating_sub(committed.max(start)).max(0));
                 offset.lag_ms = offset.lag.filter(|lag| *lag == 0).map(|_| 0);
             }
         }
         Ok(offsets.into_values().collect())
     }
 
-    /// The ends of these partitions, as their leaders say. Those that do not exist or have no leader must not keep the rest from
-    /// being shown.
-    async fn ends(&self, partitions: &BTreeSet<TopicPartition>) -> BTreeMap<TopicPartition, i64> {
+    /// Those of these partitions that exist and have a leader: others must not keep the rest from being shown.
+    async fn with_leaders(&self, partitions: &BTreeSet<TopicPartition>) -> BTreeSet<TopicPartition> {
         let client = self.client();
-        let mut places = BTreeMap::new();
+        let mut places = BTreeSet::new();
         for at in partitions {
             let topic = match client.cached_topic(&at.topic) {
                 Some(topic) => Some(topic),
                 None => client.topic(&at.topic, false).await.ok(),
             };
             if topic.is_some_and(|topic| topic.partition(at.partition).is_some_and(|info| info.leader.is_some())) {
-                places.insert(at.clone(), OffsetAt::Latest);
+                places.insert(at.clone());
             }
         }
-        client.offsets(&places).await.unwrap_or_default()
+        places
+    }
+
+    /// The starts or ends of partitions, as their leaders say, as far as they say.
+    async fn offsets_at(&self, partitions: &BTreeSet<TopicPartition>, at: OffsetAt) -> BTreeMap<TopicPartition, i64> {
+        let places = partitions.iter().map(|partition| (partition.clone(), at)).collect();
+        self.client().offsets(&places).await.unwrap_or_default()
     }
 }
 

@@ -10,13 +10,18 @@ use crate::admin::{Admin, GroupListing};
 use crate::client::Purpose;
 use crate::error::{ClientError, ErrorCode, check_code};
 
+/// Ids of groups in one request, at most, so that brokers take it.
+const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// What an id takes besides its bytes.
+const ID_OVERHEAD_BYTES: usize = 2;
+
 /// A group as it is listed, with its lag over all partitions that it has committed offsets for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GroupLagListing {
     /// The group.
     #[serde(flatten)]
     pub group: GroupListing,
-    /// Partitions that it has committed offsets for; `None` if the group was deleted meanwhile.
+    /// Partitions that it has committed offsets for; `None` if the group was deleted meanwhile, or the brokers did not tell.
     pub partitions: Option<usize>,
     /// How many of them are not in the sums: their leader could not be reached.
     pub partitions_unknown: Option<usize>,
@@ -51,16 +56,22 @@ impl LagTotal {
 
 impl<E: Env> Admin<E> {
     /// All groups with their lag: one more request for every thousand groups, for which a broker looks at the head of one batch
-    /// per partition.
+    /// per partition. Of a group whose lag the brokers refuse to tell, or cannot tell in time, that is not known.
     ///
     /// # Errors
     /// The cluster did not answer in time.
     pub async fn list_groups_with_lag(&self) -> Result<Vec<GroupLagListing>, ClientError> {
         let groups = self.list_groups().await?;
         let ids: Vec<String> = groups.iter().map(|group| group.group_id.clone()).collect();
-        let mut lags = self.group_lags(ids).await?;
+        let mut lags = self.group_lags(ids, false).await?;
         let listing = |group: GroupListing| {
-            let partitions = lags.remove(&group.group_id);
+            let partitions = match lags.remove(&group.group_id).transpose() {
+                Ok(partitions) => partitions,
+                Err(error) => {
+                    tracing::warn!(group = group.group_id, %error, "the lag of this group is not known");
+                    None
+                }
+            };
             let known = partitions.as_deref().unwrap_or_default();
             let total = LagTotal::of(known.iter().map(|partition| (partition.lag, partition.lag_ms)));
             GroupLagListing {
@@ -78,42 +89,63 @@ impl<E: Env> Admin<E> {
 
     /// The partitions of one group; `None` when the brokers do not know the request, as those of other clusters.
     pub(super) async fn lag_of_group(&self, group: &str) -> Result<Option<Vec<PartitionLag>>, ClientError> {
-        match self.group_lags(vec![group.to_owned()]).await {
-            Ok(mut lags) => Ok(Some(lags.remove(group).unwrap_or_default())),
-            // A broker that does not know the request ends the connection.
-            Err(ClientError::NoBroker { .. } | ClientError::Unsupported { .. } | ClientError::Disconnected { .. }) => {
-                Ok(None)
-            }
+        match self.group_lags(vec![group.to_owned()], true).await {
+            Ok(mut lags) => lags.remove(group).transpose().map(|partitions| Some(partitions.unwrap_or_default())),
+            Err(error) if is_of_unknown_request(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// By group; those that do not exist are left out.
-    async fn group_lags(&self, groups: Vec<String>) -> Result<BTreeMap<String, Vec<PartitionLag>>, ClientError> {
+    /// By group, what is known or why it is not; those that do not exist are left out. Where brokers may not know the request, it is
+    /// not tried again when they seem not to.
+    async fn group_lags(&self, groups: Vec<String>, may_be_unknown: bool) -> Result<GroupLags, ClientError> {
         let mut retry = self.client().retry("lag of groups");
-        let mut missing: BTreeSet<String> = groups.into_iter().collect();
-        let mut found = BTreeMap::new();
-        while !missing.is_empty() {
-            let asked: Vec<String> = missing.iter().take(LAG_GROUPS_MAX).cloned().collect();
-            let mut error = None;
-            for lag in self.ask_group_lags(asked).await? {
-                let what = || format!("lag of group {}", lag.group_id);
-                match check_code(what, lag.error_code, None) {
-                    Ok(()) => {
-                        missing.remove(&lag.group_id);
-                        found.insert(lag.group_id, lag.partitions);
+        let mut due: BTreeSet<String> = groups.into_iter().collect();
+        let mut lags = GroupLags::new();
+        loop {
+            // What may be told later.
+            let mut refused = BTreeMap::new();
+            while !due.is_empty() {
+                let told = match self.ask_group_lags(of_one_request(&due)).await {
+                    Ok(told) => told,
+                    Err(error) if may_be_unknown && is_of_unknown_request(&error) => return Err(error),
+                    Err(error) => match retry.pause(error).await {
+                        Ok(()) => continue,
+                        Err(error) if lags.is_empty() => return Err(error),
+                        // What is known is known.
+                        Err(error) => {
+                            let unknown = std::mem::take(&mut due).into_iter().chain(refused.into_keys());
+                            lags.extend(unknown.map(|group_id| (group_id, Err(error.clone()))));
+                            return Ok(lags);
+                        }
+                    },
+                };
+                for lag in told {
+                    due.remove(&lag.group_id);
+                    match check_code(|| format!("lag of group {}", lag.group_id), lag.error_code, None) {
+                        Ok(()) => {
+                            lags.insert(lag.group_id, Ok(lag.partitions));
+                        }
+                        Err(error) if error.code() == Some(ErrorCode::GroupIdNotFound) => {}
+                        Err(error) if error.is_retriable() => {
+                            refused.insert(lag.group_id, error);
+                        }
+                        Err(error) => {
+                            lags.insert(lag.group_id, Err(error));
+                        }
                     }
-                    Err(refused) if refused.code() == Some(ErrorCode::GroupIdNotFound) => {
-                        missing.remove(&lag.group_id);
-                    }
-                    Err(refused) => error = Some(refused),
                 }
             }
-            if let Some(error) = error {
-                retry.pause(error).await?;
+            let Some((group_id, error)) = refused.first_key_value() else { return Ok(lags) };
+            if let Err(error) = retry.pause_anyway(error).await {
+                lags.insert(group_id.clone(), Err(error));
+                for (group_id, error) in refused {
+                    lags.entry(group_id).or_insert(Err(error));
+                }
+                return Ok(lags);
             }
+            due = refused.into_keys().collect();
         }
-        Ok(found)
     }
 
     /// Asks any broker, and others for what that one keeps no copy of.
@@ -139,6 +171,25 @@ impl<E: Env> Admin<E> {
         }
         Ok(lags)
     }
+}
+
+/// The partitions of groups, or why they are not known.
+type GroupLags = BTreeMap<String, Result<Vec<PartitionLag>, ClientError>>;
+
+/// As many groups as one request takes, at least one.
+fn of_one_request(groups: &BTreeSet<String>) -> Vec<String> {
+    let mut bytes: usize = 0;
+    let mut fits = |group: &str| {
+        let is_first = bytes == 0;
+        bytes = bytes.saturating_add(group.len()).saturating_add(ID_OVERHEAD_BYTES);
+        is_first || bytes <= REQUEST_BYTES_MAX
+    };
+    groups.iter().take(LAG_GROUPS_MAX).take_while(|group| fits(group)).cloned().collect()
+}
+
+/// A broker that does not know a request ends the connection.
+fn is_of_unknown_request(error: &ClientError) -> bool {
+    matches!(error, ClientError::NoBroker { .. } | ClientError::Unsupported { .. } | ClientError::Disconnected { .. })
 }
 
 fn lags_of(address: &str, response: &GroupLagResponse, asked: &[String]) -> Result<Vec<GroupLag>, ClientError> {
@@ -213,6 +264,15 @@ mod tests {
         assert!(is_elsewhere(&lags[0]));
         merge(&mut lags, lag(0, vec![partition(0, None, 3)]));
         assert_eq!(lags, [lag(0, vec![partition(0, None, 3)])]);
+    }
+
+    #[test]
+    fn requests_are_bounded_in_groups_and_in_bytes() {
+        let ids = |count: usize, len: usize| (0..count).map(|number| format!("{number:0len$}")).collect();
+        assert_eq!(of_one_request(&ids(3, 10)).len(), 3);
+        assert_eq!(of_one_request(&ids(1_001, 10)).len(), LAG_GROUPS_MAX);
+        assert_eq!(of_one_request(&ids(500, 32_766)).len(), 32);
+        assert_eq!(of_one_request(&[String::new()].into()), [""]);
     }
 
     #[test]

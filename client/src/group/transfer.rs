@@ -16,9 +16,10 @@ use crate::offsets::TopicPartition;
 const FORMAT: u32 = 1;
 /// Longer documents are not read.
 const DOCUMENT_BYTES_MAX: usize = 256 << 20;
-/// Kafka's limit for names of topics, and what brokers take as metadata of an offset.
+/// Kafka's limit for names of topics.
 const TOPIC_BYTES_MAX: usize = 249;
-const METADATA_BYTES_MAX: usize = 4_096;
+/// What brokers take as metadata of an offset, in UTF-16 code units, which is what Kafka counts.
+const METADATA_UNITS_MAX: usize = 4_096;
 const GROUP_ID_BYTES_MAX: usize = i16::MAX as usize;
 
 /// The committed offsets of a group.
@@ -69,7 +70,7 @@ impl GroupExport {
         if self.format != FORMAT {
             return invalid(format!("format {} instead of {FORMAT}", self.format));
         }
-        if self.group_id.is_empty() || self.group_id.len() > GROUP_ID_BYTES_MAX {
+        if self.group_id.len() > GROUP_ID_BYTES_MAX {
             return invalid(format!("a group id of {} bytes", self.group_id.len()));
         }
         let mut seen = BTreeSet::new();
@@ -81,8 +82,9 @@ impl GroupExport {
             if *partition < 0 || *offset < 0 {
                 return invalid(format!("offsets[{number}]: partition {partition}, offset {offset}: negative"));
             }
-            if metadata.len() > METADATA_BYTES_MAX {
-                return invalid(format!("offsets[{number}]: metadata of {} bytes", metadata.len()));
+            let units = metadata.encode_utf16().count();
+            if units > METADATA_UNITS_MAX {
+                return invalid(format!("offsets[{number}]: metadata of {units} UTF-16 code units"));
             }
             if !seen.insert((topic, partition)) {
                 return invalid(format!("offsets[{number}]: partition {partition} of this topic is there twice"));
@@ -175,7 +177,7 @@ mod tests {
             ("[]".to_owned(), "invalid"),
             ("\0\u{1}".to_owned(), "expected value"),
             (good.replace(":1,", ":2,"), "format 2"),
-            (good.replace("\"g\"", "\"\""), "group id"),
+            (good.replace("\"g\"", &format!("\"{}\"", "g".repeat(40_000))), "group id"),
             (with(r#"{"topic":"t","partition":-1,"offset":3}"#), "negative"),
             (with(r#"{"topic":"t","partition":0,"offset":-3}"#), "negative"),
             (with(r#"{"topic":"t","partition":0,"offset":1e3}"#), "expected i64"),
@@ -190,6 +192,30 @@ mod tests {
         ] {
             let error = GroupExport::from_json(document.as_bytes()).expect_err(&document).to_string();
             assert!(error.starts_with("not a group's export: ") && error.contains(reason), "{document}: {error}");
+        }
+    }
+
+    #[test]
+    fn whatever_brokers_take_comes_back_from_a_document() {
+        let export = |group_id: &str, metadata: String| GroupExport {
+            format: FORMAT,
+            group_id: group_id.to_owned(),
+            offsets: vec![ExportedOffset { topic: "t".to_owned(), partition: 0, offset: 3, metadata }],
+        };
+        // Brokers count UTF-16 code units: one for "é", which takes two bytes, and two for "🦀".
+        for (group_id, metadata, is_taken) in [
+            ("", String::new(), true),
+            ("g", "é".repeat(4_096), true),
+            ("g", "é".repeat(4_097), false),
+            ("g", "🦀".repeat(2_048), true),
+            ("g", "🦀".repeat(2_049), false),
+        ] {
+            let written = export(group_id, metadata);
+            let read = GroupExport::from_json(&serde_json::to_vec(&written).expect("JSON"));
+            match read {
+                Ok(read) => assert!(is_taken && read == written, "{read:?}"),
+                Err(error) => assert!(!is_taken, "{error}"),
+            }
         }
     }
 }

@@ -92,7 +92,7 @@ fn sentences(event: &TimelineEvent) -> Vec<String> {
         }
         TimelineEventKind::Settled { after_ms: None } => "settled: everybody has its partitions".to_owned(),
         TimelineEventKind::Migrated { to } => format!("the group speaks the {to} protocol from now on"),
-        TimelineEventKind::Unknown => "something that this version of lockstep does not know; see --json".to_owned(),
+        TimelineEventKind::Unknown => "something that this version of lockstep does not know".to_owned(),
     };
     vec![sentence]
 }
