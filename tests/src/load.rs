@@ -10,8 +10,8 @@ use lockstep_env::tokio_env::{TokioEnv, TokioTask};
 
 use crate::wait::pause;
 
-/// Keys of the messages; each key's messages must stay in order.
-pub const KEYS: u64 = 12;
+/// Keys of the messages; each key's messages must stay in order. Enough for each of six partitions to get some.
+pub const KEYS: u64 = 24;
 /// Messages that are under way at one time.
 const WINDOW: u64 = 24;
 const PAUSE_BETWEEN_WINDOWS: Duration = Duration::from_millis(4);

@@ -1,0 +1,193 @@
+//! A cluster, a topic, a producer that never stops, and groups that read.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use lockstep_client::{Admin, Client, GroupDescription, NewTopic};
+use serde_json::Value;
+use tests::{Cluster, Load, PATIENCE, wait_until};
+
+use crate::member::{Kind, Member, SESSION_TIMEOUT};
+use crate::observer::Observer;
+use crate::record::{GroupRecord, ShownOnPanic};
+
+/// What everybody reads.
+pub(crate) const TOPIC: &str = "ledger";
+const PARTITIONS: i32 = 6;
+/// Messages that make a step of progress.
+const SOME: usize = 300;
+
+/// What is told of a group now. On the heap: without optimisation a test's nested futures would take the whole stack.
+async fn described(client: &Client, group: &str) -> Option<GroupDescription> {
+    Box::pin(Admin::new(client).describe_group(group)).await.ok()
+}
+
+/// A group with those members that have not left.
+pub(crate) struct Group {
+    pub(crate) record: Arc<GroupRecord>,
+    pub(crate) members: Vec<Member>,
+    observer: Observer,
+    started: usize,
+}
+
+impl Group {
+    /// Starts another member; it joins by itself.
+    pub(crate) async fn enter(&mut self, cluster: &Cluster, kind: Kind) {
+        self.started += 1;
+        let what = match kind {
+            Kind::Classic(_) => "classic",
+            Kind::Consumer => "consumer",
+            Kind::Ours => "ours",
+        };
+        let name = format!("{}-{what}", self.started);
+        self.members.push(Member::start(cluster, &self.record, &name, kind).await);
+    }
+
+    /// Lets a member leave.
+    pub(crate) async fn leave(&mut self, index: usize) {
+        let member = self.members.remove(index);
+        self.record.note(&member.name, "is to leave");
+        member.close().await;
+    }
+
+    /// Waits until the members share all partitions, and each has one.
+    ///
+    /// # Panics
+    /// They do not within a minute.
+    pub(crate) async fn wait_shared(&self) {
+        let names: BTreeSet<&str> = self.members.iter().map(|member| member.name.as_str()).collect();
+        wait_until(&format!("{names:?} share the partitions of {}", self.record.group()), PATIENCE, || async {
+            let owners = self.record.owners();
+            let owned: usize = owners.values().map(BTreeSet::len).sum();
+            (owners.keys().map(String::as_str).eq(names.iter().copied()) && owned == PARTITIONS as usize).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until, besides, the group is stable and every member was told its epoch. A classic member that was not would drop its partitions
+    /// if the group were downgraded then, as with Kafka: the generation would not be the one that it knows.
+    ///
+    /// # Panics
+    /// As [`Group::wait_shared`].
+    pub(crate) async fn wait_settled(&self, client: &Client) {
+        self.wait_shared().await;
+        let name = self.record.group();
+        wait_until(&format!("{name} is stable with {} members", self.members.len()), PATIENCE, || async {
+            let described = described(client, name).await?;
+            let all_told = described.members.iter().all(|member| member.epoch == described.epoch);
+            (described.state == "Stable" && all_told && described.members.len() == self.members.len()).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the group has read so many messages.
+    ///
+    /// # Panics
+    /// It has not within a minute.
+    pub(crate) async fn wait_read(&self, count: usize) {
+        wait_until(&format!("{} has read {count} messages", self.record.group()), PATIENCE, || async {
+            (self.record.read() >= count).then_some(())
+        })
+        .await;
+    }
+}
+
+/// All that a test needs.
+pub(crate) struct Scene {
+    pub(crate) groups: Vec<Group>,
+    load: Load,
+    pub(crate) client: Client,
+    pub(crate) cluster: Cluster,
+    _shown: ShownOnPanic,
+}
+
+impl Scene {
+    /// Starts everything; the groups have no members yet.
+    pub(crate) async fn set(groups: &[&str]) -> Self {
+        let session_timeout_ms = u64::try_from(SESSION_TIMEOUT.as_millis()).expect("a short time");
+        let adapt = |_, config: &mut Value| config["groups"]["session_timeout_ms"] = session_timeout_ms.into();
+        let cluster = Box::pin(Cluster::start_with(3, adapt)).await;
+        let client = cluster.client().await;
+        Admin::new(&client).create_topic(&NewTopic::new(TOPIC, PARTITIONS)).await.expect("created");
+        let load = Load::start(&client, TOPIC, "load");
+        let records: Vec<_> = groups.iter().map(|group| GroupRecord::new(group)).collect();
+        let groups = records.iter().map(|record| Group {
+            record: Arc::clone(record),
+            members: Vec::new(),
+            observer: Observer::start(&client, record),
+            started: 0,
+        });
+        let groups = groups.collect();
+        Self { cluster, client, load, groups, _shown: ShownOnPanic(records) }
+    }
+
+    /// Adds a line to every group's log.
+    pub(crate) fn note(&self, text: &str) {
+        for group in &self.groups {
+            group.record.note("cluster", text);
+        }
+    }
+
+    /// Some more messages are acknowledged, and every group has read all that was acknowledged by then.
+    ///
+    /// # Panics
+    /// It does not happen within a minute.
+    pub(crate) async fn wait_progress(&self) {
+        let sent = self.load.acknowledged() + SOME;
+        wait_until("messages are acknowledged", PATIENCE, || async {
+            (self.load.acknowledged() >= sent).then_some(())
+        })
+        .await;
+        let sent = self.load.acknowledged();
+        for group in &self.groups {
+            group.wait_read(sent).await;
+        }
+    }
+
+    /// Waits until the group is said to be of this type by both requests that tell it.
+    ///
+    /// # Panics
+    /// It is not within a minute.
+    pub(crate) async fn wait_type(&self, group: &Group, group_type: &str) {
+        let admin = Admin::new(&self.client);
+        let name = group.record.group();
+        wait_until(&format!("{name} is described and listed as {group_type}"), PATIENCE, || async {
+            let described = described(&self.client, name).await?;
+            let listed = Box::pin(admin.list_groups()).await.ok()?;
+            let listed = listed.into_iter().find(|listed| listed.group_id == name)?;
+            (described.group_type == group_type && listed.group_type == group_type).then_some(())
+        })
+        .await;
+    }
+
+    /// Ends the load, lets everybody read all and leave, and checks every group. Gives the types that each group had.
+    ///
+    /// # Panics
+    /// A check fails.
+    pub(crate) async fn finish(self) -> Vec<Vec<String>> {
+        let Self { cluster, client, load, groups, _shown } = self;
+        let outcome = load.finish().await;
+        let sent = outcome.acknowledged;
+        println!("{} messages acknowledged, none for {:?} at most", sent.len(), outcome.longest_gap);
+        let mut types = Vec::new();
+        for mut group in groups {
+            group.wait_read(sent.len()).await;
+            group.wait_settled(&client).await;
+            while group.members.len() > 1 {
+                group.leave(0).await;
+                group.wait_settled(&client).await;
+            }
+            let Group { record, mut members, observer, .. } = group;
+            types.push(observer.finish().await);
+            if let Some(last) = members.pop() {
+                last.close().await;
+            }
+            record.check(&sent);
+            let described = described(&client, record.group()).await.expect("described");
+            assert_eq!(described.offsets.len(), PARTITIONS as usize, "{:?}", described.offsets);
+            assert_eq!(described.lag, Some(0), "all that was read is committed: {:?}", described.offsets);
+        }
+        Box::pin(cluster.wait_equal_digests()).await;
+        types
+    }
+}
