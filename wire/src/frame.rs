@@ -141,9 +141,9 @@ pub fn request_len_max(api_key: i16) -> usize {
     const MIB: usize = 1024 * KIB;
     match ApiKey::from_code(api_key) {
         Some(ApiKey::Produce) => REQUEST_LEN_MAX,
-        // A classic leader sends the assignment of every member, opaque to us.
-        Some(ApiKey::SyncGroup) => 16 * MIB,
-        Some(ApiKey::Fetch | ApiKey::JoinGroup) => 8 * MIB,
+        // A classic leader sends the assignment of every member, opaque to us; metadata that is too long is to get its error.
+        Some(ApiKey::SyncGroup | ApiKey::JoinGroup) => 16 * MIB,
+        Some(ApiKey::Fetch) => 8 * MIB,
         Some(
             ApiKey::Metadata
             | ApiKey::ListOffsets

@@ -20,6 +20,8 @@ use crate::error_code::ErrorCode;
 
 /// What a member says of itself, over all protocols that it offers. The group's leader is sent it for every member.
 const MEMBER_BYTES_MAX: usize = 1 << 20;
+/// Members of one LeaveGroup request that the log names.
+const LOGGED_MEMBERS_MAX: usize = 100;
 /// So much of a client's name goes into the ids of its members: an id must fit a string of the protocol with room to spare.
 const CLIENT_ID_BYTES_IN_MEMBER_ID: usize = 255;
 
@@ -341,9 +343,14 @@ pub(crate) async fn leave<E: Env>(
         }
     };
     let mut response = LeaveGroupResponse::default();
-    for ((member, instance_id, reason), error) in leaving.into_iter().zip(outcomes) {
+    if leaving.len() > LOGGED_MEMBERS_MAX {
+        tracing::info!(group, members = leaving.len(), "LeaveGroup of many members, of which the first are named");
+    }
+    for (n, ((member, instance_id, reason), error)) in leaving.into_iter().zip(outcomes).enumerate() {
         let reason = reason.unwrap_or_default();
-        tracing::info!(group, member, instance = instance_id, reason = &*reason, error = ?error, "LeaveGroup");
+        if n < LOGGED_MEMBERS_MAX {
+            tracing::info!(group, member, instance = instance_id, reason = &*reason, error = ?error, "LeaveGroup");
+        }
         if batched {
             response.members.push(
                 MemberResponse::default()

@@ -3,6 +3,7 @@
 mod cluster;
 mod connections;
 mod groups;
+mod groups_bad_input;
 mod groups_classic;
 mod groups_configs;
 mod groups_consumer;
