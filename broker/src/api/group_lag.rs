@@ -4,12 +4,12 @@
 //! was committed for records that were read is never beyond the end, whichever shards, leaders and brokers are involved.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use lockstep_core::view::CommittedOffset;
 use lockstep_core::{ClusterStateMachine, GroupError, ShardId};
-use lockstep_env::Env;
+use lockstep_env::{Env, timeout};
 use lockstep_runtime::{LogReadError, PartitionLog, Shard};
 use lockstep_wire::BatchHeader;
 use lockstep_wire::private::{GroupLag, GroupLagRequest, GroupLagResponse, LAG_GROUPS_MAX, PartitionLag};
@@ -22,8 +22,12 @@ use crate::error_code::ErrorCode;
 
 /// Partitions of one answer, at most, unless its first group alone has more.
 const PARTITIONS_MAX: usize = 100_000;
-/// After so many partitions other tasks get a turn.
+/// After so many groups and offsets that are looked up, other tasks get a turn.
+const ROWS_IN_A_ROW: usize = 1_024;
+/// After so many groups and partitions whose logs are looked at, other tasks get a turn.
 const PARTITIONS_IN_A_ROW: usize = 64;
+/// How long batches are read for one answer; of partitions that are left then it is not told how long their records have waited.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The log's start may pass the offset that is looked at, but not again and again.
 const ATTEMPTS_MAX: usize = 3;
 /// The attribute after which a batch's first timestamp is something else: when its tombstones may go.
@@ -43,17 +47,20 @@ pub(crate) async fn handle<E: Env>(
     let places = committed.iter().filter_map(|(_, rows)| rows.as_ref().ok()).flatten().filter_map(|row| row.shard);
     let copies = copies(broker, places.collect()).await;
     let now_ms = broker.env().wall_clock_ms();
+    let deadline = E::now() + LOOK_TIMEOUT;
     let mut lags = Vec::with_capacity(committed.len());
     let mut looked: usize = 0;
     for (group_id, rows) in committed {
         let error_code = rows.as_ref().err().copied().unwrap_or(ErrorCode::None).code();
         let mut partitions = Vec::new();
+        // A group without offsets costs as much as a partition.
+        looked += 1;
         for row in rows.unwrap_or_default() {
             looked += 1;
             if looked.is_multiple_of(PARTITIONS_IN_A_ROW) {
                 E::sleep(Duration::ZERO).await;
             }
-            partitions.push(row_of(&row, look(&copies, &row, now_ms).await));
+            partitions.push(row_of(&row, look(&copies, &row, now_ms, deadline).await));
         }
         partitions.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
         lags.push(GroupLag { group_id, error_code, partitions });
@@ -85,16 +92,22 @@ async fn committed<E: Env>(broker: &Broker<E>, groups: Vec<String>) -> Vec<Commi
     let places: Vec<_> = groups.iter().map(|group| shard_to_read(broker, group)).collect();
     let copies = copies(broker, places.iter().flatten().copied().collect()).await;
     let mut answered = Vec::with_capacity(groups.len());
-    let mut count = 0;
+    let (mut count, mut since_turn) = (0, 0);
     for (group, place) in groups.into_iter().zip(places) {
         let outcome = place
             .and_then(|id| copies.get(&id).cloned().unwrap_or(Err(ErrorCode::NotCoordinator)))
             .and_then(|shard| shard.read(|state| committed_by(state, &group)));
-        count += outcome.as_ref().map_or(0, Vec::len);
+        let rows = outcome.as_ref().map_or(0, Vec::len);
+        count += rows;
+        since_turn += 1 + rows;
         if count > PARTITIONS_MAX && !answered.is_empty() {
             break;
         }
         answered.push((group, outcome));
+        if since_turn >= ROWS_IN_A_ROW {
+            since_turn = 0;
+            E::sleep(Duration::ZERO).await;
+        }
     }
     answered
 }
@@ -126,7 +139,12 @@ fn row_of(committed: &Committed, behind: Result<Behind, ErrorCode>) -> Partition
     }
 }
 
-async fn look<E: Env>(copies: &Copies<E>, committed: &Committed, now_ms: i64) -> Result<Behind, ErrorCode> {
+async fn look<E: Env>(
+    copies: &Copies<E>,
+    committed: &Committed,
+    now_ms: i64,
+    deadline: Instant,
+) -> Result<Behind, ErrorCode> {
     let id = committed.shard.ok_or(ErrorCode::UnknownTopicOrPartition)?;
     let shard = match copies.get(&id) {
         Some(Ok(shard)) => shard,
@@ -135,7 +153,7 @@ async fn look<E: Env>(copies: &Copies<E>, committed: &Committed, now_ms: i64) ->
     };
     let CommittedOffset { topic_id, partition, offset, .. } = committed.offset;
     let log = shard.log(topic_id, partition).ok_or(ErrorCode::UnknownTopicOrPartition)?;
-    behind(&log, offset, now_ms).await.map_err(|error| {
+    behind(&log, offset, now_ms, deadline).await.map_err(|error| {
         tracing::warn!(topic = %topic_id, partition, %error, "cannot tell how old the first unread record is");
         ErrorCode::of_log_read(&error)
     })
@@ -150,7 +168,12 @@ struct Behind {
     lag_ms: Option<u64>,
 }
 
-async fn behind<E: Env>(log: &PartitionLog<E>, committed: i64, now_ms: i64) -> Result<Behind, LogReadError> {
+async fn behind<E: Env>(
+    log: &PartitionLog<E>,
+    committed: i64,
+    now_ms: i64,
+    deadline: Instant,
+) -> Result<Behind, LogReadError> {
     let mut attempt = 1;
     loop {
         let (start, end) = (log.start_offset(), log.end_offset());
@@ -158,7 +181,13 @@ async fn behind<E: Env>(log: &PartitionLog<E>, committed: i64, now_ms: i64) -> R
         if first_unread >= end {
             return Ok(Behind { start, end, lag: 0, lag_ms: Some(0) });
         }
-        match log.read(first_unread, 1, true).await {
+        let left = deadline.saturating_duration_since(E::now());
+        let read =
+            if left.is_zero() { None } else { timeout::<E, _>(left, log.read(first_unread, 1, true)).await.ok() };
+        let Some(read) = read else {
+            return Ok(Behind { start, end, lag: end - first_unread, lag_ms: None });
+        };
+        match read {
             Ok(batches) => {
                 let header = batches.first().and_then(|batch| BatchHeader::parse(batch).ok());
                 let lag_ms = header.and_then(|header| age_ms(&header, now_ms));

@@ -94,7 +94,7 @@ async fn lag_is_told_in_records_and_in_time() {
     assert_eq!(lags(&mut client, &[]).await, Err(error::INVALID_REQUEST));
     let missing = lags(&mut client, &["nobody", "", "nobody"]).await.expect("lag");
     let errors: Vec<_> = missing.iter().map(|lag| (lag.group_id.as_str(), lag.error_code)).collect();
-    assert_eq!(errors, [("nobody", error::GROUP_ID_NOT_FOUND), ("", error::INVALID_GROUP_ID)]);
+    assert_eq!(errors, [("nobody", error::GROUP_ID_NOT_FOUND), ("", error::GROUP_ID_NOT_FOUND)]);
 
     let now_ms = TokioEnv::new().wall_clock_ms();
     let at = |ages_ms: &[i64]| {
@@ -133,6 +133,11 @@ async fn lag_is_told_in_records_and_in_time() {
     let both = lags(&mut client, &["h", "g"]).await.expect("lag");
     let told: Vec<_> = both.iter().map(|lag| (lag.group_id.as_str(), lag.partitions[0].lag)).collect();
     assert_eq!(told, [("h", Some(1)), ("g", Some(0))]);
+    // Commits of those that are no members make even this group.
+    assert_eq!(committed(&mut client, 8, commit("", "", -1, 0, 1)).await, 0);
+    let nameless = lags(&mut client, &[""]).await.expect("lag");
+    assert_eq!((nameless[0].error_code, nameless[0].partitions[0].lag), (0, Some(3)));
+    assert_eq!(timeline(&mut client, "").await.group_id, "");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -60,7 +60,7 @@ private_request!(GroupLagRequest);
 pub struct GroupLag {
     /// Group.
     pub group_id: String,
-    /// Kafka's error code, 0 for none: GROUP_ID_NOT_FOUND, INVALID_GROUP_ID, COORDINATOR_NOT_AVAILABLE, or NOT_COORDINATOR when
+    /// Kafka's error code, 0 for none: GROUP_ID_NOT_FOUND, COORDINATOR_NOT_AVAILABLE, or NOT_COORDINATOR when
     /// the broker keeps no copy of the group.
     pub error_code: i16,
     /// Every partition that the group has committed an offset for, by topic and index.
@@ -88,6 +88,7 @@ pub struct PartitionLag {
     /// How long the first of these records has been waiting, in milliseconds: the broker's wall clock less the timestamp of the
     /// batch that holds the record, which is that of the batch's first record (with LogAppendTime, when it was appended). So it
     /// is exact where a batch is read from its beginning, and too large by the batch's own span at most elsewhere. 0 when `lag`
-    /// is 0, and for timestamps to come; `null` when the producer gave none.
+    /// is 0, and for timestamps to come; `null` when the producer gave none, or when the broker would have taken too long to
+    /// look at all the batches.
     pub lag_ms: Option<u64>,
 }
