@@ -46,7 +46,7 @@ async fn a_timeline_tells_who_came_what_moved_and_when_it_was_over() {
     broker.create_topic("t", 2).await;
     let mut client = broker.connect().await;
     assert_eq!(timeline_json(&mut client, "g").await, Err(error::GROUP_ID_NOT_FOUND));
-    assert_eq!(timeline_json(&mut client, "").await, Err(error::INVALID_GROUP_ID));
+    assert_eq!(timeline_json(&mut client, "").await, Err(error::GROUP_ID_NOT_FOUND));
 
     let joined = client.call(1, join("g", "a")).await;
     assert_eq!((joined.error_code, joined.member_epoch), (0, 1));
