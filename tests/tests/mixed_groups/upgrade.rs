@@ -28,6 +28,7 @@ async fn there_and_back(assignor: &'static str) {
 /// The member that has been there longest leaves, and another comes.
 async fn replace_oldest(scene: &mut Scene, kind: Kind) {
     scene.groups[0].leave(0).await;
+    scene.groups[0].wait_settled(&scene.client).await;
     scene.groups[0].enter(&scene.cluster, kind).await;
     scene.groups[0].wait_settled(&scene.client).await;
     scene.wait_progress().await;
