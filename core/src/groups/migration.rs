@@ -61,6 +61,11 @@ fn check_newcomer(classic: &ClassicGroup, op: &ConsumerHeartbeat) -> Result<(), 
 /// generation, and each is to join again. Pending members are forgotten; they may come with their ids all the same.
 fn consumer_group(classic: &ClassicGroup, cx: &Context<'_>) -> Result<ConsumerGroup, GroupError> {
     let epoch = classic.generation();
+    // While the leader's assignment is missing, what members have is of the generation before, and so may their commits be.
+    let assigned_at = match classic.head.state {
+        ClassicState::Completing => epoch.saturating_sub(1),
+        _ => epoch,
+    };
     let mut group = ConsumerGroup::new(epoch);
     group.activity = classic.activity.clone();
     for pending in classic.pending.keys() {
@@ -85,7 +90,7 @@ fn consumer_group(classic: &ClassicGroup, cx: &Context<'_>) -> Result<ConsumerGr
             for partition in topic.partitions {
                 // The client that assigned may have given a partition to two members; here only one can have it.
                 if taken.insert((topic.topic_id, partition)) {
-                    assigned.entry(topic.topic_id).or_default().insert(partition, epoch);
+                    assigned.entry(topic.topic_id).or_default().insert(partition, assigned_at);
                     target.entry(topic.topic_id).or_default().push(partition);
                 }
             }
