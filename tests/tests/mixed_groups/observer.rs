@@ -37,6 +37,11 @@ impl Observer {
         Self { seen, is_over, task: TokioEnv::spawn(look) }
     }
 
+    /// The type that the group was described with last.
+    pub(crate) fn last_type(&self) -> Option<String> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).types.last().cloned()
+    }
+
     /// Stops; gives the types that the group had, in order.
     ///
     /// # Panics

@@ -15,8 +15,11 @@ async fn two_mixed_groups_read_through_a_rolling_restart_without_loss_repetition
         for (group, kinds) in scene.groups.iter_mut().zip(kinds) {
             group.enter(&scene.cluster, kinds[step]).await;
         }
-        for group in &scene.groups {
+        for (group, first_type) in scene.groups.iter().zip(["classic", "consumer"]) {
             group.wait_shared().await;
+            if step == 0 {
+                group.wait_type(&scene.client, first_type).await;
+            }
         }
     }
     scene.wait_progress().await;
@@ -43,6 +46,6 @@ async fn two_mixed_groups_read_through_a_rolling_restart_without_loss_repetition
         scene.wait_progress().await;
     }
     // In the end members leave until only one is left, a classic one in the second group.
-    let types = Box::pin(scene.finish()).await;
+    let types = Box::pin(scene.finish(&["consumer", "classic"])).await;
     assert_eq!(types, [vec!["classic", "consumer"], vec!["consumer", "classic"]]);
 }

@@ -80,6 +80,24 @@ impl Group {
         .await;
     }
 
+    /// Waits until the group is said to be of this type by both requests that tell it, and the observer has seen it: it would miss what is
+    /// over before it looks again.
+    ///
+    /// # Panics
+    /// It is not within a minute.
+    pub(crate) async fn wait_type(&self, client: &Client, group_type: &str) {
+        let admin = Admin::new(client);
+        let name = self.record.group();
+        wait_until(&format!("{name} is described and listed as {group_type}"), PATIENCE, || async {
+            let described = described(client, name).await?;
+            let listed = Box::pin(admin.list_groups()).await.ok()?;
+            let listed = listed.into_iter().find(|listed| listed.group_id == name)?;
+            let all = [Some(described.group_type), Some(listed.group_type), self.observer.last_type()];
+            all.iter().all(|seen| seen.as_deref() == Some(group_type)).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until the group has read so many messages.
     ///
     /// # Panics
@@ -144,39 +162,25 @@ impl Scene {
         }
     }
 
-    /// Waits until the group is said to be of this type by both requests that tell it.
-    ///
-    /// # Panics
-    /// It is not within a minute.
-    pub(crate) async fn wait_type(&self, group: &Group, group_type: &str) {
-        let admin = Admin::new(&self.client);
-        let name = group.record.group();
-        wait_until(&format!("{name} is described and listed as {group_type}"), PATIENCE, || async {
-            let described = described(&self.client, name).await?;
-            let listed = Box::pin(admin.list_groups()).await.ok()?;
-            let listed = listed.into_iter().find(|listed| listed.group_id == name)?;
-            (described.group_type == group_type && listed.group_type == group_type).then_some(())
-        })
-        .await;
-    }
-
-    /// Ends the load, lets everybody read all and leave, and checks every group. Gives the types that each group had.
+    /// Ends the load, lets everybody read all and leave, and checks every group, which is of its type of `last_types` when one member is left.
+    /// Gives the types that each group had.
     ///
     /// # Panics
     /// A check fails.
-    pub(crate) async fn finish(self) -> Vec<Vec<String>> {
+    pub(crate) async fn finish(self, last_types: &[&str]) -> Vec<Vec<String>> {
         let Self { cluster, client, load, groups, _shown } = self;
         let outcome = load.finish().await;
         let sent = outcome.acknowledged;
         println!("{} messages acknowledged, none for {:?} at most", sent.len(), outcome.longest_gap);
         let mut types = Vec::new();
-        for mut group in groups {
+        for (mut group, last_type) in groups.into_iter().zip(last_types) {
             group.wait_read(sent.len()).await;
             group.wait_settled(&client).await;
             while group.members.len() > 1 {
                 group.leave(0).await;
                 group.wait_settled(&client).await;
             }
+            group.wait_type(&client, last_type).await;
             let Group { record, mut members, observer, .. } = group;
             types.push(observer.finish().await);
             if let Some(last) = members.pop() {

@@ -11,17 +11,17 @@ async fn there_and_back(assignor: &'static str) {
         scene.groups[0].enter(&scene.cluster, Kind::Classic(assignor)).await;
     }
     scene.groups[0].wait_settled(&scene.client).await;
-    scene.wait_type(&scene.groups[0], "classic").await;
+    scene.groups[0].wait_type(&scene.client, "classic").await;
     scene.wait_progress().await;
     for _ in 0..MEMBERS {
         replace_oldest(&mut scene, Kind::Consumer).await;
-        scene.wait_type(&scene.groups[0], "consumer").await;
+        scene.groups[0].wait_type(&scene.client, "consumer").await;
     }
     for left in (0..MEMBERS).rev() {
         replace_oldest(&mut scene, Kind::Classic(assignor)).await;
-        scene.wait_type(&scene.groups[0], if left > 0 { "consumer" } else { "classic" }).await;
+        scene.groups[0].wait_type(&scene.client, if left > 0 { "consumer" } else { "classic" }).await;
     }
-    let types = Box::pin(scene.finish()).await;
+    let types = Box::pin(scene.finish(&["classic"])).await;
     assert_eq!(types, [["classic", "consumer", "classic"]]);
 }
 
