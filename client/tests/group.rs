@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fake::{FakeBroker, Reaction, TOPIC, TOPIC_ID, metadata};
+use fake::{FakeBroker, Reaction, TOPIC, TOPIC_ID, coordinator, metadata, two_brokers};
 use lockstep_client::{
     Client, ClientConfig, ClientError, ErrorCode, GroupConsumer, GroupConsumerConfig, GroupEvent, TopicPartition,
 };
@@ -14,15 +14,14 @@ use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, timeout};
 use lockstep_wire::codec::consumer_group_heartbeat_response::{Assignment, TopicPartitions};
 use lockstep_wire::codec::fetch_response::{FetchableTopicResponse, PartitionData};
-use lockstep_wire::codec::find_coordinator_response::Coordinator;
 use lockstep_wire::codec::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use lockstep_wire::codec::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
 use lockstep_wire::codec::offset_fetch_response::{
     OffsetFetchResponseGroup, OffsetFetchResponsePartitions, OffsetFetchResponseTopics,
 };
 use lockstep_wire::codec::{
-    BrokerId, ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, FetchResponse, FindCoordinatorResponse,
-    ListOffsetsResponse, OffsetCommitResponse, OffsetFetchResponse, StrBytes, TopicName,
+    ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, FetchResponse, ListOffsetsResponse,
+    OffsetCommitResponse, OffsetFetchResponse, StrBytes, TopicName,
 };
 use lockstep_wire::{BatchBuilder, Compression, Request};
 
@@ -64,11 +63,7 @@ async fn cluster() -> (Shared, Vec<FakeBroker>) {
         heartbeats: Vec::new(),
         commits: Vec::new(),
     }));
-    let mut brokers = Vec::new();
-    for id in 1..=2 {
-        let state = Arc::clone(&shared);
-        brokers.push(FakeBroker::start(move |request| react(&mut state.lock().expect("no panic"), id, request)).await);
-    }
+    let brokers = two_brokers(&shared, react).await;
     shared.lock().expect("no panic").ports = brokers.iter().map(FakeBroker::port).collect();
     (shared, brokers)
 }
@@ -76,16 +71,7 @@ async fn cluster() -> (Shared, Vec<FakeBroker>) {
 fn react(state: &mut State, broker: i32, request: Request) -> Reaction {
     match request {
         Request::Metadata(_) => metadata(&state.ports, &[(1, 1); PARTITIONS as usize]).into(),
-        Request::FindCoordinator(request) => {
-            let mut found = Coordinator::default();
-            found.key = request.coordinator_keys[0].clone();
-            found.node_id = BrokerId(state.coordinator);
-            found.host = StrBytes::from_static_str("127.0.0.1");
-            found.port = state.ports[state.coordinator as usize - 1];
-            let mut response = FindCoordinatorResponse::default();
-            response.coordinators.push(found);
-            response.into()
-        }
+        Request::FindCoordinator(request) => coordinator(&state.ports, state.coordinator, &request).into(),
         Request::ConsumerGroupHeartbeat(request) => {
             let mut response = ConsumerGroupHeartbeatResponse::default();
             response.heartbeat_interval_ms = 50;

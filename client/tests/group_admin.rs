@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fake::{FakeBroker, Reaction, TOPIC, metadata};
+use fake::{FakeBroker, Reaction, TOPIC, coordinator, metadata, two_brokers};
 use lockstep_client::{
     Admin, Client, ClientConfig, ClientError, ErrorCode, ExportedOffset, GroupExport, ResetTo, TimelineEventKind,
     TopicSelection,
@@ -14,7 +14,6 @@ use lockstep_client::{
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_wire::Request;
 use lockstep_wire::codec::consumer_group_describe_response::{DescribedGroup, Member};
-use lockstep_wire::codec::find_coordinator_response::Coordinator;
 use lockstep_wire::codec::list_groups_response::ListedGroup;
 use lockstep_wire::codec::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use lockstep_wire::codec::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
@@ -22,9 +21,8 @@ use lockstep_wire::codec::offset_fetch_response::{
     OffsetFetchResponseGroup, OffsetFetchResponsePartitions, OffsetFetchResponseTopics,
 };
 use lockstep_wire::codec::{
-    BrokerId, ConsumerGroupDescribeResponse, DescribeGroupsResponse, FindCoordinatorResponse, GroupId,
-    ListGroupsResponse, ListOffsetsResponse, OffsetCommitResponse, OffsetFetchResponse, StrBytes, TopicName,
-    describe_groups_response,
+    ConsumerGroupDescribeResponse, DescribeGroupsResponse, GroupId, ListGroupsResponse, ListOffsetsResponse,
+    OffsetCommitResponse, OffsetFetchResponse, StrBytes, TopicName, describe_groups_response,
 };
 use lockstep_wire::private::{GroupLag, GroupLagResponse, GroupTimelineResponse};
 
@@ -56,11 +54,7 @@ type Shared = Arc<Mutex<State>>;
 
 async fn cluster(state: State) -> (Shared, Vec<FakeBroker>) {
     let shared = Arc::new(Mutex::new(state));
-    let mut brokers = Vec::new();
-    for id in 1..=2 {
-        let state = Arc::clone(&shared);
-        brokers.push(FakeBroker::start(move |request| react(&mut state.lock().expect("no panic"), id, request)).await);
-    }
+    let brokers = two_brokers(&shared, react).await;
     shared.lock().expect("no panic").ports = brokers.iter().map(FakeBroker::port).collect();
     (shared, brokers)
 }
@@ -68,16 +62,7 @@ async fn cluster(state: State) -> (Shared, Vec<FakeBroker>) {
 fn react(state: &mut State, broker: i32, request: Request) -> Reaction {
     match request {
         Request::Metadata(_) => metadata(&state.ports, &[(1, 1); PARTITIONS as usize]).into(),
-        Request::FindCoordinator(request) => {
-            let mut found = Coordinator::default();
-            found.key = request.coordinator_keys[0].clone();
-            found.node_id = BrokerId(1);
-            found.host = StrBytes::from_static_str("127.0.0.1");
-            found.port = state.ports[0];
-            let mut response = FindCoordinatorResponse::default();
-            response.coordinators.push(found);
-            response.into()
-        }
+        Request::FindCoordinator(request) => coordinator(&state.ports, 1, &request).into(),
         Request::ConsumerGroupDescribe(request) => {
             let mut group = DescribedGroup::default();
             group.group_id = request.group_ids[0].clone();

@@ -6,10 +6,14 @@ use bytes::Bytes;
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, Listener, Task};
 use lockstep_wire::codec::api_versions_response::ApiVersion;
+use lockstep_wire::codec::find_coordinator_response::Coordinator;
 use lockstep_wire::codec::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
-use lockstep_wire::codec::{ApiVersionsResponse, BrokerId, MetadataResponse, StrBytes, TopicName, Uuid};
+use lockstep_wire::codec::{
+    ApiVersionsResponse, BrokerId, FindCoordinatorRequest, FindCoordinatorResponse, MetadataResponse, StrBytes,
+    TopicName, Uuid,
+};
 use lockstep_wire::frame::{decode_request, encode_response};
 use lockstep_wire::versions::advertised;
 use lockstep_wire::{Request, Response};
@@ -143,4 +147,31 @@ pub(crate) fn metadata(ports: &[i32], leaders: &[(i32, i32)]) -> MetadataRespons
     }
     response.topics.push(topic);
     response
+}
+
+/// Two brokers with one state, numbered 1 and 2.
+#[allow(dead_code, reason = "not every test has brokers that share a state")]
+pub(crate) async fn two_brokers<S: Send + 'static>(
+    state: &Arc<Mutex<S>>,
+    react: fn(&mut S, i32, Request) -> Reaction,
+) -> Vec<FakeBroker> {
+    let mut brokers = Vec::new();
+    for id in 1..=2 {
+        let state = Arc::clone(state);
+        brokers.push(FakeBroker::start(move |request| react(&mut state.lock().expect("no panic"), id, request)).await);
+    }
+    brokers
+}
+
+/// Names the broker that coordinates the group asked about, by its number, the first being 1.
+#[allow(dead_code, reason = "not every test has groups")]
+pub(crate) fn coordinator(ports: &[i32], broker: i32, request: &FindCoordinatorRequest) -> Response {
+    let mut found = Coordinator::default();
+    found.key = request.coordinator_keys[0].clone();
+    found.node_id = BrokerId(broker);
+    found.host = StrBytes::from_static_str("127.0.0.1");
+    found.port = ports[broker as usize - 1];
+    let mut response = FindCoordinatorResponse::default();
+    response.coordinators.push(found);
+    response.into()
 }
