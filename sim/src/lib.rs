@@ -6,11 +6,9 @@ compile_error!(
      unset RUSTFLAGS, or add `--cfg madsim` to it"
 );
 
-pub mod check;
 pub mod cluster;
 pub mod env;
 pub mod faults;
-pub mod history;
 pub mod scenario;
 mod workload;
 

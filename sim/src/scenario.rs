@@ -10,7 +10,6 @@ use lockstep_core::view::GroupState;
 use lockstep_env::{Env, timeout};
 use madsim::runtime::{Handle, NodeHandle};
 
-use crate::check::{self, Stored};
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::env::SimEnv;
 use crate::env::disk::DiskOptions;
@@ -18,8 +17,9 @@ use crate::env::net::LinkOptions;
 use crate::env::random_below;
 use crate::env::trace::Event as TraceEvent;
 use crate::faults::{self, Planned};
-use crate::history::{Event, History};
 use crate::workload::{self, Finish, GROUP, TOPIC};
+use checker::check::{self, Stored};
+use checker::history::{Event, History};
 
 /// Partitions of the topic.
 const PARTITIONS: i32 = 6;

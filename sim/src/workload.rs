@@ -12,7 +12,7 @@ use lockstep_client::{
 use lockstep_env::Env;
 
 use crate::env::{SimEnv, random_below};
-use crate::history::{Event, History};
+use checker::history::{Event, History};
 
 /// The topic that everything goes through.
 pub(crate) const TOPIC: &str = "records";
