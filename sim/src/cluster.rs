@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lockstep_broker::{Broker, BrokerConfig};
@@ -66,12 +66,13 @@ pub enum Death {
     Power,
 }
 
-/// Simulated brokers on one network.
+/// Simulated brokers on one network. Cheap to clone: faults that overlap share it.
+#[derive(Clone)]
 pub struct Cluster {
     options: ClusterOptions,
     network: Network,
-    hosts: BTreeMap<NodeId, Host>,
-    clients: BTreeMap<String, (SimEnv, NodeHandle)>,
+    hosts: Arc<Mutex<BTreeMap<NodeId, Host>>>,
+    clients: Arc<Mutex<BTreeMap<String, (SimEnv, NodeHandle)>>>,
 }
 
 struct Host {
@@ -103,7 +104,17 @@ impl Cluster {
             Host { disk: SimDisk::new(&name, disk, trace.clone()), name, running: None }
         };
         let hosts = (1..=options.nodes).map(|id| (id, host(id))).collect();
-        Self { options, network, hosts, clients: BTreeMap::new() }
+        Self { options, network, hosts: Arc::new(Mutex::new(hosts)), clients: Arc::default() }
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, BTreeMap<NodeId, Host>> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it was made with.
+    #[must_use]
+    pub fn options(&self) -> &ClusterOptions {
+        &self.options
     }
 
     /// The links.
@@ -121,29 +132,29 @@ impl Cluster {
     /// All node ids.
     #[must_use]
     pub fn ids(&self) -> Vec<NodeId> {
-        self.hosts.keys().copied().collect()
+        self.hosts().keys().copied().collect()
     }
 
     /// A node's host name.
     #[must_use]
-    pub fn host(&self, id: NodeId) -> &str {
-        &self.hosts[&id].name
+    pub fn host(&self, id: NodeId) -> String {
+        self.hosts()[&id].name.clone()
     }
 
     /// A node's disk, also while it is down.
     #[must_use]
-    pub fn disk(&self, id: NodeId) -> &SimDisk {
-        &self.hosts[&id].disk
+    pub fn disk(&self, id: NodeId) -> SimDisk {
+        self.hosts()[&id].disk.clone()
     }
 
     /// Where clients reach the brokers.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        self.hosts.values().map(|host| format!("{}:{CLIENT_PORT}", host.name)).collect()
+        self.hosts().values().map(|host| format!("{}:{CLIENT_PORT}", host.name)).collect()
     }
 
     fn config(&self, id: NodeId) -> BrokerConfig {
-        let peers = self.hosts.iter().map(|(id, host)| (*id, format!("{}:{PEER_PORT}", host.name))).collect();
+        let peers = self.hosts().iter().map(|(id, host)| (*id, format!("{}:{PEER_PORT}", host.name))).collect();
         let options = self.options;
         let mut node = NodeConfig::new(id, peers, PathBuf::from("raft"), PathBuf::from("data"));
         node.shards = options.shards;
@@ -152,7 +163,7 @@ impl Cluster {
         node.segment_bytes = options.segment_bytes;
         node.cache_bytes = options.cache_bytes;
         let mut config = BrokerConfig::new(node);
-        config.host = self.hosts[&id].name.clone();
+        config.host = self.host(id);
         config.port = CLIENT_PORT;
         config.topics.partitions = 3;
         config.groups.initial_rebalance_delay_ms = 0;
@@ -162,10 +173,11 @@ impl Cluster {
     }
 
     /// Boots a host that is down; returns at once.
-    pub fn start(&mut self, id: NodeId) {
+    pub fn start(&self, id: NodeId) {
         let config = self.config(id);
         let network = self.network.clone();
-        let Some(host) = self.hosts.get_mut(&id) else { return };
+        let mut hosts = self.hosts();
+        let Some(host) = hosts.get_mut(&id) else { return };
         assert!(host.running.is_none(), "{} runs already", host.name);
         network.host_up(&host.name);
         let machine = Handle::current().create_node().name(host.name.clone()).build();
@@ -190,8 +202,9 @@ impl Cluster {
     }
 
     /// Kills a broker that runs. Its disk is ready for the next life when this returns.
-    pub fn kill(&mut self, id: NodeId, death: Death) {
-        let Some(host) = self.hosts.get_mut(&id) else { return };
+    pub fn kill(&self, id: NodeId, death: Death) {
+        let mut hosts = self.hosts();
+        let Some(host) = hosts.get_mut(&id) else { return };
         let Some(running) = host.running.take() else { return };
         self.network.host_down(&host.name, death == Death::Power);
         Handle::current().kill(running.machine.id());
@@ -200,11 +213,12 @@ impl Cluster {
 
     /// Ends all brokers and clients, and with them what they hold: a task that waits for nothing more would otherwise
     /// outlive the simulation.
-    pub async fn end(mut self) {
+    pub async fn end(self) {
         for id in self.ids() {
             self.kill(id, Death::Process);
         }
-        for (_, machine) in std::mem::take(&mut self.clients).into_values() {
+        let clients = std::mem::take(&mut *self.clients.lock().unwrap_or_else(PoisonError::into_inner));
+        for (_, machine) in clients.into_values() {
             Handle::current().kill(machine.id());
         }
         // Killed tasks are dropped when their turn comes.
@@ -212,9 +226,9 @@ impl Cluster {
     }
 
     /// Stops a broker as SIGTERM does, and waits until it has stopped.
-    pub async fn stop(&mut self, id: NodeId) {
+    pub async fn stop(&self, id: NodeId) {
         if let Some(broker) = self.broker(id) {
-            let machine = self.hosts[&id]
+            let machine = self.hosts()[&id]
                 .running
                 .as_ref()
                 .map(|running| running.machine.spawn(async move { broker.shutdown().await }));
@@ -227,16 +241,16 @@ impl Cluster {
 
     /// Freezes a broker as SIGSTOP does.
     pub fn pause(&self, id: NodeId) {
-        if let Some(running) = &self.hosts[&id].running {
-            self.trace().event(&self.hosts[&id].name, "paused");
+        if let Some(Host { name, running: Some(running), .. }) = self.hosts().get(&id) {
+            self.trace().event(name, "paused");
             Handle::current().pause(running.machine.id());
         }
     }
 
     /// Lets a frozen broker go on.
     pub fn resume(&self, id: NodeId) {
-        if let Some(running) = &self.hosts[&id].running {
-            self.trace().event(&self.hosts[&id].name, "goes on");
+        if let Some(Host { name, running: Some(running), .. }) = self.hosts().get(&id) {
+            self.trace().event(name, "goes on");
             Handle::current().resume(running.machine.id());
         }
     }
@@ -244,13 +258,14 @@ impl Cluster {
     /// Is the host up?
     #[must_use]
     pub fn is_up(&self, id: NodeId) -> bool {
-        self.hosts[&id].running.is_some()
+        self.hosts()[&id].running.is_some()
     }
 
     /// The broker, once it serves.
     #[must_use]
     pub fn broker(&self, id: NodeId) -> Option<Broker<SimEnv>> {
-        let running = self.hosts[&id].running.as_ref()?;
+        let hosts = self.hosts();
+        let running = hosts[&id].running.as_ref()?;
         match &*running.broker.lock().unwrap_or_else(PoisonError::into_inner) {
             Start::Serving(broker) => Some(broker.clone()),
             Start::Under | Start::Failed(_) => None,
@@ -260,7 +275,8 @@ impl Cluster {
     /// Why a broker that was started does not serve.
     #[must_use]
     pub fn start_error(&self, id: NodeId) -> Option<String> {
-        let running = self.hosts[&id].running.as_ref()?;
+        let hosts = self.hosts();
+        let running = hosts[&id].running.as_ref()?;
         match &*running.broker.lock().unwrap_or_else(PoisonError::into_inner) {
             Start::Failed(error) => Some(error.clone()),
             Start::Under | Start::Serving(_) => None,
@@ -276,13 +292,15 @@ impl Cluster {
     /// A broker's environment, while the host is up.
     #[must_use]
     pub fn env(&self, id: NodeId) -> Option<SimEnv> {
-        Some(self.hosts[&id].running.as_ref()?.env.clone())
+        Some(self.hosts()[&id].running.as_ref()?.env.clone())
     }
 
     /// A machine of a client's own, on which its tasks run.
-    pub fn client(&mut self, name: &str) -> (SimEnv, NodeHandle) {
+    pub fn client(&self, name: &str) -> (SimEnv, NodeHandle) {
         let network = &self.network;
         self.clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
             .entry(name.to_owned())
             .or_insert_with(|| {
                 let disk = SimDisk::new(name, DiskOptions::default(), network.trace().clone());

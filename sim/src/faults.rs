@@ -92,7 +92,7 @@ pub fn draw(nodes: u64, shards: u16, members: usize) -> Vec<Planned> {
 }
 
 /// Lets the faults happen, one after another; each is mended before the next.
-pub async fn play(cluster: &mut Cluster, schedule: &[Planned], pause_member: impl Fn(usize, bool)) {
+pub async fn play(cluster: &Cluster, schedule: &[Planned], pause_member: impl Fn(usize, bool)) {
     for planned in schedule {
         SimEnv::sleep(planned.after).await;
         cluster.trace().event("faults", format!("{:?} for {:?}", planned.fault, planned.lasts));
@@ -100,7 +100,7 @@ pub async fn play(cluster: &mut Cluster, schedule: &[Planned], pause_member: imp
     }
 }
 
-async fn begin(cluster: &mut Cluster, fault: &Fault, lasts: Duration, pause_member: &impl Fn(usize, bool)) {
+async fn begin(cluster: &Cluster, fault: &Fault, lasts: Duration, pause_member: &impl Fn(usize, bool)) {
     let ids = cluster.ids();
     match *fault {
         Fault::Crash(node, death) => crash(cluster, &[node], death, lasts).await,
@@ -125,9 +125,9 @@ async fn begin(cluster: &mut Cluster, fault: &Fault, lasts: Duration, pause_memb
         Fault::Isolate(node) | Fault::Mute(node) => {
             let network = cluster.network().clone();
             for peer in ids.into_iter().filter(|peer| *peer != node) {
-                network.block(cluster.host(node), cluster.host(peer));
+                network.block(&cluster.host(node), &cluster.host(peer));
                 if matches!(fault, Fault::Isolate(_)) {
-                    network.block(cluster.host(peer), cluster.host(node));
+                    network.block(&cluster.host(peer), &cluster.host(node));
                 }
             }
             SimEnv::sleep(lasts).await;
@@ -135,7 +135,7 @@ async fn begin(cluster: &mut Cluster, fault: &Fault, lasts: Duration, pause_memb
         }
         Fault::CutOneWay(from, to) => {
             let network = cluster.network().clone();
-            network.block(cluster.host(from), cluster.host(to));
+            network.block(&cluster.host(from), &cluster.host(to));
             SimEnv::sleep(lasts).await;
             network.heal();
         }
@@ -144,7 +144,7 @@ async fn begin(cluster: &mut Cluster, fault: &Fault, lasts: Duration, pause_memb
             SimEnv::sleep(lasts).await;
             cluster.resume(node);
         }
-        Fault::Reset(a, b) => cluster.network().reset(cluster.host(a), cluster.host(b)),
+        Fault::Reset(a, b) => cluster.network().reset(&cluster.host(a), &cluster.host(b)),
         Fault::BadLinks => {
             cluster.network().set_options(LinkOptions {
                 delay_max: Duration::from_millis(20),
@@ -168,7 +168,7 @@ async fn begin(cluster: &mut Cluster, fault: &Fault, lasts: Duration, pause_memb
     }
 }
 
-async fn crash(cluster: &mut Cluster, nodes: &[NodeId], death: Death, lasts: Duration) {
+async fn crash(cluster: &Cluster, nodes: &[NodeId], death: Death, lasts: Duration) {
     for node in nodes {
         cluster.kill(*node, death);
     }

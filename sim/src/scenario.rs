@@ -52,9 +52,9 @@ pub fn run(seed: u64) -> Outcome {
 async fn drive() -> Outcome {
     let options = ClusterOptions { shards: if random_below(8) == 0 { 8 } else { 3 }, ..ClusterOptions::default() };
     let schedule = faults::draw(options.nodes, options.shards, MEMBERS);
-    let mut cluster = Cluster::new(options, LinkOptions::default(), DiskOptions::default());
+    let cluster = Cluster::new(options, LinkOptions::default(), DiskOptions::default());
     let history = History::default();
-    let verdict = play(&mut cluster, &options, &schedule, &history).await.err();
+    let verdict = play(&cluster, &options, &schedule, &history).await.err();
     if let Some(verdict) = &verdict {
         cluster.trace().event("verdict", verdict.clone());
     }
@@ -70,7 +70,7 @@ async fn drive() -> Outcome {
 }
 
 async fn play(
-    cluster: &mut Cluster,
+    cluster: &Cluster,
     options: &ClusterOptions,
     schedule: &[Planned],
     history: &History,

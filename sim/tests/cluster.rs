@@ -15,7 +15,7 @@ use sim::simulate;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn started() -> Cluster {
-    let mut cluster = Cluster::new(ClusterOptions::default(), LinkOptions::default(), DiskOptions::default());
+    let cluster = Cluster::new(ClusterOptions::default(), LinkOptions::default(), DiskOptions::default());
     for id in cluster.ids() {
         cluster.start(id);
     }
@@ -50,7 +50,7 @@ fn a_cluster_starts_and_a_seed_repeats_itself() {
 fn a_power_cut_of_all_loses_nothing_acknowledged() {
     for seed in 0..10 {
         simulate(seed, || async {
-            let mut cluster = started().await;
+            let cluster = started().await;
             create_topic(&cluster, 1, "orders").await;
             for id in cluster.ids() {
                 cluster.kill(id, Death::Power);
