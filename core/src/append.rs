@@ -10,6 +10,7 @@ use crate::op::{AppendMessage, PartitionAppend};
 use crate::partitions::Partitions;
 use crate::producers::Sequenced;
 use crate::reply::{AppendError, Appended, Reply};
+use lockstep_probe::Mistake;
 
 /// Kafka's name of the topic setting that decides whose clock stamps records.
 const TIMESTAMP_TYPE: &str = "message.timestamp.type";
@@ -64,8 +65,9 @@ impl Partitions {
         }
         let sequenced = match self.producers.check(append) {
             Ok(Sequenced::Duplicate(original)) => {
+                let wrong = Mistake::DuplicateAnsweredWithNewOffset.is_made();
                 return Ok(Ok(Appended {
-                    base_offset: original.base_offset,
+                    base_offset: if wrong { base_offset } else { original.base_offset },
                     log_append_time_ms: original.log_append_time_ms,
                     log_start_offset,
                     duplicate: true,

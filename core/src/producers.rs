@@ -13,6 +13,7 @@ use crate::digest::{RowSum, kind};
 use crate::ids::TopicId;
 use crate::op::PartitionAppend;
 use crate::reply::AppendError;
+use lockstep_probe::{Mark, Mistake};
 
 /// Batches remembered of one producer in one partition. Clients keep at most so many requests in flight
 /// (`max.in.flight.requests.per.connection` ≤ 5 with idempotence), so no older batch is ever sent again.
@@ -103,14 +104,18 @@ impl Producers {
             return Ok(Sequenced::Next);
         };
         if append.producer_epoch < producer.epoch {
+            Mark::ProducerEpochFenced.reached();
             return Err(AppendError::InvalidProducerEpoch);
         }
         if append.producer_epoch > producer.epoch {
             return if append.base_sequence == 0 { Ok(Sequenced::Next) } else { Err(AppendError::OutOfOrderSequence) };
         }
         let last_sequence = sequence_after(append.base_sequence, append.offset_count.saturating_sub(1));
-        for batch in &producer.batches {
+        let skipped =
+            if Mistake::OnlyLastBatchRemembered.is_made() { producer.batches.len().saturating_sub(1) } else { 0 };
+        for batch in producer.batches.iter().skip(skipped) {
             if (batch.first_sequence, batch.last_sequence) == (append.base_sequence, last_sequence) {
+                Mark::DuplicateBatchRecognised.reached();
                 return Ok(Sequenced::Duplicate(*batch));
             }
         }
@@ -124,8 +129,10 @@ impl Producers {
             && append.base_sequence <= last_sequence
             && last_sequence < oldest.first_sequence
         {
+            Mark::ForgottenDuplicateRecognised.reached();
             return Err(AppendError::DuplicateSequence);
         }
+        Mark::OutOfOrderSequenceRefused.reached();
         Err(AppendError::OutOfOrderSequence)
     }
 
@@ -154,6 +161,7 @@ impl Producers {
             by_use.remove(&producer.last_use);
         }
         if producer.epoch != append.producer_epoch {
+            Mark::ProducerEpochRaised.reached();
             producer.epoch = append.producer_epoch;
             producer.batches.clear();
         }

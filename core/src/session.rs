@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use crate::groups::timers::{MemberTimed, Phase, TimedGroup};
 use crate::op::{ExpiredMember, ExpiryReason, HeartbeatConsumer, LeaveConsumerGroup, Op, RebalancePartitions};
 use crate::state_machine::ClusterStateMachine;
+use lockstep_probe::Mark;
 
 /// How long an op that was handed out has to show in the state before it is offered again.
 const OFFER_AGAIN_MS: u64 = 1_000;
@@ -539,6 +540,7 @@ impl SessionTable {
             && initial.arrivals > initial.counted
             && now_ms < initial.last_ms
         {
+            Mark::InitialDelayExtended.reached();
             initial.counted = initial.arrivals;
             let due_ms = now_ms.saturating_add(initial.delay_ms).min(initial.last_ms);
             self.move_timer(timer, due_ms);

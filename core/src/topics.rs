@@ -10,6 +10,7 @@ use crate::directory::{BrokerRecord, Directory, TopicRecord};
 use crate::ids::{NodeId, ShardId, TopicId};
 use crate::op::CreateTopic;
 use crate::reply::TopicError;
+use lockstep_probe::Mark;
 
 /// Partitions of one topic, at most.
 pub(crate) const PARTITIONS_MAX: usize = 10_000;
@@ -188,6 +189,7 @@ impl Topics {
     pub(crate) fn feed(&mut self, shard_count: u16, feed: &Feed<'_>) -> Fed {
         let version = self.directory.version;
         if feed.to_version <= version || (!feed.full && feed.from_version != version) {
+            Mark::MetadataFeedOutOfTurn.reached();
             return Fed::OutOfTurn;
         }
         let Some(gone) = self.check_feed(shard_count, feed) else {

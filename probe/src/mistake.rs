@@ -35,8 +35,41 @@ macro_rules! mistakes {
 }
 
 mistakes! {
+    // The state machine.
     /// A commit of a former generation is accepted.
     CommitWithoutGenerationCheck,
+    /// A commit of an epoch before the partition was assigned is accepted.
+    CommitOfStaleEpoch,
+    /// A partition goes to its new owner while the old one still has it.
+    PartitionGivenBeforeRelease,
+    /// A revocation's time goes on although the member has given everything up.
+    RevocationTimeoutNotCancelled,
+    /// A group whose last member went begins with the first epoch again.
+    EmptyGroupRestartsEpochs,
+    /// A group's committed offsets go with its last member.
+    OffsetsForgottenWithLastMember,
+    /// The process that takes a static member's place is not given its assignment.
+    StaticReplacementLosesAssignment,
+    /// SyncGroup is answered before the leader has assigned, with what the member had in the generation before.
+    SyncAnsweredWithFormerAssignment,
+    /// A member's session ends although it was heard from since the expiry was proposed.
+    ExpiryDespiteLaterHeartbeat,
+    /// Offsets that were committed for a topic stay when it is deleted.
+    DeletedTopicKeepsOffsets,
+    /// Partitions that are added to a topic do not raise the epoch of the groups that read it.
+    AddedPartitionsUnnoticed,
+    /// Of a producer's batches only the last one is recognised when it is sent again.
+    OnlyLastBatchRemembered,
+    /// A batch that was stored before is answered with the offset that a new one would have had.
+    DuplicateAnsweredWithNewOffset,
+    /// A snapshot does not hold what is remembered of producers.
+    SnapshotOmitsProducers,
+    /// Offsets of groups without members are not read from a snapshot.
+    RestoreForgetsOffsetsOfEmptyGroups,
+    /// Of a partition's leader epochs only the last one is read from a snapshot.
+    RestoreForgetsLeaderEpochs,
+    /// An op does something else on a replica that has just read a snapshot.
+    UnreplicatedStateDecides,
 }
 
 /// 0: none; otherwise the mistake's number + 1.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rows::Rows;
 use super::table;
+use lockstep_probe::Mistake;
 
 /// Changes that are remembered; an observer that lags further reads the whole group.
 const JOURNAL_LEN_MAX: usize = 1024;
@@ -35,7 +36,8 @@ impl Activity {
     /// An op of this member was accepted at `index`.
     pub(crate) fn saw(&mut self, member_id: &str, index: u64) {
         if let Some(mut seen) = self.seen.get_mut(member_id) {
-            if *seen < index {
+            let ignored = Mistake::UnreplicatedStateDecides.is_made() && self.journal_floor.is_none();
+            if *seen < index && !ignored {
                 *seen = index;
             }
         } else {

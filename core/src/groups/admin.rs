@@ -17,6 +17,7 @@ use crate::ids::{GROUP_AND_MEMBER_ID_BYTES_MAX, Position, TopicId};
 use crate::op::{ConfigureGroup, DeleteGroup, DeleteOffsets, ExpireOffsets};
 use crate::reply::{GroupError, Reply};
 use crate::view::{GroupConfig, GroupState, GroupsToExpire};
+use lockstep_probe::Mark;
 
 /// Groups that have a configuration of their own, at most, in one shard: they need not exist, so nothing else bounds them.
 const CONFIGS_MAX: usize = 10_000;
@@ -74,6 +75,9 @@ impl Groups {
             any |= self.change(at, group_id, effects, |slot, cx| {
                 let Some(group) = slot else { return false };
                 let expiry = expiry(group, cx.directory, op.now_ms, op.retention_ms);
+                if !expiry.offsets.is_empty() {
+                    Mark::OffsetsExpired.reached();
+                }
                 for key in &expiry.offsets {
                     group.offsets.remove(key);
                 }

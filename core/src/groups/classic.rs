@@ -12,6 +12,7 @@ use super::rows::Rows;
 use super::table;
 use crate::op::ClassicJoin;
 use crate::reply::GroupError;
+use lockstep_probe::Mark;
 
 /// Where a classic group stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,7 +133,10 @@ pub(super) fn check_instance(
 ) -> Result<(), GroupError> {
     match instance_id.map(|instance_id| instances.get(instance_id)) {
         Some(None) => Err(GroupError::UnknownMember),
-        Some(Some(current)) if current != member_id => Err(GroupError::FencedInstance),
+        Some(Some(current)) if current != member_id => {
+            Mark::StaleStaticMemberFenced.reached();
+            Err(GroupError::FencedInstance)
+        }
         _ => Ok(()),
     }
 }

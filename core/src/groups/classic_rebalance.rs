@@ -17,6 +17,7 @@ use crate::op::TopicPartitions;
 use crate::op::{ClassicJoin, ExpiredMember, ExpiryReason};
 use crate::reply::{ClassicJoined, GroupError};
 use crate::view::{GroupEventKind, JoinProgress, JoinResult, SyncProgress, SyncResult};
+use lockstep_probe::{Mark, Mistake};
 
 /// Protocols a member may offer; real clients offer a handful.
 const PROTOCOLS_MAX: usize = 256;
@@ -80,6 +81,7 @@ impl ClassicGroup {
             return Ok(self.replace_static(cx, &replaced, op));
         }
         if op.instance_id.is_none() && op.require_known_member_id {
+            Mark::MemberIdHandedOut.reached();
             if self.pending.len() >= op.members_max as usize {
                 return Err(GroupError::GroupMaxSizeReached);
             }
@@ -153,10 +155,13 @@ impl ClassicGroup {
         let had_joined = self.members.get(old).map_or(0, |member| member.joined);
         let assignment = self.members.get(old).map(|member| member.assignment.clone()).unwrap_or_default();
         self.remove_member(cx, old);
+        Mark::StaticMemberReplaced.reached();
         self.activity.note_replaced(old);
         cx.note(GroupEventKind::Replaced { member_id: short(old), by: short(member_id) });
         let mut member = ClassicMember::from_join(op);
-        member.assignment = assignment;
+        if !Mistake::StaticReplacementLosesAssignment.is_made() {
+            member.assignment = assignment;
+        }
         member.joined = had_joined;
         self.insert_member(cx, member_id, &op.protocol_type, member);
         if let ClassicState::Preparing(phase) = self.head.state
@@ -286,12 +291,16 @@ impl ClassicGroup {
                 .collect();
             for member_id in absent {
                 self.remove_member(cx, &member_id);
+                Mark::JoinPhaseTimedOut.reached();
                 let reason = ExpiryReason::Rebalance;
                 cx.note(GroupEventKind::Expired { member_id: short(&member_id), reason, silent_ms: 0 });
             }
         }
         if self.members.is_empty() {
             self.head.generation = self.head.generation.saturating_add(1);
+            if Mistake::EmptyGroupRestartsEpochs.is_made() {
+                self.head.generation = 1;
+            }
             self.head.generation_since = cx.position.index;
             self.head.state = ClassicState::Empty;
             self.head.protocol_name = None;
@@ -308,6 +317,7 @@ impl ClassicGroup {
             .or_else(|| self.members.keys().find(|member_id| has_joined(member_id)).cloned());
         let Some(leader) = leader else {
             // Only static members that are away are left: nobody could lead. Wait until one is back or its session ends.
+            Mark::OnlyAbsentStaticMembersLeft.reached();
             self.begin_join_phase(cx, 0);
             return;
         };
@@ -395,10 +405,13 @@ impl ClassicGroup {
             let Some(last_seen) = self.activity.last_seen(&expiry.member_id) else { continue };
             let gone = match expiry.reason {
                 ExpiryReason::Pending if last_seen <= expiry.last_seen => {
+                    Mark::PendingMemberExpired.reached();
                     any |= self.drop_pending(cx, &expiry.member_id);
                     false
                 }
-                ExpiryReason::Session if last_seen <= expiry.last_seen => true,
+                ExpiryReason::Session => {
+                    last_seen <= expiry.last_seen || Mistake::ExpiryDespiteLaterHeartbeat.is_made()
+                }
                 // The generation's beginning is named: in a later generation, or while joining, nobody owes its SyncGroup.
                 ExpiryReason::Rebalance => {
                     expiry.last_seen == self.head.generation_since
@@ -408,6 +421,10 @@ impl ClassicGroup {
             };
             if gone && self.remove_member(cx, &expiry.member_id).is_some() {
                 removed = true;
+                match expiry.reason {
+                    ExpiryReason::Rebalance => Mark::SyncTimedOut.reached(),
+                    ExpiryReason::Session | ExpiryReason::Pending => Mark::SessionExpired.reached(),
+                }
                 cx.note_expired(expiry);
             }
         }
@@ -551,8 +568,12 @@ impl ClassicGroup {
             return SyncProgress::Done(Err(GroupError::RebalanceInProgress));
         }
         match self.head.state {
-            ClassicState::Completing => SyncProgress::Waiting,
-            ClassicState::Stable => SyncProgress::Done(Ok(SyncResult {
+            ClassicState::Completing
+                if member.assignment.is_empty() || !Mistake::SyncAnsweredWithFormerAssignment.is_made() =>
+            {
+                SyncProgress::Waiting
+            }
+            ClassicState::Completing | ClassicState::Stable => SyncProgress::Done(Ok(SyncResult {
                 protocol_type: self.head.protocol_type.clone().unwrap_or_default(),
                 protocol_name: self.head.protocol_name.clone().unwrap_or_default(),
                 assignment: member.assignment.clone(),

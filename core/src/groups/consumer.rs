@@ -20,6 +20,7 @@ use crate::ids::TopicId;
 use crate::op::TopicPartitions;
 use crate::reply::{GroupError, HeartbeatReply};
 use crate::view::GroupConfig;
+use lockstep_probe::{Mark, Mistake};
 
 /// Member epoch of a static member that is away for a while.
 pub(crate) const AWAY_EPOCH: i32 = -2;
@@ -295,6 +296,7 @@ impl ConsumerGroup {
         let target = self.targets.get(member_id).unwrap_or(&NOTHING);
         reconcile(member, self.head.assignment_epoch, target, owned, |topic_id, partition| {
             self.owners.get(&(topic_id, partition)).is_none_or(|owner| **owner == *member_id)
+                || Mistake::PartitionGivenBeforeRelease.is_made()
         })
     }
 
@@ -328,8 +330,13 @@ impl ConsumerGroup {
             }
         }
         let assigned_changed = member.assigned != step.assigned;
+        if step.state == MemberState::Unreleased {
+            Mark::PartitionAwaitedFromAnotherMember.reached();
+        }
         if step.state != MemberState::Unrevoked {
-            member.revoking_since = None;
+            if !Mistake::RevocationTimeoutNotCancelled.is_made() {
+                member.revoking_since = None;
+            }
         } else if member.revoking != step.revoking {
             member.revoking_since = Some(cx.position.index);
         }
@@ -352,6 +359,9 @@ impl ConsumerGroup {
         if self.members.is_empty() {
             // Nobody is left to get any of it.
             self.head.released = Rows::default();
+            if Mistake::EmptyGroupRestartsEpochs.is_made() {
+                (self.head.epoch, self.head.assignment_epoch) = (0, 0);
+            }
         }
     }
 
@@ -400,7 +410,7 @@ impl ConsumerGroup {
         if epoch < 0 || epoch > member.epoch {
             return Err(stale);
         }
-        if epoch == member.epoch {
+        if epoch == member.epoch || Mistake::CommitOfStaleEpoch.is_made() {
             return Ok(());
         }
         for (topic_id, partition) in partitions {
@@ -408,9 +418,11 @@ impl ConsumerGroup {
                 .into_iter()
                 .find_map(|owned| owned.get(&topic_id)?.get(&partition));
             if assigned_at.is_none_or(|assigned_at| epoch < *assigned_at) {
+                Mark::CommitOfStaleEpochRefused.reached();
                 return Err(stale);
             }
         }
+        Mark::CommitOfFormerEpochAccepted.reached();
         Ok(())
     }
 }

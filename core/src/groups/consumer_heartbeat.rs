@@ -13,6 +13,7 @@ use crate::ids::GROUP_AND_MEMBER_ID_BYTES_MAX;
 use crate::op::{ConsumerHeartbeat, ExpiredMember, ExpiryReason, TopicPartitions};
 use crate::reply::{GroupError, HeartbeatReply};
 use crate::view::{GroupConfig, GroupEventKind, HeartbeatCheck};
+use lockstep_probe::{Mark, Mistake};
 
 /// The longest regular expression that is taken.
 const REGEX_BYTES_MAX: usize = 4096;
@@ -103,7 +104,10 @@ impl ConsumerGroup {
             return match member {
                 Some(_) => Ok(Sender::Known),
                 None if joins => Ok(Sender::New),
-                None => Err(GroupError::UnknownMember),
+                None => {
+                    Mark::UnknownMemberRefused.reached();
+                    Err(GroupError::UnknownMember)
+                }
             };
         };
         match self.instances.get(instance_id) {
@@ -113,6 +117,7 @@ impl ConsumerGroup {
                 if self.members.get(holder).is_some_and(|member| member.is_away() || member.classic.is_some()) {
                     Ok(Sender::Replaces(holder.clone()))
                 } else {
+                    Mark::InstanceIdInUse.reached();
                     Err(GroupError::UnreleasedInstance)
                 }
             }
@@ -151,7 +156,11 @@ impl ConsumerGroup {
             let lost_answer = op.member_epoch < member.epoch
                 && op.member_epoch == member.previous_epoch
                 && owns_only(op.owned.as_deref(), &member.assigned);
+            if lost_answer {
+                Mark::PreviousEpochAccepted.reached();
+            }
             if !current && !lost_answer {
+                Mark::MemberEpochFenced.reached();
                 return Err(GroupError::FencedMemberEpoch);
             }
         }
@@ -225,6 +234,7 @@ impl ConsumerGroup {
         let regex = self.members.get(replaced).and_then(|member| member.regex.clone());
         self.count_subscription(&[], regex.as_deref());
         if let Some((mut member, target)) = self.remove_member(cx, replaced) {
+            Mark::StaticMemberReplaced.reached();
             member.epoch = 0;
             member.previous_epoch = 0;
             member.waiting = None;
@@ -325,6 +335,7 @@ impl ConsumerGroup {
         if member.state != MemberState::Unrevoked || owns_any(owned, &member.revoking) {
             return;
         }
+        Mark::RevokedWhileTargetIsBehind.reached();
         member.state = MemberState::Stable;
         member.revoking_since = None;
         self.freed_at = cx.position.index;
@@ -339,6 +350,7 @@ impl ConsumerGroup {
     pub(super) fn leave(&mut self, cx: &mut Context<'_>, op: &ConsumerHeartbeat) -> Result<HeartbeatReply, GroupError> {
         self.admit(op)?;
         if op.member_epoch == AWAY_EPOCH {
+            Mark::StaticMemberParked.reached();
             self.park(cx, &op.member_id);
             cx.note_member(&op.member_id, |member_id| GroupEventKind::Away { member_id });
         } else {
@@ -382,6 +394,7 @@ impl ConsumerGroup {
             let over = match expiry.reason {
                 ExpiryReason::Session => {
                     self.activity.last_seen(&expiry.member_id).is_some_and(|last_seen| last_seen <= expiry.last_seen)
+                        || Mistake::ExpiryDespiteLaterHeartbeat.is_made()
                 }
                 // The revocation's beginning is named: once it is acknowledged, or is another one, nothing is owed.
                 // A classic member is named with its last JoinGroup: it owes another one, or the SyncGroup after that one.
@@ -391,6 +404,11 @@ impl ConsumerGroup {
                 }
                 ExpiryReason::Pending => false,
             };
+            match (over, expiry.reason) {
+                (false, _) => Mark::ExpiryVoid.reached(),
+                (true, ExpiryReason::Rebalance) => Mark::RevocationTimedOut.reached(),
+                (true, _) => Mark::SessionExpired.reached(),
+            }
             if over {
                 self.release_member(cx, &expiry.member_id);
                 cx.note_expired(expiry);

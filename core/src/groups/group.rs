@@ -18,6 +18,7 @@ use crate::ids::{Position, TopicId};
 use crate::op::{ExpiredMember, TopicPartitions};
 use crate::reply::GroupError;
 use crate::view::{GroupConfig, GroupEvent, GroupEventKind};
+use lockstep_probe::{Mark, Mistake};
 
 /// Where and when an op is applied.
 #[derive(Clone, Copy)]
@@ -143,6 +144,9 @@ impl Group {
             self.empty_since_ms = None;
         } else if before.members > 0 {
             self.empty_since_ms = at.now_ms;
+            if Mistake::OffsetsForgottenWithLastMember.is_made() {
+                self.offsets = Rows::default();
+            }
         }
         let rebalances = match &self.protocol {
             Protocol::Classic(group) => matches!(group.state(), ClassicState::Preparing(_) | ClassicState::Completing),
@@ -227,6 +231,7 @@ impl Group {
             if !group.members.is_empty() {
                 return Err(GroupError::InconsistentProtocol);
             }
+            Mark::EmptyGroupChangedProtocol.reached();
             self.protocol = Protocol::Classic(ClassicGroup::new(group.epoch()));
         }
         match &mut self.protocol {
@@ -241,6 +246,9 @@ impl Group {
         if let Protocol::Classic(group) = &self.protocol {
             if !group.members.is_empty() {
                 return Err(GroupError::GroupNotFound);
+            }
+            if group.generation() > 0 {
+                Mark::EmptyGroupChangedProtocol.reached();
             }
             self.protocol = Protocol::Consumer(ConsumerGroup::new(group.generation()));
         }

@@ -15,6 +15,7 @@ use crate::directory::Directory;
 use crate::op::ConsumerHeartbeat;
 use crate::reply::{GroupError, HeartbeatReply};
 use crate::view::{GroupEventKind, GroupType};
+use lockstep_probe::Mark;
 
 /// Assignors whose assignments tell a client nothing but its partitions. What some clients put beside them says what the members had before
 /// (librdkafka gives each member its own subscription's bytes back, Sarama the next one's), and only who assigns reads it: from now on the broker.
@@ -40,6 +41,7 @@ pub(super) fn upgrade(
     }
     let reply = upgraded.heartbeat(cx, op)?;
     group.protocol = Protocol::Consumer(upgraded);
+    Mark::GroupUpgraded.reached();
     cx.note(GroupEventKind::Migrated { to: GroupType::Consumer });
     Ok(reply)
 }
@@ -158,6 +160,7 @@ pub(super) fn downgrade_if_due(group: &mut Group, cx: &mut Context<'_>, told: i3
     group.protocol = Protocol::Classic(classic);
     cx.assignment_needed = false;
     cx.changed = true;
+    Mark::GroupDowngraded.reached();
     cx.note(GroupEventKind::Migrated { to: GroupType::Classic });
 }
 

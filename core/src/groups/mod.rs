@@ -39,6 +39,7 @@ use crate::reply::{GroupError, Reply};
 use crate::view::{GroupConfig, GroupEventKind};
 pub(crate) use classic::SyncSender;
 use group::{At, Context, Group, Protocol};
+use lockstep_probe::{Mark, Mistake};
 use regexes::has_undecided_offsets;
 use rows::Rows;
 
@@ -144,6 +145,7 @@ impl Groups {
             }
             LeaveConsumerGroup::Expired { group_id, term, members, now_ms } => {
                 if position.term != *term {
+                    Mark::ExpiryOfFormerTermVoid.reached();
                     return Ok(Reply::Done(false));
                 }
                 let at = At { directory, position, now_ms: Some(*now_ms) };
@@ -298,10 +300,14 @@ impl Groups {
             if forgets || bumps {
                 let group = Arc::make_mut(group);
                 let before = group.before();
-                for topic_id in deleted {
+                if forgets {
+                    Mark::TopicDeletedWithOffsets.reached();
+                }
+                for topic_id in deleted.iter().filter(|_| !Mistake::DeletedTopicKeepsOffsets.is_made()) {
                     offsets::forget_topic(group, *topic_id);
                 }
                 if let (true, Protocol::Consumer(consumer)) = (bumps, &mut group.protocol) {
+                    Mark::EpochRaisedByTopics.reached();
                     cx.note(GroupEventKind::TopicsChanged);
                     consumer.bump(&mut cx);
                 }
@@ -352,7 +358,7 @@ impl Groups {
         let forgotten = cx.forgotten;
         let mut broken = None;
         if let Some(mut group) = slot.filter(|group| !group.is_vacant() && !forgotten) {
-            if group.epoch() < before.epoch {
+            if group.epoch() < before.epoch && !Mistake::EmptyGroupRestartsEpochs.is_made() {
                 broken = Some(format!("group {key:?}: epoch went back from {} to {}", before.epoch, group.epoch()));
             }
             group.conclude(&key, at, &mut cx, before);
@@ -399,6 +405,9 @@ impl<'de> Deserialize<'de> for Groups {
             <(BTreeMap<String, Group>, Rows<{ table::CONFIG }, String, GroupConfig>)>::deserialize(deserializer)?;
         let mut groups = Self { configs, ..Self::default() };
         for (group_id, mut group) in rows {
+            if Mistake::RestoreForgetsOffsetsOfEmptyGroups.is_made() && group.has_no_members() {
+                group.offsets = Rows::default();
+            }
             group.rebuild(&group_id);
             groups.digest = groups.digest.wrapping_add(group.hash);
             groups.groups.insert(group_id, Arc::new(group));

@@ -10,6 +10,7 @@ use super::group::{Context, Group, Offset, Protocol};
 use crate::ids::{GROUP_AND_MEMBER_ID_BYTES_MAX, TopicId};
 use crate::op::{CommitOffset, OffsetToCommit};
 use crate::reply::GroupError;
+use lockstep_probe::{Mark, Mistake};
 
 /// Kafka's default of `offset.metadata.max.bytes`. Kafka counts UTF-16 code units, whatever the name says.
 const METADATA_UNITS_MAX: usize = 4096;
@@ -72,11 +73,13 @@ fn check_classic(group: &ClassicGroup, op: &CommitOffset) -> Result<(), GroupErr
         return Err(GroupError::UnknownMember);
     }
     group.check_member(&op.member_id, op.instance_id.as_deref())?;
-    if op.generation_or_epoch != group.generation() {
+    if op.generation_or_epoch != group.generation() && !Mistake::CommitWithoutGenerationCheck.is_made() {
+        Mark::StaleGenerationRefused.reached();
         return Err(GroupError::IllegalGeneration);
     }
     // The member knows its generation but cannot have its partitions yet: it is to finish the rebalance first.
     if group.state() == ClassicState::Completing {
+        Mark::CommitDuringRebalanceRefused.reached();
         return Err(GroupError::RebalanceInProgress);
     }
     Ok(())

@@ -18,6 +18,7 @@ use crate::ids::{Position, TopicId};
 use crate::op::ResolveRegularExpression;
 use crate::reply::{GroupError, Reply};
 use crate::view::{GroupEventKind, GroupRegex};
+use lockstep_probe::Mark;
 
 /// Different regular expressions in one group, at most: each costs the leader a match against all topics.
 pub(super) const REGEXES_MAX: usize = 100;
@@ -150,6 +151,9 @@ impl ConsumerGroup {
         let ascending = op.topics.is_sorted_by(|earlier, later| earlier < later);
         let stale = known.is_some_and(|known| op.metadata_version < known.version);
         let fresh = ResolvedRegex { version: op.metadata_version, topics: op.topics.clone() };
+        if stale || op.metadata_version > cx.directory.version {
+            Mark::RegexResolutionOutOfTurn.reached();
+        }
         if !self.regex_subscribers.contains_key(&op.regex)
             || !ascending
             || stale
@@ -163,6 +167,7 @@ impl ConsumerGroup {
         let matters = !before.iter().filter(exists).eq(op.topics.iter().filter(exists));
         self.regexes.insert(op.regex.clone(), fresh);
         if matters {
+            Mark::RegexResolved.reached();
             cx.note(GroupEventKind::RegexResolved {
                 regex: short(&op.regex),
                 topics: u32::try_from(op.topics.len()).unwrap_or(u32::MAX),

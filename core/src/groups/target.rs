@@ -11,6 +11,7 @@ use super::rows::Rows;
 use super::timeline::Moves;
 use crate::directory::{Directory, TopicRecord};
 use crate::ids::TopicId;
+use lockstep_probe::Mistake;
 
 impl ConsumerGroup {
     /// Topics that anybody subscribes to, by name or by a regular expression that was resolved. Some may come twice.
@@ -43,7 +44,8 @@ impl ConsumerGroup {
             self.topics.get(&topic.id).map(|count| *count as usize) != Some(topic.partitions.len())
                 && self.is_subscribed(topic)
         });
-        altered || deleted.iter().any(|topic_id| self.topics.contains_key(topic_id))
+        altered && !Mistake::AddedPartitionsUnnoticed.is_made()
+            || deleted.iter().any(|topic_id| self.topics.contains_key(topic_id))
     }
 
     /// Computes the target for the group's epoch from subscriptions, directory, and the target so far.
