@@ -1,11 +1,43 @@
-//! What must be true of a history and of what the cluster holds in the end. Pure: it is given both as data.
+//! The list of checks, and what comes of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fmt;
 
-use crate::history::Event;
+use crate::checks;
+use crate::event::{Event, Record};
+use crate::view::View;
 
-/// Everything that is stored when the run is over: partition → records as (offset, value), ascending.
-pub type Stored = BTreeMap<i32, Vec<(i64, String)>>;
+/// A promise that can be checked.
+#[derive(Clone, Copy)]
+pub struct Check {
+    /// What it is called when it is broken.
+    pub name: &'static str,
+    /// The rule, and where it comes from.
+    pub what: &'static str,
+    /// Gives how many facts were held against the rule.
+    pub(crate) run: for<'a> fn(&View<'a>) -> Result<u64, Violation>,
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Check").field("name", &self.name).field("what", &self.what).finish_non_exhaustive()
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Violation {
+    pub(crate) details: String,
+    pub(crate) records: Vec<usize>,
+}
+
+/// A violation by these records.
+pub(crate) fn violation<T>(details: String, records: impl IntoIterator<Item = usize>) -> Result<T, Violation> {
+    let mut records: Vec<usize> = records.into_iter().collect();
+    records.sort_unstable();
+    records.dedup();
+    Err(Violation { details, records })
+}
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,219 +47,156 @@ pub struct Broken {
     pub check: &'static str,
     /// What was found.
     pub details: String,
+    /// Places in the history of the records that show it, ascending: a timeline can be cut around them.
+    pub records: Vec<usize>,
 }
 
-fn broken(check: &'static str, details: String) -> Result<(), Broken> {
-    Err(Broken { check, details })
+/// What was checked: a history without anything in it breaks no promise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Records in the history.
+    pub records: u64,
+    /// Records that producers sent.
+    pub sent: u64,
+    /// Those that were acknowledged.
+    pub acknowledged: u64,
+    /// Those that were refused for good.
+    pub refused: u64,
+    /// Those of unknown outcome.
+    pub unknown: u64,
+    /// Records read by readers in no group.
+    pub read: u64,
+    /// Records given to members of groups.
+    pub polled: u64,
+    /// Those of them that a member of the group had been given before.
+    pub repeated: u64,
+    /// Times that a member was given a partition.
+    pub intervals: u64,
+    /// How many of them ended with the partition lost.
+    pub lost: u64,
+    /// How many of them began while another member had not finished with the partition. With members that may have been fenced unawares this
+    /// breaks no promise; a test whose members never are asserts that it is 0.
+    pub overlaps: u64,
+    /// Commits that were acknowledged.
+    pub committed: u64,
+    /// Commits that were refused.
+    pub commits_refused: u64,
+    /// Commits of unknown outcome.
+    pub commits_unknown: u64,
+    /// Committed offsets that were read.
+    pub fetched: u64,
+    /// Times that a group was seen.
+    pub groups_observed: u64,
+    /// Times that a leader was seen.
+    pub leaders_observed: u64,
+    /// Times that the end of a partition was seen.
+    pub ends_observed: u64,
+    /// Partitions whose records are known to the last.
+    pub final_partitions: u64,
+    /// Records in them.
+    pub final_records: u64,
+    /// Committed offsets in the end.
+    pub final_committed: u64,
+    /// Replicas that were seen in the end.
+    pub final_replicas: u64,
+    /// Copies of partitions that were seen in the end.
+    pub final_files: u64,
+    /// By name of the check: how many facts were held against its rule.
+    pub facts: BTreeMap<&'static str, u64>,
 }
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} sent ({} acknowledged, {} refused, {} unknown), {} read, {} polled ({} again), {} stored in {} partitions",
+            self.sent,
+            self.acknowledged,
+            self.refused,
+            self.unknown,
+            self.read,
+            self.polled,
+            self.repeated,
+            self.final_records,
+            self.final_partitions,
+        )?;
+        writeln!(
+            f,
+            "{} times a partition was given ({} lost, {} while another had it), {} commits ({} refused, {} unknown), {} fetched",
+            self.intervals,
+            self.lost,
+            self.overlaps,
+            self.committed,
+            self.commits_refused,
+            self.commits_unknown,
+            self.fetched + self.final_committed,
+        )?;
+        for (check, facts) in &self.facts {
+            writeln!(f, "{facts:>10}  {check}")?;
+        }
+        Ok(())
+    }
+}
+
+/// All checks.
+pub const CHECKS: &[Check] = checks::ALL;
 
 /// Runs all checks.
 ///
 /// # Errors
 /// The first promise that was broken.
-pub fn check(history: &[Event], stored: &Stored, committed: &BTreeMap<i32, i64>) -> Result<(), Broken> {
-    acknowledged_records_are_stored(history, stored)?;
-    nothing_is_stored_twice_or_from_nowhere(history, stored)?;
-    records_of_a_producer_are_in_order(stored)?;
-    polled_records_are_the_stored_ones(history, stored)?;
-    polls_are_contiguous(history)?;
-    every_record_reached_the_group(history, stored, committed)?;
-    acknowledged_commits_are_kept(history, committed)
+pub fn check_all(records: &[Record]) -> Result<Summary, Broken> {
+    let view = View::new(records);
+    let mut summary = summary(&view);
+    for check in CHECKS {
+        let facts = run(check, &view)?;
+        summary.facts.insert(check.name, facts);
+    }
+    Ok(summary)
 }
 
-fn acknowledged_records_are_stored(history: &[Event], stored: &Stored) -> Result<(), Broken> {
-    for event in history {
-        let Event::Acknowledged { value, partition, offset } = event else { continue };
-        let records = stored.get(partition).map(Vec::as_slice).unwrap_or_default();
-        let found = match offset {
-            Some(offset) => records.iter().any(|(at, record)| at == offset && record == value),
-            None => records.iter().any(|(_, record)| record == value),
+/// Runs all checks; gives the first that each of them found.
+#[must_use]
+pub fn all_broken(records: &[Record]) -> Vec<Broken> {
+    let view = View::new(records);
+    CHECKS.iter().filter_map(|check| run(check, &view).err()).collect()
+}
+
+fn run(check: &Check, view: &View<'_>) -> Result<u64, Broken> {
+    (check.run)(view).map_err(|Violation { details, records }| Broken { check: check.name, details, records })
+}
+
+fn summary(view: &View<'_>) -> Summary {
+    let mut summary = Summary { records: view.records.len() as u64, ..Summary::default() };
+    for record in view.records {
+        let count = match &record.event {
+            Event::Sent { .. } => &mut summary.sent,
+            Event::Acknowledged { .. } => &mut summary.acknowledged,
+            Event::Refused { .. } => &mut summary.refused,
+            Event::Unknown { .. } => &mut summary.unknown,
+            Event::Read { .. } => &mut summary.read,
+            Event::Polled { .. } => &mut summary.polled,
+            Event::Committed { .. } => &mut summary.committed,
+            Event::CommitRefused { .. } => &mut summary.commits_refused,
+            Event::CommitUnknown { .. } => &mut summary.commits_unknown,
+            Event::OffsetFetched { .. } => &mut summary.fetched,
+            Event::GroupObserved(_) => &mut summary.groups_observed,
+            Event::LeaderObserved { .. } => &mut summary.leaders_observed,
+            Event::EndObserved { .. } => &mut summary.ends_observed,
+            Event::FinalCommitted { .. } => &mut summary.final_committed,
+            Event::FinalReplica { .. } => &mut summary.final_replicas,
+            Event::FinalFile { .. } => &mut summary.final_files,
+            _ => continue,
         };
-        if !found {
-            return broken("an acknowledged record is lost", format!("{value} at {partition}/{offset:?}"));
-        }
+        *count += 1;
     }
-    Ok(())
-}
-
-fn nothing_is_stored_twice_or_from_nowhere(history: &[Event], stored: &Stored) -> Result<(), Broken> {
-    let sent: BTreeSet<&str> = history
-        .iter()
-        .filter_map(|event| if let Event::Sent { value } = event { Some(value.as_str()) } else { None })
-        .collect();
-    let mut seen = BTreeSet::new();
-    for (partition, records) in stored {
-        for (offset, value) in records {
-            if !sent.contains(value.as_str()) {
-                return broken("a record was stored that nobody sent", format!("{value} at {partition}/{offset}"));
-            }
-            if !seen.insert(value.as_str()) {
-                return broken(
-                    "an idempotent producer's record is stored twice",
-                    format!("{value} at {partition}/{offset}"),
-                );
-            }
-        }
+    summary.final_partitions = view.stored.len() as u64;
+    summary.final_records = view.stored.values().map(|stored| stored.records.len() as u64).sum();
+    summary.repeated = view.repeated;
+    for interval in &view.intervals {
+        summary.intervals += 1;
+        summary.lost += u64::from(interval.is_lost());
     }
-    Ok(())
-}
-
-/// The name of the producer and the number of the record.
-fn parse(value: &str) -> Option<(&str, u64)> {
-    let (producer, number) = value.rsplit_once('-')?;
-    Some((producer, number.parse().ok()?))
-}
-
-fn records_of_a_producer_are_in_order(stored: &Stored) -> Result<(), Broken> {
-    for (partition, records) in stored {
-        let mut last: BTreeMap<&str, u64> = BTreeMap::new();
-        for (offset, value) in records {
-            let Some((producer, number)) = parse(value) else { continue };
-            if let Some(before) = last.insert(producer, number)
-                && before >= number
-            {
-                return broken(
-                    "records of a producer are out of order",
-                    format!("{value} at {partition}/{offset} after {producer}-{before}"),
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-fn polled_records_are_the_stored_ones(history: &[Event], stored: &Stored) -> Result<(), Broken> {
-    for event in history {
-        let Event::Polled { member, partition, offset, value } = event else { continue };
-        let records = stored.get(partition).map(Vec::as_slice).unwrap_or_default();
-        let there = records.binary_search_by_key(offset, |(at, _)| *at).ok().map(|index| &records[index].1);
-        if there != Some(value) {
-            return broken(
-                "a member read what is not stored",
-                format!("{member} read {value} at {partition}/{offset}, where {there:?} is stored"),
-            );
-        }
-    }
-    Ok(())
-}
-
-/// While a member has a partition it reads it without a gap and without going back.
-fn polls_are_contiguous(history: &[Event]) -> Result<(), Broken> {
-    let mut next: BTreeMap<(&str, i32), i64> = BTreeMap::new();
-    for event in history {
-        match event {
-            Event::Released { member, partitions } => {
-                for partition in partitions {
-                    next.remove(&(member.as_str(), *partition));
-                }
-            }
-            Event::Polled { member, partition, offset, .. } => {
-                if let Some(expected) = next.insert((member, *partition), offset + 1)
-                    && expected != *offset
-                {
-                    return broken(
-                        "polls of a member are not contiguous",
-                        format!("{member} read {partition}/{offset} where {expected} was next"),
-                    );
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// What lies below the committed offset was read by some member: nothing is skipped.
-fn every_record_reached_the_group(
-    history: &[Event],
-    stored: &Stored,
-    committed: &BTreeMap<i32, i64>,
-) -> Result<(), Broken> {
-    let polled: BTreeSet<(i32, i64)> = history
-        .iter()
-        .filter_map(|event| match event {
-            Event::Polled { partition, offset, .. } => Some((*partition, *offset)),
-            _ => None,
-        })
-        .collect();
-    for (partition, records) in stored {
-        let done = committed.get(partition).copied().unwrap_or(0);
-        if let Some((offset, value)) =
-            records.iter().find(|(offset, _)| *offset < done && !polled.contains(&(*partition, *offset)))
-        {
-            return broken("a record was skipped", format!("{value} at {partition}/{offset}; committed is {done}"));
-        }
-    }
-    Ok(())
-}
-
-fn acknowledged_commits_are_kept(history: &[Event], committed: &BTreeMap<i32, i64>) -> Result<(), Broken> {
-    let mut acknowledged: BTreeMap<i32, i64> = BTreeMap::new();
-    for event in history {
-        if let Event::Committed { partition, offset, .. } = event {
-            let highest = acknowledged.entry(*partition).or_insert(*offset);
-            *highest = (*highest).max(*offset);
-        }
-    }
-    for (partition, offset) in acknowledged {
-        // Owners follow one another and each begins where the one before committed, so commits only grow.
-        let now = committed.get(&partition).copied();
-        if now.is_none_or(|now| now < offset) {
-            return broken(
-                "an acknowledged commit is lost",
-                format!("{partition}: {offset} was committed, {now:?} is there"),
-            );
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stored(values: &[&str]) -> Stored {
-        let records = values.iter().enumerate().map(|(offset, value)| (offset as i64, (*value).to_owned())).collect();
-        BTreeMap::from([(0, records)])
-    }
-
-    fn sent(value: &str) -> Event {
-        Event::Sent { value: value.to_owned() }
-    }
-
-    fn acknowledged(value: &str, offset: i64) -> Event {
-        Event::Acknowledged { value: value.to_owned(), partition: 0, offset: Some(offset) }
-    }
-
-    fn polled(member: &str, offset: i64, value: &str) -> Event {
-        Event::Polled { member: member.to_owned(), partition: 0, offset, value: value.to_owned() }
-    }
-
-    fn committed(offset: i64) -> Event {
-        Event::Committed { member: "m".to_owned(), partition: 0, offset }
-    }
-
-    fn expect(history: &[Event], stored: &Stored, done: i64, verdict: Option<&str>) {
-        let outcome = check(history, stored, &BTreeMap::from([(0, done)]));
-        assert_eq!(outcome.as_ref().err().map(|broken| broken.check), verdict, "{outcome:?}");
-    }
-
-    #[test]
-    fn each_broken_promise_is_found_and_a_good_history_passes() {
-        let both = stored(&["p-0", "p-1"]);
-        let sends = [sent("p-0"), sent("p-1")];
-        let with = |more: &[Event]| sends.iter().chain(more).cloned().collect::<Vec<_>>();
-        let good = with(&[acknowledged("p-0", 0), polled("m", 0, "p-0"), polled("m", 1, "p-1"), committed(2)]);
-        expect(&good, &both, 2, None);
-        expect(&with(&[acknowledged("p-1", 0)]), &both, 0, Some("an acknowledged record is lost"));
-        expect(&sends, &stored(&["p-0", "p-0"]), 0, Some("an idempotent producer's record is stored twice"));
-        expect(&sends, &stored(&["q-0"]), 0, Some("a record was stored that nobody sent"));
-        expect(&sends, &stored(&["p-1", "p-0"]), 0, Some("records of a producer are out of order"));
-        expect(&with(&[polled("m", 0, "p-1")]), &both, 0, Some("a member read what is not stored"));
-        let twice = [polled("m", 0, "p-0"), polled("m", 0, "p-0")];
-        expect(&with(&twice), &both, 0, Some("polls of a member are not contiguous"));
-        expect(&with(&[polled("m", 1, "p-1")]), &both, 2, Some("a record was skipped"));
-        let kept = [polled("m", 0, "p-0"), polled("m", 1, "p-1"), committed(2)];
-        expect(&with(&kept), &both, 1, Some("an acknowledged commit is lost"));
-    }
+    summary.overlaps = view.overlaps().len() as u64;
+    summary
 }

@@ -18,8 +18,10 @@ use crate::env::random_below;
 use crate::env::trace::Event as TraceEvent;
 use crate::faults::{self, Planned};
 use crate::workload::{self, Finish, GROUP, TOPIC};
-use checker::check::{self, Stored};
-use checker::history::{Event, History};
+use checker::{Event, Header, History, Partition, Record, check_all};
+
+/// What is stored in the end: by partition, offsets and values.
+type Stored = BTreeMap<i32, Vec<(i64, String)>>;
 
 /// Partitions of the topic.
 const PARTITIONS: i32 = 6;
@@ -34,7 +36,7 @@ pub struct Outcome {
     /// The faults that were drawn.
     pub schedule: Vec<Planned>,
     /// What the clients saw.
-    pub history: Vec<Event>,
+    pub history: Vec<Record>,
     /// Number and hash of all events of the world.
     pub fingerprint: (u64, u64),
     /// The last events.
@@ -53,14 +55,14 @@ async fn drive() -> Outcome {
     let options = ClusterOptions { shards: if random_below(8) == 0 { 8 } else { 3 }, ..ClusterOptions::default() };
     let schedule = faults::draw(options.nodes, options.shards, MEMBERS);
     let cluster = Cluster::new(options, LinkOptions::default(), DiskOptions::default());
-    let history = History::default();
+    let history = History::new(Header::default());
     let verdict = play(&cluster, &options, &schedule, &history).await.err();
     if let Some(verdict) = &verdict {
         cluster.trace().event("verdict", verdict.clone());
     }
     let outcome = Outcome {
         schedule,
-        history: history.events(),
+        history: history.records(),
         fingerprint: cluster.trace().fingerprint(),
         timeline: cluster.trace().events(),
         verdict,
@@ -149,7 +151,18 @@ async fn play(
         }
     })
     .await?;
-    check::check(&history.events(), &stored, &committed).map_err(|broken| broken.to_string())?;
+    let at_us = cluster.trace().now_us();
+    for (partition, records) in &stored {
+        let partition = Partition::new(TOPIC, *partition);
+        let end = records.last().map_or(0, |(offset, _)| offset + 1);
+        history.add_final_records(at_us, "end", &partition, (0, end), records);
+    }
+    for partition in 0..PARTITIONS {
+        let (group, offset) = (GROUP.to_owned(), committed.get(&partition).copied());
+        let partition = Partition::new(TOPIC, partition);
+        history.add(at_us, "end", Event::FinalCommitted { group, partition, offset });
+    }
+    check_all(&history.records()).map_err(|broken| broken.to_string())?;
     replicas_agree(cluster, options).await
 }
 

@@ -12,7 +12,7 @@ use lockstep_client::{
 use lockstep_env::Env;
 
 use crate::env::{SimEnv, random_below};
-use checker::history::{Event, History};
+use checker::{Event, History, Partition};
 
 /// The topic that everything goes through.
 pub(crate) const TOPIC: &str = "records";
@@ -69,8 +69,16 @@ pub(crate) async fn produce(env: SimEnv, brokers: Vec<String>, name: String, his
             for _ in 0..1 + random_below(WINDOW as u64) {
                 let value = format!("{name}.{life}-{number}");
                 number += 1;
-                history.add(Event::Sent { value: value.clone() });
                 let key = format!("{name}.{}", random_below(8));
+                let sent = Event::Sent {
+                    producer: format!("{name}.{life}"),
+                    topic: TOPIC.to_owned(),
+                    partition: None,
+                    key: Some(key.clone()),
+                    value: value.clone(),
+                    is_idempotent: true,
+                };
+                history.add(env.trace().now_us(), &name, sent);
                 let record = ProducerRecord::new(TOPIC, value.clone()).with_key(key);
                 window.push((value, producer.send(&record).await));
             }
@@ -80,14 +88,15 @@ pub(crate) async fn produce(env: SimEnv, brokers: Vec<String>, name: String, his
                     Err(error) => Err(error),
                 };
                 match outcome {
-                    Ok(metadata) => history.add(Event::Acknowledged {
-                        value,
-                        partition: metadata.partition,
-                        offset: metadata.offset,
-                    }),
+                    Ok(metadata) => {
+                        let partition = Partition::new(TOPIC, metadata.partition);
+                        let acknowledged = Event::Acknowledged { value, partition, offset: metadata.offset };
+                        history.add(env.trace().now_us(), &name, acknowledged);
+                    }
                     Err(error) => {
                         env.trace().event(env.host(), format!("outcome of {value} unknown: {error}"));
-                        history.add(Event::Unknown { value });
+                        let unknown = Event::Unknown { value, reason: error.to_string() };
+                        history.add(env.trace().now_us(), &name, unknown);
                         all_known = false;
                     }
                 }
@@ -127,35 +136,42 @@ async fn live(
     let mut messages = consumer.subscribe().await?;
     while !finish.is_due() {
         let polled = messages.poll(Duration::from_millis(300)).await?;
+        let (group, name) = (|| GROUP.to_owned(), || member.to_owned());
+        let add = |event| history.add(env.trace().now_us(), member, event);
+        let list = |partitions: &[TopicPartition]| -> Vec<Partition> {
+            partitions.iter().map(|at| Partition::new(&*at.topic, at.partition)).collect()
+        };
+        for event in &polled.events {
+            env.trace().event(env.host(), format!("{member}: {event:?}"));
+            match event {
+                GroupEvent::Assigned(partitions) => {
+                    let epoch = Some(consumer.member_epoch());
+                    add(Event::Assigned { group: group(), member: name(), partitions: list(partitions), epoch });
+                }
+                GroupEvent::Revoked(partitions) | GroupEvent::Lost(partitions) => {
+                    let is_lost = matches!(event, GroupEvent::Lost(_));
+                    add(Event::Released { group: group(), member: name(), partitions: list(partitions), is_lost });
+                }
+            }
+        }
         let mut done: BTreeMap<TopicPartition, i64> = BTreeMap::new();
         for message in polled.messages {
             let value = String::from_utf8_lossy(message.value.as_deref().unwrap_or_default()).into_owned();
-            let (partition, offset) = (message.partition, message.offset);
-            history.add(Event::Polled { member: member.to_owned(), partition, offset, value });
-            done.insert(TopicPartition::new(message.topic, partition), offset + 1);
-        }
-        for event in polled.events {
-            env.trace().event(env.host(), format!("{member}: {event:?}"));
-            let list = |partitions: Vec<TopicPartition>| partitions.into_iter().map(|at| at.partition).collect();
-            match event {
-                GroupEvent::Assigned(partitions) => {
-                    history.add(Event::Assigned { member: member.to_owned(), partitions: list(partitions) });
-                }
-                GroupEvent::Revoked(partitions) => {
-                    history.add(Event::Released { member: member.to_owned(), partitions: list(partitions) });
-                }
-                GroupEvent::Lost(partitions) => {
-                    done.retain(|at, _| !partitions.contains(at));
-                    history.add(Event::Released { member: member.to_owned(), partitions: list(partitions) });
-                }
-            }
+            let (partition, offset) = (Partition::new(&*message.topic, message.partition), message.offset);
+            add(Event::Polled { group: group(), member: name(), partition, offset, value });
+            done.insert(TopicPartition::new(message.topic, message.partition), offset + 1);
         }
         for (at, offset) in done {
-            let (member, partition) = (member.to_owned(), at.partition);
-            match consumer.commit_offset(&at.topic, partition, offset).await {
-                Ok(()) => history.add(Event::Committed { member, partition, offset }),
-                Err(_) => history.add(Event::CommitUnknown { member, partition, offset }),
-            }
+            let started_at_us = env.trace().now_us();
+            let outcome = consumer.commit_offset(&at.topic, at.partition, offset).await;
+            let (group, member, partition) = (group(), name(), Partition::new(&*at.topic, at.partition));
+            add(match outcome {
+                Ok(()) => Event::Committed { group, member, partition, offset, started_at_us },
+                Err(error) => {
+                    let reason = error.to_string();
+                    Event::CommitUnknown { group, member, partition, offset, started_at_us, reason }
+                }
+            });
         }
     }
     // Best effort: a member that cannot say goodbye is removed when its session runs out.

@@ -80,6 +80,14 @@ impl Trace {
         });
     }
 
+    /// Simulated time since the start, in microseconds: the clock of the history.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        let now = SimEnv::now();
+        let since = self.with(|state| now.saturating_duration_since(state.started_at));
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    }
+
     /// Number of events and the hash over all of them: equal for two runs of one seed.
     #[must_use]
     pub fn fingerprint(&self) -> (u64, u64) {

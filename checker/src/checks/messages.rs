@@ -1,0 +1,298 @@
+//! Records: what was acknowledged is there, once, in order, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::check::{Check, Violation, violation};
+use crate::event::{Event, Partition};
+use crate::view::View;
+
+pub(crate) const STORED_IS_WHOLE: Check = Check {
+    name: "what is stored has a gap",
+    what: "Every partition can be read from its start to its end: offsets are consecutive where nothing is compacted (Kafka's log; \
+           transactions, whose markers take offsets, are not used).",
+    run: stored_is_whole,
+};
+
+fn stored_is_whole(view: &View<'_>) -> Result<u64, Violation> {
+    let mut facts = 0;
+    let mut next: BTreeMap<&Partition, i64> = BTreeMap::new();
+    for (index, record) in view.records.iter().enumerate() {
+        let Event::FinalRecords { partition, start, end, records } = &record.event else { continue };
+        let mut due = next.get(partition).copied().unwrap_or(*start);
+        if due != *start {
+            return violation(format!("{partition} is told up to {due} and then from {start} on"), [index]);
+        }
+        for (offset, value) in records {
+            facts += 1;
+            let is_due = if view.is_compacted(partition) { *offset >= due } else { *offset == due };
+            if !is_due {
+                return violation(format!("{partition} has {value} at {offset} where {due} comes next"), [index]);
+            }
+            due = offset + 1;
+        }
+        if due > *end || (due < *end && !view.is_compacted(partition)) {
+            return violation(format!("{partition} ends at {end}; its records end at {due}"), [index]);
+        }
+        next.insert(partition, *end);
+    }
+    Ok(facts)
+}
+
+pub(crate) const NOTHING_REMOVED: Check = Check {
+    name: "records were removed unasked",
+    what: "The start of a partition moves only by DeleteRecords and retention.",
+    run: nothing_removed,
+};
+
+fn nothing_removed(view: &View<'_>) -> Result<u64, Violation> {
+    for (partition, stored) in &view.stored {
+        let by = stored.told_by.first().copied().unwrap_or_default();
+        let may_start_at = view.may_start_at(partition, by);
+        if stored.start > may_start_at {
+            let details = format!("{partition} starts at {}, no later than {may_start_at} was asked for", stored.start);
+            return violation(details, [by]);
+        }
+    }
+    Ok(view.stored.len() as u64)
+}
+
+pub(crate) const ONE_OFFSET_ONE_VALUE: Check = Check {
+    name: "an offset has two values",
+    what: "Whoever reads an offset, whenever and wherever, reads the same record; a producer that is told an offset finds its record \
+           there (Raft: committed entries never change).",
+    run: one_offset_one_value,
+};
+
+fn one_offset_one_value(view: &View<'_>) -> Result<u64, Violation> {
+    for pair in view.claims.windows(2) {
+        let [one, other] = pair else { continue };
+        if (one.partition, one.offset) == (other.partition, other.offset) && one.value != other.value {
+            let place = format!("{}:{}", one.partition, one.offset);
+            return violation(format!("{place} is {} and {}", one.value, other.value), [one.by, other.by]);
+        }
+    }
+    Ok(view.claims.len() as u64)
+}
+
+pub(crate) const NOT_FROM_NOWHERE: Check = Check {
+    name: "a record was stored that nobody sent",
+    what: "Only what a producer sent is ever read, after it was sent, in the topic and partition that it was sent to; and never what was \
+           refused.",
+    run: not_from_nowhere,
+};
+
+fn not_from_nowhere(view: &View<'_>) -> Result<u64, Violation> {
+    let mut refused: BTreeMap<&str, usize> = BTreeMap::new();
+    for (index, record) in view.records.iter().enumerate() {
+        if let Event::Refused { value, .. } = &record.event {
+            refused.insert(value, index);
+        }
+    }
+    for claim in &view.claims {
+        let place = format_args!("{}:{}", claim.partition, claim.offset);
+        let sends = view.sends.get(claim.value).map(Vec::as_slice).unwrap_or_default();
+        let is_meant = |index: &usize| match &view.records[*index].event {
+            Event::Sent { topic, partition, .. } => {
+                *index < claim.by
+                    && *topic == claim.partition.topic
+                    && partition.is_none_or(|meant| meant == claim.partition.index)
+            }
+            _ => false,
+        };
+        if !sends.iter().any(is_meant) {
+            let what = if sends.is_empty() { "which nobody sent" } else { "where nobody had sent it" };
+            return violation(
+                format!("{} is at {place}, {what}", claim.value),
+                sends.iter().copied().chain([claim.by]),
+            );
+        }
+        if let (Some(refused), 1) = (refused.get(claim.value), sends.len()) {
+            return violation(format!("{} is at {place}; it was refused", claim.value), [*refused, claim.by]);
+        }
+    }
+    Ok(view.claims.len() as u64)
+}
+
+pub(crate) const ACKNOWLEDGED_STAYS: Check = Check {
+    name: "an acknowledged record is lost",
+    what: "An acknowledged write is on a majority's disks (acks=all): it is there in the end, at the offset that was told.",
+    run: acknowledged_stays,
+};
+
+fn acknowledged_stays(view: &View<'_>) -> Result<u64, Violation> {
+    let mut facts = 0;
+    let mut places: BTreeSet<(&Partition, &str)> = BTreeSet::new();
+    for (partition, stored) in &view.stored {
+        places.extend(stored.records.iter().map(|(_, value)| (*partition, *value)));
+    }
+    for (index, record) in view.records.iter().enumerate() {
+        let Event::Acknowledged { value, partition, offset } = &record.event else { continue };
+        let Some(stored) = view.stored.get(partition) else { continue };
+        if view.is_compacted(partition) {
+            continue;
+        }
+        facts += 1;
+        let is_there = match offset {
+            Some(offset) => *offset < stored.start || stored.at(*offset) == Some(value),
+            // It may be among those that were removed.
+            None => stored.start > 0 || places.contains(&(partition, value)),
+        };
+        if !is_there {
+            let place = offset.map_or("an offset not told".to_owned(), |offset| offset.to_string());
+            let found = offset.and_then(|offset| stored.at(offset)).unwrap_or("nothing");
+            let details = format!("{value} was acknowledged at {partition}:{place}, where {found} is in the end");
+            return violation(details, sent(view, value).chain([index]).chain(stored.told_by.last().copied()));
+        }
+    }
+    Ok(facts)
+}
+
+fn sent<'a>(view: &'a View<'_>, value: &str) -> impl Iterator<Item = usize> + 'a {
+    view.sends.get(value).into_iter().flatten().copied()
+}
+
+pub(crate) const READ_STAYS: Check = Check {
+    name: "a record that was read is lost",
+    what: "Only what is committed is ever visible: whatever anybody read is there in the end, whether it was acknowledged or not.",
+    run: read_stays,
+};
+
+fn read_stays(view: &View<'_>) -> Result<u64, Violation> {
+    let mut facts = 0;
+    for claim in &view.claims {
+        if !matches!(view.records[claim.by].event, Event::Read { .. } | Event::Polled { .. }) {
+            continue;
+        }
+        let Some(stored) = view.stored.get(claim.partition) else { continue };
+        facts += 1;
+        let may_be_gone = claim.offset < stored.start || view.is_compacted(claim.partition);
+        if !may_be_gone && stored.at(claim.offset) != Some(claim.value) {
+            let place = format_args!("{}:{}", claim.partition, claim.offset);
+            let found = stored.at(claim.offset).unwrap_or("nothing");
+            let details = format!("{} was read at {place}, where {found} is in the end", claim.value);
+            return violation(details, sent(view, claim.value).chain([claim.by]).chain(stored.told_by.last().copied()));
+        }
+    }
+    Ok(facts)
+}
+
+pub(crate) const STORED_ONCE: Check = Check {
+    name: "an idempotent producer's record is stored twice",
+    what: "However often an idempotent producer retries, a record is stored once for each time that its caller sent it (KIP-98).",
+    run: stored_once,
+};
+
+fn stored_once(view: &View<'_>) -> Result<u64, Violation> {
+    let mut places: BTreeMap<&str, BTreeMap<(&Partition, i64), usize>> = BTreeMap::new();
+    for claim in &view.claims {
+        places.entry(claim.value).or_default().entry((claim.partition, claim.offset)).or_insert(claim.by);
+    }
+    for (value, places) in &places {
+        let sends = view.sends.get(value).map(Vec::as_slice).unwrap_or_default();
+        let is_idempotent =
+            |index: &usize| matches!(view.records[*index].event, Event::Sent { is_idempotent: true, .. });
+        if places.len() > sends.len() && sends.iter().all(is_idempotent) {
+            let at: Vec<String> = places.keys().map(|(partition, offset)| format!("{partition}:{offset}")).collect();
+            let details = format!("{value}, sent {} times, is at {}", sends.len(), at.join(" and "));
+            return violation(details, sends.iter().chain(places.values()).copied());
+        }
+    }
+    Ok(places.len() as u64)
+}
+
+pub(crate) const PRODUCER_ORDER: Check = Check {
+    name: "records of a producer are out of order",
+    what: "Within one life, a producer's records stand in each partition in the order in which it sent them (KIP-98; Kafka's guarantee for \
+           max.in.flight.requests up to 5).",
+    run: producer_order,
+};
+
+fn producer_order(view: &View<'_>) -> Result<u64, Violation> {
+    let mut facts = 0;
+    let mut last: BTreeMap<(&Partition, &str), (usize, usize, i64)> = BTreeMap::new();
+    for claim in &view.claims {
+        // A record that its caller sent twice has no one place in the order.
+        let Some([send]) = view.sends.get(claim.value).map(Vec::as_slice) else { continue };
+        let Event::Sent { producer, .. } = &view.records[*send].event else { continue };
+        facts += 1;
+        let before = last.insert((claim.partition, producer), (*send, claim.by, claim.offset));
+        if let Some((sent_before, by, offset)) = before
+            && (sent_before > *send || (sent_before == *send && offset != claim.offset))
+        {
+            let details = format!(
+                "{} is at {}:{}, after {}, which {producer} sent later",
+                claim.value,
+                claim.partition,
+                claim.offset,
+                value_of(view, sent_before),
+            );
+            return violation(details, [sent_before, *send, by, claim.by]);
+        }
+    }
+    Ok(facts)
+}
+
+fn value_of<'a>(view: &View<'a>, send: usize) -> &'a str {
+    match view.records.get(send).map(|record| &record.event) {
+        Some(Event::Sent { value, .. }) => value,
+        _ => "",
+    }
+}
+
+pub(crate) const ACKNOWLEDGED_COMES_FIRST: Check = Check {
+    name: "a record stands before one that was acknowledged before it was sent",
+    what: "A partition is a linearizable log: what is sent after an acknowledgement comes behind what was acknowledged, whoever sent it.",
+    run: acknowledged_comes_first,
+};
+
+fn acknowledged_comes_first(view: &View<'_>) -> Result<u64, Violation> {
+    let mut facts = 0;
+    let mut offsets: BTreeMap<usize, Vec<(&Partition, i64, usize)>> = BTreeMap::new();
+    for claim in &view.claims {
+        if let Some([send]) = view.sends.get(claim.value).map(Vec::as_slice) {
+            offsets.entry(*send).or_default().push((claim.partition, claim.offset, claim.by));
+        }
+    }
+    let mut highest: BTreeMap<&Partition, (i64, usize)> = BTreeMap::new();
+    for (index, record) in view.records.iter().enumerate() {
+        match &record.event {
+            Event::Acknowledged { partition, offset: Some(offset), .. } => {
+                let highest = highest.entry(partition).or_insert((*offset, index));
+                *highest = (*highest).max((*offset, index));
+            }
+            Event::Sent { value, .. } => {
+                for (partition, offset, by) in offsets.get(&index).into_iter().flatten() {
+                    let Some((before, acknowledged)) = highest.get(partition) else { continue };
+                    facts += 1;
+                    if before >= offset {
+                        let details = format!("{value} is at {partition}:{offset}; {before} was acknowledged before");
+                        return violation(details, [*acknowledged, index, *by]);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(facts)
+}
+
+pub(crate) const KEY_STAYS: Check = Check {
+    name: "records of a key are in two partitions",
+    what: "A key's records come to one partition, as long as the topic keeps the number of its partitions (Kafka's default partitioner).",
+    run: key_stays,
+};
+
+fn key_stays(view: &View<'_>) -> Result<u64, Violation> {
+    let mut facts = 0;
+    let mut homes: BTreeMap<(&str, &str), (&Partition, usize)> = BTreeMap::new();
+    for claim in &view.claims {
+        let Some([send]) = view.sends.get(claim.value).map(Vec::as_slice) else { continue };
+        let Event::Sent { key: Some(key), partition: None, topic, .. } = &view.records[*send].event else { continue };
+        facts += 1;
+        let (home, by) = *homes.entry((topic, key)).or_insert((claim.partition, claim.by));
+        if home != claim.partition {
+            return violation(format!("{key} is in {home} and in {}", claim.partition), [by, claim.by]);
+        }
+    }
+    Ok(facts)
+}

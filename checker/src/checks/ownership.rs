@@ -1,0 +1,232 @@
+//! Who has a partition, and what it reads while it has it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::check::{Check, Violation, violation};
+use crate::event::{Event, Partition};
+use crate::view::View;
+use crate::view::interval::Interval;
+
+pub(crate) const ONE_OWNER: Check = Check {
+    name: "a partition has two owners",
+    what: "A partition has at most one owner in a group at any time. A member that was fenced may read on until it learns of it, so only \
+           times count in which commits prove both to be members (KIP-848: revoke before assign).",
+    run: one_owner,
+};
+
+fn one_owner(view: &View<'_>) -> Result<u64, Violation> {
+    let mut certain = 0;
+    let mut longest: BTreeMap<(&str, &Partition), Longest<'_, '_>> = BTreeMap::new();
+    for interval in &view.intervals {
+        let Some(until_us) = interval.certain_until_us else { continue };
+        certain += 1;
+        let longest = longest.entry((interval.group, interval.partition)).or_default();
+        if let Some(other) = longest.of_another(interval.member, u64::MAX)
+            && other.certain_until_us > Some(interval.began_us)
+        {
+            let ended = [interval, other].into_iter().filter_map(|interval| interval.end).map(|end| end.by);
+            let details = format!(
+                "{} of {}: {} has it from {} to {until_us} µs at least, {} from {} to {} µs at least",
+                interval.partition,
+                interval.group,
+                interval.member,
+                interval.began_us,
+                other.member,
+                other.began_us,
+                other.certain_until_us.unwrap_or_default(),
+            );
+            return violation(details, ended.chain([interval.began, other.began]));
+        }
+        longest.add(interval);
+    }
+    Ok(certain)
+}
+
+/// Of the intervals so far those that are certain for longest, of two members.
+#[derive(Default)]
+pub(crate) struct Longest<'i, 'a> {
+    /// One that is longer than all before it, each time; with the longest of another member by then.
+    steps: Vec<(u64, [Option<&'i Interval<'a>>; 2])>,
+}
+
+impl<'i, 'a> Longest<'i, 'a> {
+    /// Must be called in the order in which the intervals began.
+    pub(crate) fn add(&mut self, interval: &'i Interval<'a>) {
+        let [first, second] = self.steps.last().map_or([None, None], |(_, longest)| *longest);
+        let until = |interval: Option<&Interval<'_>>| interval.and_then(|interval| interval.certain_until_us);
+        let now = if until(Some(interval)) > until(first) {
+            let is_same = first.is_some_and(|first| first.member == interval.member);
+            [Some(interval), if is_same { second } else { first }]
+        } else if first.is_some_and(|first| first.member != interval.member) && until(Some(interval)) > until(second) {
+            [first, Some(interval)]
+        } else {
+            return;
+        };
+        self.steps.push((interval.began_us, now));
+    }
+
+    /// The longest of another member, of those that began before this time.
+    pub(crate) fn of_another(&self, member: &str, before_us: u64) -> Option<&'i Interval<'a>> {
+        let count = self.steps.partition_point(|(began_us, _)| *began_us < before_us);
+        let (_, longest) = self.steps.get(count.checked_sub(1)?)?;
+        longest.iter().flatten().find(|interval| interval.member != member).copied()
+    }
+}
+
+pub(crate) const READ_BY_OWNER: Check = Check {
+    name: "a member read a partition that it did not have",
+    what: "A member is given records of the partitions that it was told it has, until it has given them up.",
+    run: read_by_owner,
+};
+
+fn read_by_owner(view: &View<'_>) -> Result<u64, Violation> {
+    if let Some(&stray) = view.strays.first()
+        && let Event::Polled { group, member, partition, offset, .. } = &view.records[stray].event
+    {
+        return violation(format!("{member} of {group} read {partition}:{offset}"), [stray]);
+    }
+    Ok(view.intervals.iter().map(|interval| interval.polls.len() as u64).sum())
+}
+
+pub(crate) const CONTIGUOUS: Check = Check {
+    name: "polls of a member are not contiguous",
+    what: "While a member has a partition it reads it without a gap and without going back.",
+    run: contiguous,
+};
+
+fn contiguous(view: &View<'_>) -> Result<u64, Violation> {
+    let mut facts = 0;
+    for interval in &view.intervals {
+        for pair in interval.polls.windows(2) {
+            let &[(before, last), (index, offset)] = pair else { continue };
+            facts += 1;
+            let may_skip_to = if view.is_compacted(interval.partition) {
+                i64::MAX
+            } else {
+                view.may_start_at(interval.partition, index)
+            };
+            if offset != last + 1 && !(offset > last && offset <= may_skip_to) {
+                let (member, partition) = (interval.member, interval.partition);
+                let details = format!("{member} of {} read {partition}:{offset} after {last}", interval.group);
+                return violation(details, [interval.began, before, index]);
+            }
+        }
+    }
+    Ok(facts)
+}
+
+/// Commits of a group in a partition.
+#[derive(Default)]
+struct Commits {
+    /// Index of the record, and the highest offset acknowledged by then.
+    acknowledged: Vec<(usize, i64, usize)>,
+    /// By offset: when it was first sent.
+    sent_us: BTreeMap<i64, u64>,
+    /// An administrator moved it.
+    is_reset: bool,
+}
+
+fn commits<'a>(view: &View<'a>) -> BTreeMap<(&'a str, &'a Partition), Commits> {
+    let mut all: BTreeMap<(&str, &Partition), Commits> = BTreeMap::new();
+    for (index, record) in view.records.iter().enumerate() {
+        match &record.event {
+            Event::Committed { group, partition, offset, started_at_us, .. } => {
+                let commits = all.entry((group, partition)).or_default();
+                let (highest, by) = match commits.acknowledged.last() {
+                    Some((_, highest, by)) if highest >= offset => (*highest, *by),
+                    _ => (*offset, index),
+                };
+                commits.acknowledged.push((index, highest, by));
+                let sent_us = commits.sent_us.entry(*offset).or_insert(*started_at_us);
+                *sent_us = (*sent_us).min(*started_at_us);
+            }
+            Event::CommitUnknown { group, partition, offset, started_at_us, .. } => {
+                let commits = all.entry((group, partition)).or_default();
+                let sent_us = commits.sent_us.entry(*offset).or_insert(*started_at_us);
+                *sent_us = (*sent_us).min(*started_at_us);
+            }
+            Event::OffsetReset { group, partition, .. } => all.entry((group, partition)).or_default().is_reset = true,
+            _ => {}
+        }
+    }
+    all
+}
+
+pub(crate) const BEGINS_AT_COMMITTED: Check = Check {
+    name: "an owner does not begin at the committed offset",
+    what: "The first record that an owner reads is the one at the committed offset: one that was committed and not below what was \
+           acknowledged by then; without any, the first of the partition. A member that may have been fenced may begin below.",
+    run: begins_at_committed,
+};
+
+fn begins_at_committed(view: &View<'_>) -> Result<u64, Violation> {
+    let mut facts = 0;
+    let all = commits(view);
+    let none = Commits::default();
+    for interval in &view.intervals {
+        let Some(&(index, offset)) = interval.polls.first() else { continue };
+        let (group, member, partition) = (interval.group, interval.member, interval.partition);
+        let commits = all.get(&(group, partition)).unwrap_or(&none);
+        if commits.is_reset {
+            continue;
+        }
+        facts += 1;
+        let at_us = view.at_us(index);
+        let known = commits.acknowledged.partition_point(|(by, ..)| *by < index);
+        if interval.certain_until_us >= Some(at_us)
+            && let Some((_, highest, by)) = known.checked_sub(1).and_then(|last| commits.acknowledged.get(last))
+            && offset < *highest
+        {
+            let details = format!("{member} of {group} begins with {partition}:{offset}; {highest} is committed");
+            return violation(details, [interval.began, *by, index]);
+        }
+        let was_committed = commits.sent_us.get(&offset).is_some_and(|sent_us| *sent_us <= at_us);
+        if !was_committed && offset > view.may_start_at(partition, index) && !view.is_compacted(partition) {
+            let last = commits.sent_us.range(..offset).next_back().map_or(0, |(offset, _)| *offset);
+            let details =
+                format!("{member} of {group} begins with {partition}:{offset}, which nobody committed; {last} was");
+            return violation(details, [interval.began, index]);
+        }
+    }
+    Ok(facts)
+}
+
+pub(crate) const NOTHING_SKIPPED: Check = Check {
+    name: "a record was skipped",
+    what: "Every record below a group's committed offset was given to a member of it (at least once delivery).",
+    run: nothing_skipped,
+};
+
+fn nothing_skipped(view: &View<'_>) -> Result<u64, Violation> {
+    let mut facts = 0;
+    let mut polled: BTreeSet<(&str, &Partition, i64)> = BTreeSet::new();
+    let mut reset: BTreeSet<(&str, &Partition)> = BTreeSet::new();
+    for record in view.records {
+        match &record.event {
+            Event::Polled { group, partition, offset, .. } => {
+                polled.insert((group, partition, *offset));
+            }
+            Event::OffsetReset { group, partition, .. } => {
+                reset.insert((group, partition));
+            }
+            _ => {}
+        }
+    }
+    for (index, record) in view.records.iter().enumerate() {
+        let Event::FinalCommitted { group, partition, offset: Some(done) } = &record.event else { continue };
+        let Some(stored) = view.stored.get(partition) else { continue };
+        if reset.contains(&(group.as_str(), partition)) {
+            continue;
+        }
+        for (offset, value) in stored.records.iter().take_while(|(offset, _)| offset < done) {
+            facts += 1;
+            if !polled.contains(&(group, partition, *offset)) {
+                let details =
+                    format!("{value} at {partition}:{offset} came to no member of {group}, which is at {done}");
+                let sent = view.sends.get(value).into_iter().flatten().copied();
+                return violation(details, sent.chain([index]));
+            }
+        }
+    }
+    Ok(facts)
+}

@@ -1,0 +1,147 @@
+//! A history, put in order for the checks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::event::{Event, Partition, Record};
+use crate::view::interval::{Interval, intervals};
+
+pub(crate) mod interval;
+
+/// What a partition holds in the end.
+#[derive(Debug, Default)]
+pub(crate) struct Stored<'a> {
+    pub(crate) start: i64,
+    pub(crate) end: i64,
+    /// Ascending if the history is sound.
+    pub(crate) records: Vec<(i64, &'a str)>,
+    /// Records of the history that tell it.
+    pub(crate) told_by: Vec<usize>,
+}
+
+impl<'a> Stored<'a> {
+    pub(crate) fn at(&self, offset: i64) -> Option<&'a str> {
+        self.records.binary_search_by_key(&offset, |(at, _)| *at).ok().map(|index| self.records[index].1)
+    }
+}
+
+/// Somebody said that a record is at an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Claim<'a> {
+    pub(crate) partition: &'a Partition,
+    pub(crate) offset: i64,
+    /// Index of the record of the history.
+    pub(crate) by: usize,
+    pub(crate) value: &'a str,
+}
+
+/// A history, put in order.
+pub(crate) struct View<'a> {
+    pub(crate) records: &'a [Record],
+    pub(crate) compacted: BTreeSet<&'a str>,
+    /// By partition: each time that records may have been removed since, and the lowest offset that must stay, ascending in both.
+    truncated: BTreeMap<&'a Partition, Vec<(usize, i64)>>,
+    /// By value: when it was sent.
+    pub(crate) sends: BTreeMap<&'a str, Vec<usize>>,
+    pub(crate) stored: BTreeMap<&'a Partition, Stored<'a>>,
+    /// By partition and offset.
+    pub(crate) claims: Vec<Claim<'a>>,
+    /// In the order in which they began.
+    pub(crate) intervals: Vec<Interval<'a>>,
+    /// Records of the history that tell what was read by a member that did not have the partition.
+    pub(crate) strays: Vec<usize>,
+    /// How many records were given to a group again.
+    pub(crate) repeated: u64,
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn new(records: &'a [Record]) -> Self {
+        let (intervals, strays) = intervals(records);
+        let mut view = Self {
+            records,
+            compacted: BTreeSet::new(),
+            truncated: BTreeMap::new(),
+            sends: BTreeMap::new(),
+            stored: BTreeMap::new(),
+            claims: Vec::new(),
+            intervals,
+            strays,
+            repeated: 0,
+        };
+        let mut polled = BTreeSet::new();
+        for (index, record) in records.iter().enumerate() {
+            view.add(index, &record.event);
+            if let Event::Polled { group, partition, offset, .. } = &record.event {
+                view.repeated += u64::from(!polled.insert((group, partition, offset)));
+            }
+        }
+        view.claims.sort_unstable();
+        view
+    }
+
+    fn add(&mut self, index: usize, event: &'a Event) {
+        let mut claim = |partition, offset, value| self.claims.push(Claim { partition, offset, by: index, value });
+        match event {
+            Event::Compacted { topic } => {
+                self.compacted.insert(topic);
+            }
+            Event::Truncated { partition, start } => {
+                let list = self.truncated.entry(partition).or_default();
+                let before = list.last().map_or(0, |(_, start)| *start);
+                list.push((index, before.max(*start)));
+            }
+            Event::Sent { value, .. } => self.sends.entry(value).or_default().push(index),
+            Event::Acknowledged { value, partition, offset: Some(offset) } => claim(partition, *offset, value),
+            Event::Read { partition, offset, value } | Event::Polled { partition, offset, value, .. } => {
+                claim(partition, *offset, value);
+            }
+            Event::FinalRecords { partition, start, end, records } => {
+                for (offset, value) in records {
+                    claim(partition, *offset, value);
+                }
+                let is_new = !self.stored.contains_key(partition);
+                let stored = self.stored.entry(partition).or_default();
+                if is_new {
+                    stored.start = *start;
+                }
+                stored.end = *end;
+                stored.records.extend(records.iter().map(|(offset, value)| (*offset, value.as_str())));
+                stored.told_by.push(index);
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn is_compacted(&self, partition: &Partition) -> bool {
+        self.compacted.contains(partition.topic.as_str())
+    }
+
+    /// The lowest offset of a partition that must still be there, by what was known before record `by` of the history.
+    pub(crate) fn may_start_at(&self, partition: &Partition, by: usize) -> i64 {
+        let Some(list) = self.truncated.get(partition) else { return 0 };
+        let known = list.partition_point(|(index, _)| *index < by);
+        known.checked_sub(1).and_then(|last| list.get(last)).map_or(0, |(_, start)| *start)
+    }
+
+    pub(crate) fn at_us(&self, index: usize) -> u64 {
+        self.records.get(index).map_or(u64::MAX, |record| record.at_us)
+    }
+
+    /// Pairs of intervals of one partition of which the second began before the first had ended, as indices: of the earlier ones, that which
+    /// ended last.
+    pub(crate) fn overlaps(&self) -> Vec<(usize, usize)> {
+        let mut longest: BTreeMap<(&str, &Partition), usize> = BTreeMap::new();
+        let mut overlaps = Vec::new();
+        for (index, interval) in self.intervals.iter().enumerate() {
+            let before = longest.entry((interval.group, interval.partition)).or_insert(index);
+            let ended = self.intervals[*before].ended();
+            // A member's own intervals never overlap.
+            if *before != index && ended > interval.began {
+                overlaps.push((*before, index));
+            }
+            if interval.ended() > ended {
+                *before = index;
+            }
+        }
+        overlaps
+    }
+}
