@@ -10,6 +10,7 @@ use lockstep_core::{NodeId, ShardId};
 use lockstep_env::Env;
 use lockstep_runtime::{Node, NodeConfig};
 use madsim::runtime::{Handle, NodeHandle};
+use serde::{Deserialize, Serialize};
 
 use crate::env::SimEnv;
 use crate::env::disk::{DiskOptions, SimDisk};
@@ -58,7 +59,8 @@ impl Default for ClusterOptions {
 }
 
 /// How a broker dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Death {
     /// kill -9: the kernel keeps what it holds and closes the connections.
     Process,

@@ -1,18 +1,30 @@
-//! What goes wrong in a run: a schedule drawn from the seed before anything starts, as data.
+//! What goes wrong in a run, as data, and how it is done to a cluster. Faults overlap; what one has broken it mends itself.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lockstep_core::NodeId;
+use lockstep_core::{NodeId, ShardId};
+use lockstep_env::Env;
+use madsim::runtime::{Handle, NodeHandle};
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, Death};
 use crate::env::SimEnv;
 use crate::env::disk::DiskOptions;
 use crate::env::net::LinkOptions;
-use crate::env::{chance, random_below};
-use lockstep_env::Env;
+use crate::inspector::Inspector;
+
+/// Faults of a run.
+const FAULTS: std::ops::Range<usize> = 10..15;
+/// How long an emptied disk may take to be filled again, while other things go wrong.
+const REFILL: Duration = Duration::from_secs(30);
 
 /// One thing that goes wrong, and later is mended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// A broker dies and comes back.
     Crash(NodeId, Death),
@@ -24,6 +36,8 @@ pub enum Fault {
     Wipe(NodeId),
     /// A broker stops as SIGTERM does, and comes back.
     Stop(NodeId),
+    /// One broker after the other stops as SIGTERM does and comes back.
+    RollingRestart,
     /// Nothing passes between a broker and the other brokers.
     Isolate(NodeId),
     /// Nothing passes from a broker to the others; what they send it arrives.
@@ -43,103 +57,166 @@ pub enum Fault {
 }
 
 /// A fault and its time.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Planned {
-    /// How long after the fault before it was mended this one starts.
-    pub after: Duration,
+    /// When it begins, in milliseconds after the clients have started.
+    pub at_ms: u64,
     /// What goes wrong.
     pub fault: Fault,
-    /// For how long.
-    pub lasts: Duration,
+    /// For how long, in milliseconds.
+    pub lasts_ms: u64,
 }
 
-/// Draws a schedule. Each kind of fault is either in this seed or not at all, so that some seeds show a fault on its own.
-#[must_use]
-pub fn draw(nodes: u64, shards: u16, members: usize) -> Vec<Planned> {
-    let any = || 1 + random_below(nodes);
-    let other = |than: NodeId| 1 + (than + random_below(nodes - 1)) % nodes;
-    let death = || if chance(500) { Death::Power } else { Death::Process };
-    let kinds: Vec<u64> = (0..13).filter(|_| chance(450)).collect();
-    let kinds = if kinds.is_empty() { vec![random_below(13)] } else { kinds };
-    let count = 2 + random_below(4);
-    (0..count)
+/// Draws the faults of a run that lasts `span_ms`. Each kind is either in this run or not at all, so that some runs show a fault on
+/// its own.
+pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, span_ms: u64) -> Vec<Planned> {
+    const KINDS: u8 = 14;
+    let mut kinds: Vec<u8> = (0..KINDS).filter(|_| rng.random_ratio(9, 20)).collect();
+    if kinds.is_empty() {
+        kinds.push(rng.random_range(0..KINDS));
+    }
+    let count = rng.random_range(FAULTS);
+    let mut planned: Vec<Planned> = (0..count)
         .map(|_| {
-            let kind = kinds[usize::try_from(random_below(kinds.len() as u64)).unwrap_or(0)];
-            let node = any();
+            let kind = kinds[rng.random_range(0..kinds.len())];
+            let node = rng.random_range(1..=nodes);
+            let other = 1 + (node + rng.random_range(0..nodes - 1)) % nodes;
+            let death = if rng.random_ratio(1, 2) { Death::Power } else { Death::Process };
             let fault = match kind {
-                0 => Fault::Crash(node, death()),
-                1 => Fault::CrashLeader(u16::try_from(random_below(u64::from(shards))).unwrap_or(0), death()),
-                2 => Fault::CrashAll(death()),
+                0 => Fault::Crash(node, death),
+                1 => Fault::CrashLeader(rng.random_range(0..shards), death),
+                2 => Fault::CrashAll(death),
                 3 => Fault::Wipe(node),
                 4 => Fault::Stop(node),
                 5 => Fault::Isolate(node),
                 6 => Fault::Mute(node),
-                7 => Fault::CutOneWay(node, other(node)),
+                7 => Fault::CutOneWay(node, other),
                 8 => Fault::Pause(node),
-                9 => Fault::Reset(node, other(node)),
+                9 => Fault::Reset(node, other),
                 10 => Fault::BadLinks,
                 11 => Fault::SlowDisk(node),
-                _ => Fault::Zombie(usize::try_from(random_below(members as u64)).unwrap_or(0)),
+                12 => Fault::RollingRestart,
+                _ => Fault::Zombie(rng.random_range(0..members.max(1))),
             };
-            let lasts = match fault {
+            let lasts_ms = match fault {
                 // Longer than the session time-out, or it would be no zombie.
-                Fault::Zombie(_) => Duration::from_millis(7_000 + random_below(3_000)),
-                _ => Duration::from_millis(50 + random_below(2_500)),
+                Fault::Zombie(_) => rng.random_range(3_500..5_000),
+                _ => some_time(rng),
             };
-            Planned { after: Duration::from_millis(random_below(1_500)), fault, lasts }
+            Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms }
         })
-        .collect()
+        .collect();
+    planned.sort_by_key(|planned| planned.at_ms);
+    planned
 }
 
-/// Lets the faults happen, one after another; each is mended before the next.
-pub async fn play(cluster: &Cluster, schedule: &[Planned], pause_member: impl Fn(usize, bool)) {
-    for planned in schedule {
-        SimEnv::sleep(planned.after).await;
-        cluster.trace().event("faults", format!("{:?} for {:?}", planned.fault, planned.lasts));
-        begin(cluster, &planned.fault, planned.lasts, &pause_member).await;
+/// Mostly short, sometimes longer than every time-out between brokers.
+fn some_time(rng: &mut impl Rng) -> u64 {
+    if rng.random_ratio(1, 4) { rng.random_range(1_000..2_500) } else { rng.random_range(20..700) }
+}
+
+/// What faults act on.
+#[derive(Clone)]
+pub(crate) struct Victims {
+    pub(crate) cluster: Cluster,
+    /// Machines of the group's members.
+    pub(crate) members: Arc<Vec<NodeHandle>>,
+    pub(crate) inspector: Inspector,
+    /// Brokers that one fault has to itself: two faults do not start one broker twice.
+    taken: Arc<Mutex<BTreeSet<NodeId>>>,
+    /// Held while some broker's disk is not what its peers believe: two emptied disks of three are the loss of a majority, which
+    /// nothing survives.
+    majority_at_stake: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A broker that belongs to a fault until this is dropped.
+struct Taken {
+    all: Arc<Mutex<BTreeSet<NodeId>>>,
+    node: NodeId,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.node);
     }
 }
 
-async fn begin(cluster: &Cluster, fault: &Fault, lasts: Duration, pause_member: &impl Fn(usize, bool)) {
+impl Victims {
+    pub(crate) fn new(cluster: Cluster, members: Vec<NodeHandle>, inspector: Inspector) -> Self {
+        Self {
+            cluster,
+            members: Arc::new(members),
+            inspector,
+            taken: Arc::default(),
+            majority_at_stake: Arc::default(),
+        }
+    }
+
+    /// `None`: another fault has it, or it is down.
+    fn take(&self, node: NodeId) -> Option<Taken> {
+        let up = self.cluster.is_up(node);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        (up && taken.insert(node)).then(|| Taken { all: self.taken.clone(), node })
+    }
+}
+
+/// Lets the faults happen, each at its time. Returns when the last is mended.
+pub(crate) async fn play(victims: &Victims, schedule: &[Planned]) {
+    let begun = SimEnv::now();
+    let tasks: Vec<_> = schedule
+        .iter()
+        .cloned()
+        .map(|planned| {
+            let victims = victims.clone();
+            SimEnv::spawn(async move {
+                SimEnv::sleep_until(begun + Duration::from_millis(planned.at_ms)).await;
+                let lasts = Duration::from_millis(planned.lasts_ms);
+                victims.cluster.trace().event("faults", format!("{:?} for {lasts:?}", planned.fault));
+                if !happen(&victims, &planned.fault, lasts).await {
+                    victims.cluster.trace().event("faults", format!("{:?}: not possible now", planned.fault));
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        let _ = task.await;
+    }
+}
+
+/// One fault from its beginning until it is mended. `false`: another one was in its way.
+async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
+    let cluster = &victims.cluster;
     let ids = cluster.ids();
     match *fault {
-        Fault::Crash(node, death) => crash(cluster, &[node], death, lasts).await,
+        Fault::Crash(node, death) => return crash(victims, &[node], death, lasts).await,
         Fault::CrashLeader(shard, death) => {
-            let leader = cluster.leader(lockstep_core::ShardId(shard));
-            crash(cluster, leader.as_slice(), death, lasts).await;
+            let Some(leader) = cluster.leader(ShardId(shard)) else { return false };
+            return crash(victims, &[leader], death, lasts).await;
         }
-        Fault::CrashAll(death) => crash(cluster, &ids, death, lasts).await,
-        Fault::Wipe(node) => {
-            cluster.kill(node, Death::Process);
-            cluster.disk(node).wipe();
-            SimEnv::sleep(lasts).await;
-            cluster.start(node);
-            // Two emptied disks at once would be the loss of a majority, which nothing survives.
-            let _ = cluster.wait_until(Duration::from_secs(60), |cluster| cluster.votes_everywhere(node)).await;
-        }
-        Fault::Stop(node) => {
-            cluster.stop(node).await;
-            SimEnv::sleep(lasts).await;
-            cluster.start(node);
+        Fault::CrashAll(death) => return crash(victims, &ids, death, lasts).await,
+        Fault::Wipe(node) => return wipe(victims, node, lasts).await,
+        Fault::Stop(node) => return stop(victims, node, lasts).await,
+        Fault::RollingRestart => {
+            let mut any = false;
+            for node in ids {
+                any |= stop(victims, node, lasts / 3).await;
+                let _ = cluster.wait_until(Duration::from_secs(3), |cluster| cluster.broker(node).is_some()).await;
+            }
+            return any;
         }
         Fault::Isolate(node) | Fault::Mute(node) => {
-            let network = cluster.network().clone();
+            let mut links = Vec::new();
             for peer in ids.into_iter().filter(|peer| *peer != node) {
-                network.block(&cluster.host(node), &cluster.host(peer));
+                links.push((cluster.host(node), cluster.host(peer)));
                 if matches!(fault, Fault::Isolate(_)) {
-                    network.block(&cluster.host(peer), &cluster.host(node));
+                    links.push((cluster.host(peer), cluster.host(node)));
                 }
             }
-            SimEnv::sleep(lasts).await;
-            network.heal();
+            cut(cluster, &links, lasts).await;
         }
-        Fault::CutOneWay(from, to) => {
-            let network = cluster.network().clone();
-            network.block(&cluster.host(from), &cluster.host(to));
-            SimEnv::sleep(lasts).await;
-            network.heal();
-        }
+        Fault::CutOneWay(from, to) => cut(cluster, &[(cluster.host(from), cluster.host(to))], lasts).await,
         Fault::Pause(node) => {
+            let Some(_taken) = victims.take(node) else { return false };
             cluster.pause(node);
             SimEnv::sleep(lasts).await;
             cluster.resume(node);
@@ -161,19 +238,65 @@ async fn begin(cluster: &Cluster, fault: &Fault, lasts: Duration, pause_member: 
             cluster.disk(node).set_options(DiskOptions::default());
         }
         Fault::Zombie(member) => {
-            pause_member(member, true);
+            let Some(machine) = victims.members.get(member) else { return false };
+            Handle::current().pause(machine.id());
             SimEnv::sleep(lasts).await;
-            pause_member(member, false);
+            Handle::current().resume(machine.id());
         }
     }
+    true
 }
 
-async fn crash(cluster: &Cluster, nodes: &[NodeId], death: Death, lasts: Duration) {
-    for node in nodes {
-        cluster.kill(*node, death);
+async fn cut(cluster: &Cluster, links: &[(String, String)], lasts: Duration) {
+    for (from, to) in links {
+        cluster.network().block(from, to);
     }
     SimEnv::sleep(lasts).await;
-    for node in nodes {
-        cluster.start(*node);
+    cluster.network().heal();
+}
+
+async fn crash(victims: &Victims, nodes: &[NodeId], death: Death, lasts: Duration) -> bool {
+    let taken: Vec<Taken> = nodes.iter().filter_map(|node| victims.take(*node)).collect();
+    for victim in &taken {
+        victims.cluster.kill(victim.node, death);
+    }
+    SimEnv::sleep(lasts).await;
+    for victim in &taken {
+        victims.cluster.start(victim.node);
+    }
+    !taken.is_empty()
+}
+
+async fn stop(victims: &Victims, node: NodeId, lasts: Duration) -> bool {
+    let Some(_taken) = victims.take(node) else { return false };
+    victims.cluster.stop(node).await;
+    SimEnv::sleep(lasts).await;
+    victims.cluster.start(node);
+    true
+}
+
+async fn wipe(victims: &Victims, node: NodeId, lasts: Duration) -> bool {
+    let cluster = &victims.cluster;
+    let Ok(_at_stake) = victims.majority_at_stake.try_lock() else { return false };
+    let Some(taken) = victims.take(node) else { return false };
+    // A shard that counts another node's disk as lost already must not lose this one too.
+    if !cluster.ids().iter().all(|id| cluster.votes_everywhere(*id)) {
+        return false;
+    }
+    cluster.kill(node, Death::Process);
+    cluster.disk(node).wipe();
+    SimEnv::sleep(lasts).await;
+    cluster.start(node);
+    drop(taken);
+    let _ = cluster.wait_until(REFILL, |cluster| cluster.votes_everywhere(node)).await;
+    true
+}
+
+/// Kills a broker for good, once the others can do without it.
+pub(crate) async fn leave_dead(cluster: &Cluster, node: NodeId) {
+    let all_vote = |cluster: &Cluster| cluster.ids().iter().all(|id| cluster.votes_everywhere(*id));
+    if cluster.wait_until(REFILL, all_vote).await {
+        cluster.trace().event("faults", format!("broker {node} dies for good"));
+        cluster.kill(node, Death::Power);
     }
 }

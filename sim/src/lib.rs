@@ -6,10 +6,18 @@ compile_error!(
      unset RUSTFLAGS, or add `--cfg madsim` to it"
 );
 
+pub mod choices;
 pub mod cluster;
+mod convergence;
 pub mod env;
 pub mod faults;
+mod inspector;
+pub mod power;
 pub mod scenario;
+pub mod seeds;
+pub mod shrink;
+pub mod sweep;
+pub mod timeline;
 mod workload;
 
 use std::future::Future;
@@ -18,17 +26,24 @@ use madsim::runtime::Runtime;
 
 /// Runs a simulation to its end, on a thread of its own: hash keys and madsim's context start afresh for every run.
 ///
+/// # Errors
+/// The message of a panic of the simulation.
+///
 /// # Panics
-/// With whatever the simulation panics with.
-pub fn simulate<F, T>(seed: u64, simulation: impl FnOnce() -> F + Send + 'static) -> T
+/// No thread can be started.
+pub fn simulate<F, T>(seed: u64, simulation: impl FnOnce() -> F + Send + 'static) -> Result<T, String>
 where
     F: Future<Output = T>,
     T: Send + 'static,
 {
     let run =
         move || Runtime::with_seed_and_config(seed, madsim::Config::default()).block_on(async { simulation().await });
-    match std::thread::Builder::new().name(format!("seed {seed}")).spawn(run) {
-        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+    let thread = match std::thread::Builder::new().name(format!("seed {seed}")).spawn(run) {
+        Ok(thread) => thread,
         Err(error) => panic!("no thread for the simulation: {error}"),
-    }
+    };
+    thread.join().map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+    })
 }

@@ -41,6 +41,7 @@ fn a_cluster_starts_and_a_seed_repeats_itself() {
                 create_topic(&cluster, 2, "orders").await;
                 cluster.trace().fingerprint()
             })
+            .unwrap()
         };
         assert_eq!(run(), run(), "seed {seed}");
     }
@@ -67,6 +68,7 @@ fn a_power_cut_of_all_loses_nothing_acknowledged() {
                 })
             };
             assert!(cluster.wait_until(PATIENCE, known).await, "the topic is lost");
-        });
+        })
+        .unwrap();
     }
 }

@@ -17,7 +17,7 @@ fn check<F: Future<Output = T>, T: Send + 'static>(
     seed: u64,
     test: impl Fn(Network) -> F + Send + Copy + 'static,
 ) -> T {
-    simulate(seed, move || test(Network::new(LinkOptions::default(), Trace::default())))
+    simulate(seed, move || test(Network::new(LinkOptions::default(), Trace::default()))).unwrap()
 }
 
 fn disk(network: &Network, host: &str) -> SimDisk {

@@ -1,60 +1,80 @@
-//! The seeds of every test run: those that once failed, then a fixed set. Each runs twice and must leave the same trace.
+//! The seeds of every test run: those that once failed, then a fixed set. Each must leave the same trace twice in this process, and in
+//! another one.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::process::Command;
 
-use sim::scenario;
+use lockstep_probe::Mark;
+use sim::choices::Case;
+use sim::scenario::{self, Outcome};
+use sim::{seeds, timeline};
 
 /// Seeds of the fixed set.
 const SEEDS: u64 = 100;
 
-fn check(seed: u64) -> Result<(), String> {
-    let outcome = scenario::run(seed);
-    let replay = format!("replay it with: cargo run --release -p sim -- --seed {seed}");
-    if let Some(verdict) = outcome.verdict {
-        let schedule: Vec<String> = outcome.schedule.iter().map(|planned| format!("{planned:?}")).collect();
-        return Err(format!("seed {seed}: {verdict}\n  faults: {}\n  {replay}", schedule.join("\n          ")));
-    }
-    let again = scenario::run(seed);
-    if outcome.fingerprint != again.fingerprint || outcome.history != again.history {
-        return Err(format!(
-            "seed {seed} does not repeat itself: {:?}, then {:?}\n  {replay}",
-            outcome.fingerprint, again.fingerprint
-        ));
-    }
-    Ok(())
+/// Situations that the fixed set need not reach; sweeps of many seeds do.
+const TOO_RARE: &[Mark] = &[];
+
+fn failure(outcome: &Outcome, which: &str) -> Option<String> {
+    let verdict = outcome.verdict.as_deref()?;
+    Some(format!(
+        "{which}: {verdict}\n{}  replay it with: cargo run --release -p sim -- {which}\n  make it smaller: cargo run --release -p sim -- shrink {which}\n",
+        timeline::short(outcome)
+    ))
 }
 
-/// Runs seeds on all cores and reports all that fail.
-fn check_all(seeds: &[u64]) {
-    let next = AtomicU64::new(0);
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let failures: Vec<String> = std::thread::scope(|scope| {
-        let work = || {
-            let mut failures = Vec::new();
-            while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                failures.extend(check(*seed).err());
-            }
-            failures
-        };
-        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("a worker of the test itself panicked")).collect()
-    });
-    assert!(failures.is_empty(), "{} of {} seeds failed\n{}", failures.len(), seeds.len(), failures.join("\n"));
+/// Runs a case twice; gives what went wrong, and the trace.
+fn check(case: &Case, which: &str) -> Result<(u64, u64), String> {
+    let outcome = scenario::run(case);
+    if let Some(failure) = failure(&outcome, which) {
+        return Err(failure);
+    }
+    let again = scenario::run(case);
+    if outcome.fingerprint != again.fingerprint || outcome.history.records() != again.history.records() {
+        return Err(format!("{which} does not repeat itself: {:?}, then {:?}", outcome.fingerprint, again.fingerprint));
+    }
+    Ok(outcome.fingerprint)
+}
+
+fn check_all(cases: &[(String, Case)]) -> Vec<(u64, u64)> {
+    let (good, bad): (Vec<_>, Vec<_>) = seeds::on_all_cores(cases, seeds::cores(), |(which, case)| check(case, which))
+        .into_iter()
+        .partition(Result::is_ok);
+    let failures: Vec<String> = bad.into_iter().filter_map(Result::err).collect();
+    assert!(failures.is_empty(), "{} of {} runs failed\n{}", failures.len(), cases.len(), failures.join("\n"));
+    good.into_iter().flatten().collect()
 }
 
 #[test]
-fn seeds_that_once_failed_hold() {
-    let text = include_str!("../seeds/failed.txt");
-    let seeds: Vec<u64> = text
+fn cases_that_once_failed_hold() {
+    let cases = seeds::kept().expect("sim/seeds holds runs as JSON");
+    let cases: Vec<_> = cases.into_iter().map(|(name, case)| (format!("--case sim/seeds/{name}.json"), case)).collect();
+    check_all(&cases);
+}
+
+#[test]
+fn a_hundred_seeds_hold_repeat_themselves_and_reach_the_rare_situations() {
+    let cases: Vec<_> = (0..SEEDS).map(|seed| (format!("--seed {seed}"), Case::of_seed(seed))).collect();
+    let here = check_all(&cases);
+    let elsewhere = Command::new(env!("CARGO_BIN_EXE_sim"))
+        .args(["fingerprints", "--first", "0", "--count", &SEEDS.to_string()])
+        .output()
+        .expect("the simulator can be started");
+    let elsewhere: BTreeMap<u64, String> = String::from_utf8_lossy(&elsewhere.stdout)
         .lines()
-        .map(|line| line.split('#').next().unwrap_or_default().trim())
-        .filter(|line| !line.is_empty())
-        .map(|line| line.parse().expect("sim/seeds/failed.txt holds a number a line, then a comment"))
+        .filter_map(|line| line.split_once(' ').and_then(|(seed, trace)| Some((seed.parse().ok()?, trace.to_owned()))))
         .collect();
-    check_all(&seeds);
-}
-
-#[test]
-fn a_hundred_seeds_hold_and_repeat_themselves() {
-    check_all(&(0..SEEDS).collect::<Vec<_>>());
+    for (seed, (count, hash)) in (0..).zip(here) {
+        let there = elsewhere.get(&seed).map(String::as_str);
+        assert_eq!(
+            there,
+            Some(format!("{count} {hash:016x}").as_str()),
+            "seed {seed} runs otherwise in another process"
+        );
+    }
+    let missed: Vec<_> = Mark::ALL.iter().filter(|mark| mark.count() == 0 && !TOO_RARE.contains(mark)).collect();
+    assert!(
+        missed.is_empty(),
+        "the fixed seeds never reach {missed:?}: choose other faults or clients, or other seeds"
+    );
 }

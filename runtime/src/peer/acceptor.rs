@@ -18,7 +18,6 @@ use super::network::{Shared, ping};
 use super::request::{
     FAULT_INTERNAL, FAULT_OVERLOADED, FAULT_TOO_LARGE, IncomingRequest, Lane, PeerFault, PeerIdentity, PeerReply,
 };
-use lockstep_probe::Mark;
 
 /// Connections that have not greeted yet. More are closed at once.
 const STRANGERS_MAX: usize = 64;
@@ -145,10 +144,7 @@ async fn serve<E: Env>(shared: &Arc<Shared<E>>, connection: Connection<E>, hello
         }
     };
     match select(&mut stop, select(reading, select(pinging, writing))).await {
-        Either::First(_) => {
-            Mark::PeerConnectionReplaced.reached();
-            Ended::Replaced
-        }
+        Either::First(_) => Ended::Replaced,
         Either::Second(Either::First(ended) | Either::Second(Either::First(ended) | Either::Second(ended))) => ended,
     }
 }
@@ -166,7 +162,6 @@ fn start_handling<E: Env>(
     let call = frame.head.call;
     let expected = frame.head.incarnation;
     let refused = if expected != [0; 16] && expected != shared.options.incarnation {
-        Mark::RequestForFormerDiskRefused.reached();
         Some(encode(&FrameHead::new(FrameKind::WrongIncarnation, call), &[]))
     } else {
         None

@@ -88,6 +88,14 @@ impl Trace {
         u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
     }
 
+    /// Adds an event of the past to the timeline, in its place; not to the hash.
+    pub(crate) fn event_at(&self, at: Duration, lane: &str, text: impl Into<String>) {
+        self.with(|state| {
+            let place = state.events.partition_point(|event| event.at <= at);
+            state.events.insert(place, Event { at, lane: lane.to_owned(), text: text.into() });
+        });
+    }
+
     /// Number of events and the hash over all of them: equal for two runs of one seed.
     #[must_use]
     pub fn fingerprint(&self) -> (u64, u64) {

@@ -1,0 +1,83 @@
+//! Makes a failing case smaller: fewer faults, fewer clients, shorter, while it still breaks the same promise.
+
+use crate::choices::{Case, Choices};
+use crate::scenario::{self, Outcome};
+
+/// A smaller schedule changes everything that follows from it, so a failure may need another seed to show itself again.
+const SEEDS_TRIED: u64 = 8;
+
+/// Why a run failed, without the values that differ from run to run.
+fn kind(verdict: &str) -> &str {
+    verdict.split(':').next().unwrap_or(verdict)
+}
+
+/// The smallest case found that fails as `case` does, and its outcome; `None` when `case` does not fail. `progress` is told of each step.
+pub fn shrink(case: &Case, mut progress: impl FnMut(&str)) -> Option<Outcome> {
+    let mut best = scenario::run(case);
+    let wanted = kind(best.verdict.as_deref()?).to_owned();
+    let fails = |seed: u64, choices: &Choices| {
+        (0..SEEDS_TRIED).find_map(|more| {
+            let outcome = scenario::run(&Case { seed: seed.wrapping_add(more), choices: choices.clone() });
+            outcome.verdict.as_deref().is_some_and(|verdict| kind(verdict) == wanted).then_some(outcome)
+        })
+    };
+    loop {
+        let before = best.case.choices.clone();
+        // Halves first, then ever smaller parts, as in delta debugging.
+        let mut size = before.faults.len().div_ceil(2);
+        while size > 0 {
+            let mut start = 0;
+            while start < best.case.choices.faults.len() {
+                let mut choices = best.case.choices.clone();
+                let end = (start + size).min(choices.faults.len());
+                choices.faults.drain(start..end);
+                match fails(best.case.seed, &choices) {
+                    Some(outcome) => {
+                        progress(&format!("{} faults suffice", outcome.case.choices.faults.len()));
+                        best = outcome;
+                    }
+                    None => start = end,
+                }
+            }
+            size /= 2;
+        }
+        for client in (0..best.case.choices.clients.len()).rev() {
+            let mut choices = best.case.choices.clone();
+            choices.clients.remove(client);
+            if let Some(outcome) = fails(best.case.seed, &choices) {
+                progress(&format!("{} clients suffice", outcome.case.choices.clients.len()));
+                best = outcome;
+            }
+        }
+        for smaller in simpler(&best.case.choices) {
+            if let Some(outcome) = fails(best.case.seed, &smaller) {
+                progress("a simpler run suffices");
+                best = outcome;
+            }
+        }
+        if best.case.choices == before {
+            return Some(best);
+        }
+    }
+}
+
+/// Variations of a run that are simpler in one respect each.
+fn simpler(choices: &Choices) -> Vec<Choices> {
+    let mut variations = Vec::new();
+    let mut vary = |change: &dyn Fn(&mut Choices)| {
+        let mut varied = choices.clone();
+        change(&mut varied);
+        if varied != *choices {
+            variations.push(varied);
+        }
+    };
+    vary(&|choices| choices.gone = None);
+    vary(&|choices| choices.shards = choices.shards.min(1));
+    vary(&|choices| choices.partitions = 1);
+    vary(&|choices| choices.safety_ms /= 2);
+    vary(&|choices| {
+        let last = choices.faults.iter().map(|planned| planned.at_ms + planned.lasts_ms).max();
+        choices.safety_ms = choices.safety_ms.min(last.unwrap_or(0) + 500);
+    });
+    variations
+}

@@ -1,0 +1,104 @@
+//! Fresh seeds for as long as one likes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lockstep_probe::Mark;
+
+use crate::choices::Case;
+use crate::scenario::{self, Outcome};
+
+/// What a sweep came to.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Runs.
+    pub seeds: u64,
+    /// What clients did and saw, over all runs.
+    pub client_events: u64,
+    /// The fewest in one run.
+    pub client_events_min: u64,
+    /// Faults, over all runs.
+    pub faults: u64,
+    /// Simulated time, over all runs.
+    pub simulated: Duration,
+    /// Runs with eight shards.
+    pub with_eight_shards: u64,
+    /// Those that broke a promise.
+    pub failures: Vec<(u64, String)>,
+}
+
+impl Swept {
+    fn add(&mut self, outcome: &Outcome) {
+        let events = outcome.history.with_records(|records| records.len() as u64);
+        self.client_events_min = if self.seeds == 0 { events } else { self.client_events_min.min(events) };
+        self.seeds += 1;
+        self.client_events += events;
+        self.faults += outcome.case.choices.faults.len() as u64;
+        self.simulated += outcome.simulated;
+        self.with_eight_shards += u64::from(outcome.case.choices.shards == 8);
+        if let Some(verdict) = &outcome.verdict {
+            self.failures.push((outcome.case.seed, verdict.clone()));
+        }
+    }
+
+    /// Prints what it came to.
+    pub fn print(&self, took: Duration, jobs: usize) {
+        let seconds = took.as_secs_f64();
+        println!(
+            "{} seeds in {seconds:.1} s on {jobs} threads: {:.2} seeds a second and thread",
+            self.seeds,
+            self.seeds as f64 / seconds / jobs as f64
+        );
+        let each = |total: u64| total as f64 / self.seeds.max(1) as f64;
+        println!(
+            "simulated {:.0} s, {:.1} times as fast as the clock and thread; a seed: {:.0} client events (at least {}), {:.1} faults; eight shards in {} seeds",
+            self.simulated.as_secs_f64(),
+            self.simulated.as_secs_f64() / seconds / jobs as f64,
+            each(self.client_events),
+            self.client_events_min,
+            each(self.faults),
+            self.with_eight_shards
+        );
+        let (reached, never): (Vec<Mark>, Vec<Mark>) = Mark::ALL.iter().partition(|mark| mark.count() > 0);
+        println!("rare situations reached: {} of {}", reached.len(), Mark::ALL.len());
+        for mark in reached {
+            println!("  {:>10} × {mark:?}", mark.count());
+        }
+        for mark in never {
+            println!("       never   {mark:?}: {}", mark.meaning());
+        }
+        for (seed, verdict) in &self.failures {
+            println!("BROKEN: seed {seed}: {verdict}");
+        }
+        println!("{} of {} seeds failed", self.failures.len(), self.seeds);
+    }
+}
+
+/// Runs seeds from `first` on, until `limit` are done or `deadline` has come. Failures are told to `failed` as they come.
+#[must_use]
+pub fn sweep(first: u64, limit: u64, deadline: Instant, jobs: usize, failed: impl Fn(&Outcome) + Sync) -> Swept {
+    let next = AtomicU64::new(0);
+    let swept = Mutex::new(Swept::default());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    #[expect(clippy::disallowed_methods, reason = "real time, outside of every simulation")]
+                    if number >= limit || Instant::now() >= deadline {
+                        return;
+                    }
+                    let outcome = scenario::run(&Case::of_seed(first.wrapping_add(number)));
+                    if outcome.verdict.is_some() {
+                        failed(&outcome);
+                    }
+                    swept.lock().unwrap_or_else(PoisonError::into_inner).add(&outcome);
+                }
+            });
+        }
+    });
+    let mut swept = swept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    swept.failures.sort();
+    swept
+}
