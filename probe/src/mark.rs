@@ -108,6 +108,91 @@ marks! {
     SnapshotRestored,
     /// News of topics came to a shard that has another version of the directory than it begins with, or has it already.
     MetadataFeedOutOfTurn,
+    // Who leads.
+    /// A node became the leader of a shard.
+    ElectionWon,
+    /// A node was the leader of a shard and is not any more.
+    LeadershipLost,
+    /// A leader did not hear from a quorum in time and stopped answering.
+    LeaseLapsed,
+    /// A leader that could not answer for a while began its members' sessions anew.
+    SilenceForgiven,
+    /// A stopping node handed a shard to another one.
+    LeadershipHandedOver,
+    /// A shard went back to the node that should lead it.
+    LeadershipMovedBack,
+    /// A vote was refused.
+    VoteRefused,
+    /// A former leader's entries were refused.
+    FormerLeaderRefused,
+    // Replication.
+    /// A follower's log did not continue where the leader's entries begin.
+    AppendConflicted,
+    /// A follower dropped entries that a former leader had sent it.
+    LogTruncated,
+    /// Appends of several requests went into one entry.
+    AppendsGathered,
+    /// News of a commit went along with the next entries.
+    CommitNewsMerged,
+    /// Too much was queued on a leader, and a proposal was refused.
+    ProposalQueueFull,
+    /// Somebody who waited for an entry was told that its outcome is unknown, because the leader had lost its quorum.
+    ProposalGivenUp,
+    /// An entry was dropped that somebody waited for.
+    EntryDiscarded,
+    // The journal.
+    /// A start found a batch that was begun and not finished.
+    TornTailCut,
+    /// A start found a journal file without a first batch.
+    UnbegunJournalFileRemoved,
+    /// A journal file was used again.
+    JournalFileRecycled,
+    /// An entry was written once more so that the oldest journal file could go.
+    EntryCarried,
+    /// The journal was full and the next file not ready yet.
+    JournalWaitedForFile,
+    // Checkpoints and segments.
+    /// A checkpoint was written.
+    CheckpointTaken,
+    /// A replica that lagged behind took over its leader's checkpoint.
+    SnapshotInstalled,
+    /// A piece of a leader's checkpoint did not come and was asked for again.
+    SnapshotPieceAskedAgain,
+    /// A piece was asked for of a checkpoint that the leader offers no longer.
+    SnapshotNoLongerOnOffer,
+    /// A replica gave up fetching one checkpoint because another one was offered.
+    SnapshotPullBegunAnew,
+    /// A start ended the installation of a checkpoint that a crash had interrupted.
+    InstallationResumed,
+    /// A read met files that were just exchanged for those of a checkpoint.
+    ReadOfExchangedFiles,
+    /// Entries were not applied until segments had been written.
+    ApplyWaitedForSegments,
+    // The nodes among each other.
+    /// A leader took a node out whose disk was emptied.
+    EmptiedNodeRemoved,
+    /// A node that does not vote was added to a shard.
+    LearnerAdded,
+    /// A node that had caught up was let vote.
+    LearnerPromoted,
+    /// A request was meant for the disk that a node had before.
+    RequestForFormerDiskRefused,
+    /// A request was not even sent, because the node has another disk than it is meant for.
+    RequestForFormerDiskNotSent,
+    /// A node connected anew before its old connection was known to be gone.
+    PeerConnectionReplaced,
+    /// A leader's lease did not suffice for a read, and a quorum was asked.
+    ReadIndexAskedOfQuorum,
+    /// A read index was asked for once more.
+    ReadIndexAskedAgain,
+    /// No leader told a read index in time.
+    ReadIndexNotFound,
+    /// An op went to the leader on another node.
+    OpForwarded,
+    /// The outcome of an op that went to another node is not known.
+    ForwardedOutcomeUnknown,
+    /// A shard could not be told of topics at once.
+    MetadataFeedRetried,
 }
 
 static COUNTS: [AtomicU64; Mark::ALL.len()] = [const { AtomicU64::new(0) }; Mark::ALL.len()];

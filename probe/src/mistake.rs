@@ -70,6 +70,37 @@ mistakes! {
     RestoreForgetsLeaderEpochs,
     /// An op does something else on a replica that has just read a snapshot.
     UnreplicatedStateDecides,
+    // The node.
+    /// Raft is told that entries are durable when they are only queued for the journal.
+    AppendAcknowledgedBeforeSync,
+    /// A vote is given before it is durable; it is written along with whatever comes next.
+    VoteNotSynced,
+    /// A journal file is written to before its new name is durable.
+    JournalDirectoryNotSynced,
+    /// A journal file is used again as soon as one of the shards needs it no more.
+    JournalFileRecycledTooEarly,
+    /// What a start finds at the journal's end counts as durable, although it may have been in the system's memory only.
+    RecoveredTailNotSynced,
+    /// A damaged batch of the journal is taken for its torn end, although there are later ones.
+    DamageTakenForTornTail,
+    /// Entries of a torn batch are taken from the journal without looking at their checksums.
+    TornBatchTrusted,
+    /// A checkpoint is made durable before the segments that it lists.
+    CheckpointBeforeSegments,
+    /// Segments that are fetched from a leader are not compared with their checksums.
+    SnapshotChecksumIgnored,
+    /// A read from the middle of a batch that is in memory begins with the batch behind it.
+    CachedBatchSkipped,
+    /// A leader answers although it has not heard from a quorum for longer than an election takes.
+    LeaseIgnored,
+    /// A new leader answers before it has applied what the former one committed.
+    LeaderServesBeforeItsFirstEntry,
+    /// A read index is given without making sure that this node still leads.
+    ReadIndexNotConfirmed,
+    /// A node that leads for the second time goes on with its sessions of the first.
+    SessionsKeptAcrossTerms,
+    /// A vote counts although the voter's disk is not the one that holds the log.
+    VoteOfAnotherDisk,
 }
 
 /// 0: none; otherwise the mistake's number + 1.

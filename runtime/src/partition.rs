@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use crate::storage::batch::{BatchHeader, HEADER_LEN};
 use crate::storage::state::{FileSource, Partition, Source};
 use crate::storage::store::Inner;
+use lockstep_probe::Mark;
 
 /// Read again so often when files were exchanged under a read.
 const ATTEMPTS_MAX: usize = 5;
@@ -128,7 +129,10 @@ impl<E: Env> PartitionLog<E> {
                 Ok(read) if read.bytes.is_empty() => return Ok((Vec::new(), offset, true)),
                 Ok(read) => return Ok((vec![read.bytes], read.next_offset, read.full)),
                 // The files may have been exchanged or removed under the read.
-                Err(_) if attempt < ATTEMPTS_MAX && self.exchanged(&source) => attempt += 1,
+                Err(_) if attempt < ATTEMPTS_MAX && self.exchanged(&source) => {
+                    Mark::ReadOfExchangedFiles.reached();
+                    attempt += 1;
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -11,6 +11,7 @@ use lockstep_env::{Disk, DiskFile, Env, OpenMode};
 use super::format::spare_name;
 use super::read::read_sources;
 use super::state::{FileOf, Inner, JournalFile, Op, SpareFile};
+use lockstep_probe::Mark;
 
 /// Spare files kept; more are deleted.
 const SPARES_MAX: usize = 2;
@@ -161,6 +162,7 @@ impl<E: Env> Keeper<E> {
             disk.remove_file(&path).await?;
             return disk.sync_dir(&self.inner.dir).await;
         }
+        Mark::JournalFileRecycled.reached();
         let spare = SpareFile { path: next_spare_path(&self.inner), file: old.file, len: old.len };
         disk.rename(&path, &spare.path).await?;
         disk.sync_dir(&self.inner.dir).await?;

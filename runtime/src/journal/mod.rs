@@ -36,6 +36,7 @@ use std::sync::Arc;
 
 use lockstep_core::ShardId;
 use lockstep_env::{Disk, DiskFile, Env};
+use lockstep_probe::Mistake;
 
 use crate::config::Durability;
 use crate::error::StartError;
@@ -108,7 +109,9 @@ impl<E: Env> Journal<E> {
         }
         let Recovered { files, spares, next_spare, shards, marks, last, last_batch } =
             recover(&env, dir, options.file_bytes).await?;
-        if let Some((_, file)) = files.last_key_value() {
+        if let Some((_, file)) = files.last_key_value()
+            && !Mistake::RecoveredTailNotSynced.is_made()
+        {
             Self::write_again(&file.file, last_batch).await.map_err(io_error)?;
         }
         let next = Identity {

@@ -13,6 +13,7 @@ use super::index::Place;
 use super::keeper::create_spare;
 use super::mark::{Extent, Mark};
 use super::state::{Done, FileOf, Inner, JournalFile, Op, SpareFile};
+use lockstep_probe::{Mark as Situation, Mistake};
 
 /// A batch is closed once its payloads have this many bytes: larger ones would not be written faster, only be acknowledged later.
 const BATCH_PAYLOAD_BYTES: u64 = 4 << 20;
@@ -204,6 +205,7 @@ impl<E: Env> Writer<E> {
                 if self.mark(shard).generation_of(position.index) != Some(from) || from == generation {
                     return Ok(());
                 }
+                Situation::EntryCarried.reached();
                 self.mark(shard).carry(generation, position.index).map_err(io::Error::other)?;
                 let payload_len = payload.len() as u32;
                 let entry =
@@ -320,7 +322,9 @@ impl<E: Env> Writer<E> {
         let spare = self.spare(padded(batch.len()) + batch_bytes).await?;
         let disk = self.inner.env.disk();
         disk.rename(&spare.path, &self.inner.path(self.next.generation)).await?;
-        disk.sync_dir(&self.inner.dir).await?;
+        if !Mistake::JournalDirectoryNotSynced.is_made() {
+            disk.sync_dir(&self.inner.dir).await?;
+        }
         self.file = Some(JournalFile { file: spare.file.clone(), len: spare.len });
         self.offset = 0;
         // By itself, so that the file's first batch holds nothing that came from clients.
@@ -361,6 +365,7 @@ impl<E: Env> Writer<E> {
                 return create_spare(&self.inner, len, || false).await;
             }
             asked = true;
+            Situation::JournalWaitedForFile.reached();
             self.inner.wake_keeper.notify_one();
             self.inner.spare_changed.notified().await;
         }
@@ -370,7 +375,9 @@ impl<E: Env> Writer<E> {
     /// oldest of the others.
     fn free_files(&self) {
         let current = self.next.generation;
-        let oldest = self.marks.values().filter_map(Mark::oldest_generation).min().unwrap_or(current);
+        let needed = self.marks.values().filter_map(Mark::oldest_generation);
+        let oldest = if Mistake::JournalFileRecycledTooEarly.is_made() { needed.max() } else { needed.min() };
+        let oldest = oldest.unwrap_or(current);
         let mut state = self.inner.lock();
         let needed = state.files.split_off(&oldest);
         let freed = std::mem::replace(&mut state.files, needed);

@@ -14,6 +14,7 @@ use super::Node;
 use super::message::{self, WaitMetadata};
 use crate::error::ProposeError;
 use crate::peer::{Lane, PeerRequest};
+use lockstep_probe::Mark;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RETRY_AFTER: Duration = Duration::from_millis(25);
@@ -54,6 +55,7 @@ pub(super) async fn run<E: Env>(node: Node<E>, shard: ShardId) {
                 Ok(false) => {}
                 Err(error) => {
                     tracing::debug!(target: "cluster", node = node.id(), %shard, %error, "metadata feed waits");
+                    Mark::MetadataFeedRetried.reached();
                     E::sleep(RETRY_AFTER).await;
                     continue;
                 }

@@ -12,6 +12,7 @@ use super::message::{self, Proposed, ReadIndex};
 use crate::error::{ProposeError, ReadError};
 use crate::peer::{Lane, PeerError, PeerRequest};
 use crate::status::NodeReport;
+use lockstep_probe::Mark;
 
 const RETRY_AFTER: Duration = Duration::from_millis(10);
 /// A leader that has not told its read index for so long may be frozen, and another one known by now.
@@ -68,11 +69,17 @@ impl<E: Env> Node<E> {
         let left = deadline.saturating_duration_since(E::now());
         match self.peers().call(leader, None, Lane::Bulk, request, left).await {
             Ok((body, _)) => match message::decode::<Proposed>(&body) {
-                Ok(outcome) => outcome.map_err(|refusal| refusal.into_error(shard)),
+                Ok(outcome) => {
+                    Mark::OpForwarded.reached();
+                    outcome.map_err(|refusal| refusal.into_error(shard))
+                }
                 Err(malformed) => Err(ProposeError::Unknown(malformed.to_string())),
             },
             Err(PeerError::Unreachable(_)) => Err(ProposeError::NotLeader { shard, leader: None }),
-            Err(error) => Err(ProposeError::Unknown(error.to_string())),
+            Err(error) => {
+                Mark::ForwardedOutcomeUnknown.reached();
+                Err(ProposeError::Unknown(error.to_string()))
+            }
         }
     }
 
@@ -99,8 +106,10 @@ impl<E: Env> Node<E> {
                 return Ok(());
             }
             if E::now() + RETRY_AFTER >= deadline {
+                Mark::ReadIndexNotFound.reached();
                 return Err(ReadError::NoLeader(shard));
             }
+            Mark::ReadIndexAskedAgain.reached();
             E::sleep(RETRY_AFTER).await;
         }
     }

@@ -7,6 +7,7 @@ use lockstep_env::Env;
 
 use super::{Node, placement};
 use crate::shard::Shard;
+use lockstep_probe::Mark;
 
 const BALANCE_EVERY: Duration = Duration::from_millis(500);
 /// A node gets its shards back only after it was there for so long without a break.
@@ -45,6 +46,7 @@ pub(super) async fn balance<E: Env>(node: Node<E>) {
             if preferred != node.id() && here_long && can_lead(&shard, preferred) {
                 tracing::info!(target: "raft", node = node.id(), shard = %shard.id(), to = preferred,
                     "moving leadership to the replica that should have it");
+                Mark::LeadershipMovedBack.reached();
                 shard.transfer_leader(preferred).await;
             }
         }
@@ -81,6 +83,7 @@ pub(super) async fn hand_over<E: Env>(node: &Node<E>) {
         }
         for (shard, heir) in led {
             if let Some(heir) = heir {
+                Mark::LeadershipHandedOver.reached();
                 shard.transfer_leader(heir).await;
             }
         }

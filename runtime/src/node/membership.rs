@@ -10,6 +10,7 @@ use lockstep_env::Env;
 use super::{Node, placement};
 use crate::raft::{Member, RaftStatus};
 use crate::shard::Shard;
+use lockstep_probe::Mark;
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A learner that lags by at most so many entries is promoted.
@@ -54,6 +55,11 @@ async fn take_step<E: Env>(node: &Node<E>, shard: &Shard<E>, seen: &BTreeMap<Nod
     let Some(step) = next_step(&replicas, seen, &shard.raft_status(), node.id()) else { return };
     let (id, shard_id) = (node.id(), shard.id());
     tracing::info!(target: "cluster", node = id, shard = %shard_id, ?step, "raft membership changes");
+    match &step {
+        Step::Remove(_) => Mark::EmptiedNodeRemoved.reached(),
+        Step::AddLearner(..) => Mark::LearnerAdded.reached(),
+        Step::Promote(_) => Mark::LearnerPromoted.reached(),
+    }
     let outcome = match step {
         Step::Remove(peer) => shard.remove_member(peer).await,
         Step::AddLearner(peer, member) => shard.add_learner(peer, member).await,

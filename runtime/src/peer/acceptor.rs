@@ -18,6 +18,7 @@ use super::network::{Shared, ping};
 use super::request::{
     FAULT_INTERNAL, FAULT_OVERLOADED, FAULT_TOO_LARGE, IncomingRequest, Lane, PeerFault, PeerIdentity, PeerReply,
 };
+use lockstep_probe::Mark;
 
 /// Connections that have not greeted yet. More are closed at once.
 const STRANGERS_MAX: usize = 64;
@@ -144,7 +145,10 @@ async fn serve<E: Env>(shared: &Arc<Shared<E>>, connection: Connection<E>, hello
         }
     };
     match select(&mut stop, select(reading, select(pinging, writing))).await {
-        Either::First(_) => Ended::Replaced,
+        Either::First(_) => {
+            Mark::PeerConnectionReplaced.reached();
+            Ended::Replaced
+        }
         Either::Second(Either::First(ended) | Either::Second(Either::First(ended) | Either::Second(ended))) => ended,
     }
 }
@@ -162,6 +166,7 @@ fn start_handling<E: Env>(
     let call = frame.head.call;
     let expected = frame.head.incarnation;
     let refused = if expected != [0; 16] && expected != shared.options.incarnation {
+        Mark::RequestForFormerDiskRefused.reached();
         Some(encode(&FrameHead::new(FrameKind::WrongIncarnation, call), &[]))
     } else {
         None

@@ -17,6 +17,7 @@ use super::frame::{Frame, FrameError, FrameHead, FrameKind, encode_frame};
 use super::hello::{HELLO_LEN, Hello, HelloError, PROTOCOL_VERSION, Refusal, decode_hello};
 use super::network::{Shared, ping};
 use super::request::{Lane, PeerError, PeerFault, PeerRequest};
+use lockstep_probe::Mark;
 
 /// First wait after a failed connection; the following ones double.
 const BACK_OFF_MIN: Duration = Duration::from_millis(50);
@@ -167,6 +168,7 @@ impl Link {
             return Err(PeerError::Unreachable(node));
         };
         if expect_incarnation.is_some_and(|expected| expected != live.incarnation) {
+            Mark::RequestForFormerDiskNotSent.reached();
             return Err(PeerError::WrongIncarnation(node));
         }
         let (sender, reply) = oneshot::channel();

@@ -11,6 +11,7 @@ use lockstep_env::{Env, timeout};
 use openraft::raft::AppendEntriesRequest;
 
 use super::type_config::{LogId, TypeConfig};
+use lockstep_probe::Mark;
 
 /// How long a follower may learn later than the leader that an entry is committed. Whoever reads at a follower waits for it.
 const COMMIT_NEWS_DELAY: Duration = Duration::from_micros(2_500);
@@ -32,7 +33,10 @@ where
         while request.entries.is_empty() && sent_upto == Some(request.prev_log_id) {
             let left = deadline.saturating_duration_since(E::now());
             match timeout::<E, _>(left, requests.next()).await {
-                Ok(Some(next)) => request = next,
+                Ok(Some(next)) => {
+                    Mark::CommitNewsMerged.reached();
+                    request = next;
+                }
                 Ok(None) | Err(_) => break,
             }
         }

@@ -18,6 +18,7 @@ use super::replica::Replica;
 use super::type_config::Member;
 use super::{Raft, ShardContext};
 use crate::error::ProposeError;
+use lockstep_probe::{Mark, Mistake};
 
 /// Longest sleep of a leader's timer.
 const TICK_MAX: Duration = Duration::from_millis(100);
@@ -63,7 +64,11 @@ impl<E: Env> LeaderDuties<E> {
                     let long = silent
                         .take()
                         .is_some_and(|since| E::now().saturating_duration_since(since) >= SILENCE_FORGIVEN_MAX);
-                    if led != Some(term) || long {
+                    if long {
+                        Mark::SilenceForgiven.reached();
+                    }
+                    let kept = Mistake::SessionsKeptAcrossTerms.is_made() && self.replica.sessions().is_some();
+                    if (led != Some(term) || long) && !kept {
                         led = Some(term);
                         seen_at = E::now();
                         self.start_sessions(term);
@@ -76,11 +81,16 @@ impl<E: Env> LeaderDuties<E> {
                     self.assign(&assigning);
                 }
                 Err(reason) => {
+                    if silent.is_none() && led.is_some() && self.leadership.term_led() == led {
+                        Mark::LeaseLapsed.reached();
+                    }
                     silent.get_or_insert_with(E::now);
                     // A leader whose lease lapsed for a moment keeps its table: it may still be the leader of this term.
                     if led.is_some() && self.leadership.term_led() != led {
                         led = None;
-                        *self.replica.sessions() = None;
+                        if !Mistake::SessionsKeptAcrossTerms.is_made() {
+                            *self.replica.sessions() = None;
+                        }
                         self.replica.lock_assignments().clear();
                         self.replica.groups.change_all();
                     }
@@ -216,6 +226,7 @@ pub(crate) async fn record_changes<E: Env>(raft: Raft<E>, replica: Arc<Replica<E
         if leader != leader_before || (leader.is_some() && term != term_before) {
             match leader {
                 Some(leader) if leader == node => {
+                    Mark::ElectionWon.reached();
                     tracing::info!(target: "raft", node, shard = %shard, term, "raft cluster: this node is the leader");
                 }
                 Some(leader) => {
@@ -228,6 +239,7 @@ pub(crate) async fn record_changes<E: Env>(raft: Raft<E>, replica: Arc<Replica<E
             tracing::info!(target: "raft", node, shard = %shard, %members, "raft cluster membership");
         }
         if leader_before == Some(node) && leader != Some(node) {
+            Mark::LeadershipLost.reached();
             replica.groups.change_all();
         }
         replica.duties.notify_one();

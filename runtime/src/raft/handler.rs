@@ -24,6 +24,7 @@ use super::replica::Replica;
 use super::snapshot::{self, Incoming};
 use super::type_config::{Entry, TypeConfig, Vote, log_id, position};
 use crate::peer::{IncomingRequest, Lane, PeerFault, PeerIdentity, PeerNetwork, PeerReply};
+use lockstep_probe::Mark;
 
 /// How long an offer is answered after at most, when there is nothing new.
 const OFFER_PATIENCE: Duration = Duration::from_millis(500);
@@ -100,8 +101,14 @@ impl<E: Env> Handler<E> {
         let answer = match self.raft.append_entries(request).await.map_err(stopped)? {
             AppendEntriesResponse::Success => AppendAnswer::Success,
             AppendEntriesResponse::PartialSuccess(upto) => AppendAnswer::Partial(upto.as_ref().map(position)),
-            AppendEntriesResponse::Conflict => AppendAnswer::Conflict,
-            AppendEntriesResponse::HigherVote(vote) => AppendAnswer::HigherVote(vote.into()),
+            AppendEntriesResponse::Conflict => {
+                Mark::AppendConflicted.reached();
+                AppendAnswer::Conflict
+            }
+            AppendEntriesResponse::HigherVote(vote) => {
+                Mark::FormerLeaderRefused.reached();
+                AppendAnswer::HigherVote(vote.into())
+            }
         };
         reply(&answer)
     }
@@ -113,6 +120,9 @@ impl<E: Env> Handler<E> {
             VoteRequest { vote, last_log_id: ballot.last.map(log_id), leadership_transfer: ballot.leadership_transfer };
         let answer = if pre_vote { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
         let answer = answer.map_err(stopped)?;
+        if !answer.vote_granted {
+            Mark::VoteRefused.reached();
+        }
         if !pre_vote {
             tracing::info!(
                 target: "raft", node = self.replica.node_id, shard = %self.replica.id, candidate = from,
@@ -196,6 +206,7 @@ impl<E: Env> Handler<E> {
             if incoming.transmission == offer.transmission {
                 return incoming.clone();
             }
+            Mark::SnapshotPullBegunAnew.reached();
             incoming.abandon();
         }
         let (raft, vote) = (self.raft.clone(), Vote::from(offer.vote));

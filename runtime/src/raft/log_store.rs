@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::entry_codec;
 use super::type_config::{Entry, LeaderId, LogId, TypeConfig, Vote, log_id, position};
 use crate::journal::ShardLog;
+use lockstep_probe::Mark;
 
 /// Entries of one append request together take at most so many bytes, unless one alone is longer: longer frames would hold up
 /// those of other shards on the same connection.
@@ -185,6 +186,7 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        Mark::LogTruncated.reached();
         self.log.truncate_after(last.map(|last| last.index));
         Ok(())
     }

@@ -24,6 +24,7 @@ use super::replica::Replica;
 use super::snapshot::{Outgoing, Snapshot, SnapshotData};
 use super::type_config::{LogId, Member, TypeConfig, Vote, log_id, position};
 use crate::peer::{Lane, PeerError, PeerNetwork, PeerRequest};
+use lockstep_probe::Mistake;
 
 /// Append requests under way to one follower. Each takes at most 256 KiB, or one entry.
 const PIPELINE_DEPTH: usize = 8;
@@ -101,7 +102,9 @@ impl<E: Env> Network<E> {
         timeout: Duration,
     ) -> impl Future<Output = Result<Bytes, Failure<E>>> + Send + use<E> {
         let request = PeerRequest { kind, shard: self.replica.id.0, body, payload };
-        let calling = self.peers.call(self.target, Some(self.incarnation), lane, request, timeout);
+        let is_ballot = matches!(kind, message::VOTE | message::PRE_VOTE);
+        let incarnation = (!is_ballot || !Mistake::VoteOfAnotherDisk.is_made()).then_some(self.incarnation);
+        let calling = self.peers.call(self.target, incarnation, lane, request, timeout);
         let (id, target) = (self.replica.node_id, self.target);
         async move {
             match calling.await {

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use super::completion::Completion;
 use super::type_config::{Command, TypeConfig};
 use crate::error::ProposeError;
+use lockstep_probe::Mark;
 
 /// Payload of one op 3 that was gathered from several; a single batch may be larger.
 const GATHERED_BYTES_MAX: usize = 1 << 20;
@@ -95,6 +96,7 @@ impl Proposals {
                 || state.outstanding_bytes.saturating_add(cost) > OUTSTANDING_BYTES_MAX;
             // However large it is, one may always pass: a batch larger than the bound would never get through.
             if full && state.outstanding_ops > 0 {
+                Mark::ProposalQueueFull.reached();
                 return Err(ProposeError::Overloaded(self.shard));
             }
             state.outstanding_ops += 1;
@@ -180,6 +182,7 @@ impl Proposals {
             let _ = proposal.answer.send(Err(ProposeError::NotLeader { shard: self.shard, leader }));
         }
         for waiters in under_way.into_values() {
+            Mark::ProposalGivenUp.reached();
             answer(waiters, Err(ProposeError::Unknown(reason.to_owned())));
         }
     }
@@ -238,6 +241,7 @@ fn outcome<E: Env>(shard: ShardId, result: ClientWriteResult<TypeConfig<E>>) -> 
             Err(ProposeError::NotLeader { shard, leader: forward.leader_id })
         }
         Err(ClientWriteError::LogEntryDiscarded(_)) => {
+            Mark::EntryDiscarded.reached();
             Err(ProposeError::Unknown("leadership was lost while it was under way".to_owned()))
         }
         Err(error) => Err(ProposeError::Unknown(error.to_string())),
@@ -338,6 +342,7 @@ impl Gathered {
         let payload = if self.payloads.len() == 1 {
             self.payloads.remove(0)
         } else {
+            Mark::AppendsGathered.reached();
             let mut joined = BytesMut::with_capacity(self.bytes);
             for payload in &self.payloads {
                 joined.extend_from_slice(payload);

@@ -23,6 +23,7 @@ use super::replica::{Progress, Replica};
 use super::type_config::{Member, Membership, SnapshotMeta, StoredMembership, TypeConfig, log_id, position};
 use crate::peer::{Lane, PeerNetwork, PeerRequest};
 use crate::storage::{Checkpoints, Installation, Manifest, Pin, SegmentView};
+use lockstep_probe::Mark;
 
 /// A snapshot with its data.
 pub(crate) type Snapshot<E> =
@@ -143,6 +144,7 @@ impl<E: Env> Builder<E> {
             elapsed_ms = E::now().saturating_duration_since(began).as_millis() as u64,
             "checkpoint written"
         );
+        Mark::CheckpointTaken.reached();
         let position = manifest.position.unwrap_or_default();
         let outgoing = Outgoing { manifest: manifest.encode(), position, _pin: replica.store.pin() };
         Ok(Snapshot { meta: meta_of(&self.progress), snapshot: SnapshotData::Own(Arc::new(outgoing)) })
@@ -190,6 +192,7 @@ impl<E: Env> SnapshotData<E> {
                     index = progress.last.map(|last| last.index),
                     "raft snapshot of the leader installed"
                 );
+                Mark::SnapshotInstalled.reached();
                 replica.replace(core, progress);
                 Ok(())
             }
@@ -367,6 +370,7 @@ impl<E: Env> Pull<E> {
                     if attempt == CHUNK_ATTEMPTS {
                         return Err(io::Error::other(error.to_string()));
                     }
+                    Mark::SnapshotPieceAskedAgain.reached();
                     E::sleep(CHUNK_RETRY_AFTER).await;
                 }
             }
@@ -378,6 +382,7 @@ impl<E: Env> Pull<E> {
 pub(crate) async fn read_chunk<E: Env>(replica: &Replica<E>, ask: &ChunkRequest) -> io::Result<Bytes> {
     let outgoing = replica.lock_outgoing().get(&ask.transmission).cloned();
     let Some(outgoing) = outgoing else {
+        Mark::SnapshotNoLongerOnOffer.reached();
         return Err(io::Error::new(io::ErrorKind::NotFound, "this snapshot is no longer on offer"));
     };
     let len = ask.len.min(CHUNK_BYTES) as usize;

@@ -20,6 +20,7 @@ use crate::storage::manifest::{Manifest, check_segments};
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
 use crate::storage::state::{Partition, PartitionState};
 use crate::storage::store::{Inner, PartitionStore, lock};
+use lockstep_probe::{Mark, Mistake};
 
 const FETCHING: &str = "installing";
 const COMPLETE: &str = "install-";
@@ -174,7 +175,7 @@ impl<E: Env> Installation<E> {
             return Ok(());
         }
         self.open = None;
-        if crc32c == fetch.entry.crc32c {
+        if crc32c == fetch.entry.crc32c || Mistake::SnapshotChecksumIgnored.is_made() {
             file.sync_data().await?;
             self.missing.remove(segment);
             self.fetched.insert(*segment, fetch.local);
@@ -354,6 +355,7 @@ pub(crate) async fn resume<D: Disk>(
     for name in names.iter().filter(|name| *name == FETCHING || name.starts_with(COMPLETE)) {
         let folder = dir.join(name);
         if let Some(manifest) = manifest.filter(|manifest| *name == complete_name(&manifest.encode())) {
+            Mark::InstallationResumed.reached();
             let staged = disk.read_dir(&folder).await?;
             let targets = manifest.segments.iter().map(|entry| (entry.name, entry.len)).collect();
             let staged = staged.iter().filter_map(|name| parse_staged_name(name));

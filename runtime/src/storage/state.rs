@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use crate::storage::batch::BatchHeader;
 use crate::storage::index::{self, IndexEntry};
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
+use lockstep_probe::Mistake;
 
 /// Places that readers stopped at, remembered so that the next read from there need not search.
 const HINTS: usize = 4;
@@ -295,7 +296,9 @@ impl PartitionState {
     /// least one if `at_least_one`.
     pub(crate) fn source(&self, offset: i64, bytes_max: usize, at_least_one: bool) -> Option<Source> {
         if self.tail.front().is_some_and(|first| first.base_offset <= offset) {
-            let from = self.tail.partition_point(|batch| batch.next_offset <= offset);
+            let skips = Mistake::CachedBatchSkipped.is_made();
+            let before = |batch: &TailBatch| batch.next_offset <= offset || (skips && batch.base_offset < offset);
+            let from = self.tail.partition_point(before);
             let mut batches = Vec::new();
             let mut left = bytes_max;
             for batch in self.tail.range(from..) {
