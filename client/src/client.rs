@@ -20,6 +20,7 @@ use crate::error::{ClientError, ErrorCode, check_code};
 use crate::retry::Retry;
 use crate::succession::Role;
 use crate::topology::{TopicAnswer, TopicInfo, Topology, address_of};
+use lockstep_probe::Mark;
 
 /// Longest wait for a connection, so that a broker that is gone leaves time for the others.
 const CONNECT_PATIENCE_MAX: Duration = Duration::from_secs(3);
@@ -528,6 +529,7 @@ impl<E: Env> Client<E> {
     pub(crate) fn forget_coordinator(&self, group: &str, address: &str) {
         let mut coordinators = lock(&self.shared.coordinators);
         if coordinators.get(group).is_some_and(|known| known == address) {
+            Mark::CoordinatorForgotten.reached();
             coordinators.remove(group);
         }
     }

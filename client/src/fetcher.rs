@@ -21,6 +21,7 @@ use crate::error::{ClientError, ErrorCode};
 use crate::offsets::{OffsetAt, TopicPartition};
 use crate::retry::Backoff;
 use crate::succession::Role;
+use lockstep_probe::Mark;
 
 /// The first version that names topics by id.
 const TOPIC_ID_VERSION: i16 = 13;
@@ -491,6 +492,7 @@ fn apply<E: Env>(
             }
         }
         Err(error) => {
+            Mark::FetchFailed.reached();
             tracing::debug!(leader, %error, "fetch failed");
             let mut state = shared.lock();
             for asked in &asked {
@@ -517,7 +519,10 @@ fn apply_partition<E: Env>(shared: &Shared<E>, asked: &Asked, data: Option<&Part
     };
     let mut state = shared.lock();
     let state = &mut *state;
-    let Some(partition) = state.current(asked) else { return };
+    let Some(partition) = state.current(asked) else {
+        Mark::FetchedInVain.reached();
+        return;
+    };
     partition.busy = false;
     match fetched {
         Some(Ok((messages, offset_next, len))) => {
@@ -538,6 +543,7 @@ fn apply_partition<E: Env>(shared: &Shared<E>, asked: &Asked, data: Option<&Part
         None if data.is_none() => partition.retry_later::<E>(),
         None if code == ErrorCode::OffsetOutOfRange.code() => match shared.config.reset.place() {
             Some(place) => {
+                Mark::FetchPositionReset.reached();
                 tracing::warn!(%at, offset = asked.offset, ?place, "the partition does not have this offset");
                 partition.start = StartAt::Place(place);
             }

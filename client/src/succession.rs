@@ -14,6 +14,7 @@ use lockstep_wire::api::Call;
 use crate::client::{Client, Purpose};
 use crate::connection::{BrokerConnection, InFlight};
 use crate::error::ClientError;
+use lockstep_probe::Mark;
 
 /// The first doubt comes after so long a silence, and as many as fit into an election and a little more at this distance.
 const DOUBT_AFTER: Duration = Duration::from_millis(200);
@@ -107,11 +108,15 @@ impl<E: Env> Client<E> {
         loop {
             E::sleep(pause).await;
             doubts += 1;
+            Mark::BrokerDoubted.reached();
             if doubts >= DOUBTS_AT_FIRST {
                 pause = (pause * 2).min(DOUBT_PAUSE_MAX);
             }
             match self.successor(address, role).await {
-                Ok(Some(successor)) => return successor,
+                Ok(Some(successor)) => {
+                    Mark::SuccessorFound.reached();
+                    return successor;
+                }
                 Ok(None) => {}
                 Err(error) => tracing::debug!(%error, "nobody says whether a silent broker has a successor"),
             }

@@ -193,6 +193,62 @@ marks! {
     ForwardedOutcomeUnknown,
     /// A shard could not be told of topics at once.
     MetadataFeedRetried,
+    // What brokers answer.
+    /// A producer was told which broker leads now.
+    ProducerToldOfNewLeader,
+    /// A consumer was told which broker leads now.
+    ConsumerToldOfNewLeader,
+    /// The outcome of a Produce was not known in time.
+    ProduceTimedOut,
+    /// Produce waited for room in the queue of proposals.
+    ProduceHeldUp,
+    /// A group request came to a broker that does not coordinate the group.
+    NotCoordinatorAnswered,
+    /// A group request came to a coordinator that has just been elected.
+    CoordinatorLoadingAnswered,
+    /// The outcome of a group request is not known.
+    GroupOutcomeUnknown,
+    /// A commit named a topic that the group's shard had not heard of.
+    CoordinatorKnowsTopicLate,
+    /// A fetch that waited was woken by an append.
+    FetchWokenByAppend,
+    /// Records came from a broker that does not lead the partition.
+    FetchServedByFollower,
+    /// A fetch asked for an offset above what the broker had applied, and the broker could not be sure that it is the end.
+    OffsetNotAvailable,
+    /// A fetch waited in vain at a broker that hears of nothing new.
+    FetchRefusedLate,
+    // The client.
+    /// A producer sent a batch again.
+    ProducerBatchSentAgain,
+    /// A producer does not know whether its batches were stored.
+    ProduceAnswerLost,
+    /// A producer numbered its batches anew because one that went before them was given up.
+    ProducerRenumbered,
+    /// A producer went on under a new id.
+    ProducerTookNewIdentity,
+    /// A member was told that it is none any more, and joined again.
+    MemberFenced,
+    /// A member did not hear from its coordinator for a session.
+    MemberLostContact,
+    /// A heartbeat was not answered, or not by the coordinator.
+    HeartbeatAnswerLost,
+    /// A member could not find out where to begin reading.
+    CommittedOffsetsNotFoundOut,
+    /// A commit came with an epoch that was over.
+    CommitMetNewEpoch,
+    /// A consumer's position was not in the log.
+    FetchPositionReset,
+    /// A fetch was answered after its partition had been given up or read elsewhere.
+    FetchedInVain,
+    /// A fetch was not answered.
+    FetchFailed,
+    /// A silent broker was doubted.
+    BrokerDoubted,
+    /// A silent broker turned out to have a successor.
+    SuccessorFound,
+    /// A group's coordinator was not where it was last.
+    CoordinatorForgotten,
 }
 
 static COUNTS: [AtomicU64; Mark::ALL.len()] = [const { AtomicU64::new(0) }; Mark::ALL.len()];

@@ -101,6 +101,26 @@ mistakes! {
     SessionsKeptAcrossTerms,
     /// A vote counts although the voter's disk is not the one that holds the log.
     VoteOfAnotherDisk,
+    // The broker.
+    /// Produce is answered with success while the batch is not stored yet.
+    ProduceAnsweredBeforeCommit,
+    /// OffsetCommit is answered with success although the proposal failed or its outcome is unknown.
+    CommitAnsweredDespiteFailure,
+    /// A broker that was the group's coordinator, or only has a copy of the group, answers heartbeats.
+    HeartbeatAnsweredByFormerCoordinator,
+    /// A broker that was the group's coordinator, or only has a copy of the group, tells committed offsets.
+    OffsetsFetchedFromFormerCoordinator,
+    /// A broker that is merely behind calls an offset above its end out of range.
+    OffsetOutOfRangeOnFollower,
+    /// Of the batches that a fetch found in several places only the last one is sent.
+    FetchDropsAllButLastBatch,
+    // The client.
+    /// A batch that is sent again gets the next sequence number.
+    RetryTakesNewSequence,
+    /// A member says that it has given up partitions while its caller still works on them.
+    RevocationReportedAtOnce,
+    /// A member that cannot find out what was committed begins as if nothing were.
+    FailedLookupStartsAtReset,
 }
 
 /// 0: none; otherwise the mistake's number + 1.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use lockstep_core::{ShardId, TopicId};
 use lockstep_env::{Either, Env, select};
+use lockstep_probe::{Mark, Mistake};
 use lockstep_runtime::{LogReadError, PartitionLog, ProposeError, Shard};
 use lockstep_wire::codec::fetch_response::{
     EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
@@ -110,11 +111,14 @@ pub(crate) async fn handle<E: Env>(
             break;
         }
         match select(woken, select(E::sleep_until(deadline), broker.stop().given())).await {
-            Either::First(()) => {}
+            Either::First(()) => Mark::FetchWokenByAppend.reached(),
             Either::Second(_) => break,
         }
     }
     for read in &mut reads {
+        if read.late_error.is_some() && read.records.is_empty() {
+            Mark::FetchRefusedLate.reached();
+        }
         read.error = read.error.or(read.late_error.filter(|_| read.records.is_empty()));
     }
 
@@ -226,6 +230,9 @@ async fn read_one<E: Env>(
     } else {
         place.log.read(wanted.fetch_offset, bytes_max, at_least_one).await
     };
+    if serving.is_err() && batches.as_ref().is_ok_and(|batches| !batches.is_empty()) {
+        Mark::FetchServedByFollower.reached();
+    }
     match batches {
         Ok(batches) => Read {
             records: join(batches),
@@ -269,10 +276,12 @@ async fn beyond_the_end<E: Env>(
         moved: Some(place.shard.id()),
         ..Read::default()
     };
-    if !serving || broker.node().linearizable(place.shard.id(), RANGE_CHECK_TIMEOUT).await.is_err() {
+    let careless = Mistake::OffsetOutOfRangeOnFollower.is_made();
+    if !careless && (!serving || broker.node().linearizable(place.shard.id(), RANGE_CHECK_TIMEOUT).await.is_err()) {
+        Mark::OffsetNotAvailable.reached();
         return waiting;
     }
-    if wanted.fetch_offset > place.log.end_offset() && place.shard.serving().is_ok() {
+    if wanted.fetch_offset > place.log.end_offset() && (careless || place.shard.serving().is_ok()) {
         return Read { told: Some(told(&place.log)), ..Read::error(ErrorCode::OffsetOutOfRange) };
     }
     // It was merely behind: the append that brought it there has woken the waiter.
@@ -306,7 +315,7 @@ pub(crate) fn check_epoch<E: Env>(shard: &Shard<E>, current_leader_epoch: i32) -
 }
 
 fn join(mut batches: Vec<Bytes>) -> Bytes {
-    if batches.len() <= 1 {
+    if batches.len() <= 1 || Mistake::FetchDropsAllButLastBatch.is_made() {
         return batches.pop().unwrap_or_default();
     }
     let mut records = BytesMut::with_capacity(batches.iter().map(Bytes::len).sum());
@@ -348,6 +357,7 @@ fn respond<E: Env>(
             if let Some(shard) = read.moved.filter(|_| has_moved) {
                 let view = view.get_or_insert_with(|| ClusterView::take(broker));
                 if let Some((leader, epoch)) = view.leader(broker, shard) {
+                    Mark::ConsumerToldOfNewLeader.reached();
                     data.current_leader = LeaderIdAndEpoch::default().with_leader_id(leader).with_leader_epoch(epoch);
                     if let Some(known) =
                         view.brokers.values().find(|known| version >= 16 && known.broker_id() == leader)

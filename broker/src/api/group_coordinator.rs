@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lockstep_core::{ClusterStateMachine, GroupError, Op, Reply, ShardId, shard_of_group};
 use lockstep_env::{Env, timeout};
+use lockstep_probe::{Mark, Mistake};
 use lockstep_runtime::{ProposeError, Shard};
 
 use crate::broker::Broker;
@@ -75,7 +76,10 @@ pub(crate) fn coordinated<E: Env>(
     group_id: &str,
 ) -> Result<Shard<E>, Refused> {
     let id = shard_of_group(group_id, broker.node().shard_count());
+    let careless = Mistake::HeartbeatAnsweredByFormerCoordinator.is_made() && request.ends_with("Heartbeat")
+        || Mistake::OffsetsFetchedFromFormerCoordinator.is_made() && request == "OffsetFetch";
     let serving = match broker.node().shard(id) {
+        Some(shard) if careless => Ok(shard),
         Some(shard) => shard.serving().map(|_| shard),
         None => Err(not_led_here(broker, id)),
     };
@@ -88,6 +92,12 @@ fn not_led_here<E: Env>(broker: &Broker<E>, shard: ShardId) -> ProposeError {
 
 /// Logs why a request is refused on account of leadership.
 fn refusal(request: &'static str, group_id: &str, error: ProposeError) -> Refused {
+    match &error {
+        ProposeError::NotLeader { .. } => Mark::NotCoordinatorAnswered.reached(),
+        ProposeError::Loading(_) => Mark::CoordinatorLoadingAnswered.reached(),
+        ProposeError::Unknown(_) => Mark::GroupOutcomeUnknown.reached(),
+        _ => {}
+    }
     if let ProposeError::NotLeader { shard, leader } = &error {
         tracing::info!(request, group = group_id, %shard, leader, "{NOT_COORDINATOR_MESSAGE}");
     } else {

@@ -17,6 +17,7 @@ use crate::group::config::GroupConsumerConfig;
 use crate::group::member::{self, GroupEvent, Member, is_passing};
 use crate::offsets::TopicPartition;
 use crate::succession::Role;
+use lockstep_probe::Mark;
 
 /// The lowest version of OffsetCommit that carries the epoch of a member of the consumer protocol.
 const MEMBER_EPOCH_VERSION: i16 = 9;
@@ -248,6 +249,7 @@ impl<E: Env> GroupConsumer<E> {
             match self.try_commit(epoch, offsets).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.code() == Some(ErrorCode::StaleMemberEpoch) => {
+                    Mark::CommitMetNewEpoch.reached();
                     // The epoch moved on, and the next heartbeat says where to. The partition may be gone by then.
                     member.lock().is_urgent = true;
                     member.wake.notify_one();

@@ -19,6 +19,7 @@ use crate::group::config::GroupConsumerConfig;
 use crate::group::reconciliation::{Effect, Heartbeat, PartitionId, Reconciliation};
 use crate::offsets::TopicPartition;
 use crate::retry::Backoff;
+use lockstep_probe::{Mark, Mistake};
 
 /// Until the coordinator says how often.
 const HEARTBEAT_INTERVAL_FIRST: Duration = Duration::from_secs(1);
@@ -159,10 +160,12 @@ impl<E: Env> Member<E> {
             }
             Err(error) => match error.code() {
                 Some(ErrorCode::FencedMemberEpoch | ErrorCode::UnknownMemberId | ErrorCode::GroupIdNotFound) => {
+                    Mark::MemberFenced.reached();
                     // A member that is joining has nothing to lose, but must not try on with what it had.
                     state.reconciliation.on_fenced()
                 }
                 _ => {
+                    Mark::HeartbeatAnswerLost.reached();
                     state.reconciliation.on_lost_answer();
                     Vec::new()
                 }
@@ -267,7 +270,9 @@ impl<E: Env> Member<E> {
         }
         // What the caller has seen nothing of, it need not finish with.
         let revoking = self.named(state, state.reconciliation.revoking());
-        if !state.reconciliation.revoking().is_empty() && revoking.iter().all(|at| !state.handed_out.contains(at)) {
+        let unseen = revoking.iter().all(|at| !state.handed_out.contains(at));
+        let hasty = Mistake::RevocationReportedAtOnce.is_made();
+        if !state.reconciliation.revoking().is_empty() && (unseen || hasty) {
             self.finish_revocation(state);
         }
     }
@@ -367,6 +372,7 @@ pub(crate) async fn run<E: Env>(member: Arc<Member<E>>) {
                 break;
             }
             if member.is_session_over(&state) {
+                Mark::MemberLostContact.reached();
                 tracing::warn!(group = %member.config.group_id, "no contact to the coordinator for a session");
                 let effects = state.reconciliation.on_fenced();
                 member.apply(&mut state, effects);
@@ -423,7 +429,10 @@ async fn start_pending<E: Env>(member: Arc<Member<E>>) {
                 .collect();
             member.client.committed_offsets(&member.config.group_id, Some(&partitions)).await
         };
-        let found = found.await;
+        let found = match found.await {
+            Err(_) if Mistake::FailedLookupStartsAtReset.is_made() => Ok(BTreeMap::new()),
+            found => found,
+        };
         let mut is_complete = true;
         match found {
             Ok(offsets) => {
@@ -461,6 +470,7 @@ async fn start_pending<E: Env>(member: Arc<Member<E>>) {
                 }
             }
             Err(error) => {
+                Mark::CommittedOffsetsNotFoundOut.reached();
                 tracing::warn!(group = %member.config.group_id, %error, "cannot find out where to begin");
                 is_complete = false;
             }

@@ -22,6 +22,7 @@ use lockstep_wire::{BatchBuilder, Compression};
 
 use crate::error::{ClientError, ErrorCode};
 use crate::producer::delivery::{BatchAck, BatchDelivery};
+use lockstep_probe::{Mark, Mistake};
 
 /// Brokers remember this many batches of a producer in a partition (Kafka's limit), so no more may be unanswered.
 pub(crate) const IN_FLIGHT_MAX: usize = 5;
@@ -168,6 +169,11 @@ impl PartitionQueue {
             // out again. Then they follow one another without waiting.
             if self.sent.iter().skip(at).any(|batch| batch.in_flight) {
                 return Ok(None);
+            }
+            Mark::ProducerBatchSentAgain.reached();
+            if Mistake::RetryTakesNewSequence.is_made() {
+                let batches = std::mem::take(&mut self.sent);
+                self.renumber(batches);
             }
             let batch = &mut self.sent[at];
             batch.in_flight = true;
@@ -337,8 +343,12 @@ impl PartitionQueue {
         let Some(recovery) = self.recovery.take() else { return Vec::new() };
         let mut over = Vec::new();
         match recovery {
-            Recovery::Renumber(sequence) => self.sequence_next = sequence,
+            Recovery::Renumber(sequence) => {
+                Mark::ProducerRenumbered.reached();
+                self.sequence_next = sequence;
+            }
             Recovery::NewIdentity => {
+                Mark::ProducerTookNewIdentity.reached();
                 self.identity = None;
                 self.sequence_next = 0;
             }

@@ -21,6 +21,7 @@ use crate::producer::partition_queue::{Answer, Finished, ProducerIdentity};
 use crate::producer::{Acks, ProducerConfig};
 use crate::retry::Backoff;
 use crate::succession::Role;
+use lockstep_probe::Mark;
 
 /// The first version that names topics by id.
 const TOPIC_ID_VERSION: i16 = 13;
@@ -270,7 +271,10 @@ async fn send<E: Env>(
         drop(connection);
         let answers = match answer {
             Ok(response) => match_answers(&shared, batches, &response, version, &address),
-            Err(error) => batches.into_iter().map(|batch| (batch, Answer::Lost(error.clone()))).collect(),
+            Err(error) => {
+                Mark::ProduceAnswerLost.reached();
+                batches.into_iter().map(|batch| (batch, Answer::Lost(error.clone()))).collect()
+            }
         };
         shared.complete(leader, answers);
     }));
