@@ -390,7 +390,7 @@ pub struct MemberObserved {
     pub id: String,
     /// Generation or member epoch, if known.
     pub epoch: Option<i32>,
-    /// What it owns or may own now, with what it was asked to give up and has not yet.
+    /// What it owns or may own now, with what it was asked to give up and has not yet. Classic: its assignment.
     pub owned: Vec<Partition>,
     /// Where it is going. Classic: its assignment.
     pub target: Vec<Partition>,

@@ -213,3 +213,94 @@ fn reads_go_forward(view: &View<'_>) -> Result<u64, Violation> {
     }
     Ok(facts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::ownership::ONE_OWNER;
+    use crate::checks::sample::{
+        assigned, commit_unknown, committed, committed_from, fails, fails_with, fetched, fetched_from, in_the_end,
+        passes, released, reset,
+    };
+
+    fn refused(member: &str, offset: i64) -> Event {
+        Event::CommitRefused {
+            group: "g".into(),
+            member: member.into(),
+            partition: Partition::new("t", 0),
+            offset,
+            reason: "fenced".into(),
+        }
+    }
+
+    #[test]
+    fn a_commit_is_accepted_only_of_the_owner() {
+        let check = &ACCEPTED_OF_OWNER;
+        let before = [assigned("m"), committed("m", 1), released("m", true), assigned("n"), committed("n", 1)];
+        let with = |more: &[Event]| [&before[..], more].concat();
+        passes(check, &with(&[refused("m", 1), commit_unknown("m", 1), committed("n", 2)]));
+        fails(check, &with(&[committed("m", 1), committed("n", 2)]), &[3, 5]);
+        // It may have been accepted before the other had the partition, or after.
+        passes(check, &with(&[committed_from("m", 1, 35), committed("n", 2)]));
+        passes(check, &with(&[committed("m", 1), released("n", true)]));
+        // Nothing was lost, so that both are owners.
+        let zombie = [assigned("m"), assigned("n"), committed("m", 0), committed("n", 0)];
+        fails_with(check, &zombie, &[1, 2], &[&ONE_OWNER]);
+    }
+
+    #[test]
+    fn an_acknowledged_commit_is_what_is_fetched() {
+        let check = &COMMITTED_STAYS;
+        passes(check, &[fetched(None), committed("m", 5), fetched(Some(5)), committed("m", 7), in_the_end(Some(7))]);
+        fails(check, &[committed("m", 5), fetched(None)], &[0, 1]);
+        fails(check, &[committed("m", 5), in_the_end(None)], &[0, 1]);
+        fails(check, &[committed("m", 5), committed("m", 7), in_the_end(Some(5))], &[1, 2]);
+        fails(check, &[committed("m", 5), fetched(Some(6))], &[0, 1]);
+        fails(check, &[fetched(Some(6))], &[0]);
+        fails(check, &[refused("m", 6), fetched(Some(6))], &[1]);
+        // A fetch that began before the answer may see what was before.
+        passes(check, &[committed("m", 5), fetched_from(None, 8)]);
+        passes(check, &[committed("m", 5), committed("m", 7), fetched_from(Some(5), 15)]);
+    }
+
+    #[test]
+    fn a_commit_of_unknown_outcome_may_take_effect_late_or_never() {
+        let check = &COMMITTED_STAYS;
+        let before = [committed("m", 5), commit_unknown("m", 6)];
+        let with = |more: &[Event]| [&before[..], more].concat();
+        passes(check, &with(&[fetched(Some(5)), fetched(Some(6))]));
+        passes(check, &with(&[committed("m", 7), fetched(Some(7)), fetched(Some(6))]));
+        fails(check, &with(&[committed("m", 7), fetched(Some(5))]), &[2, 3]);
+        fails(check, &with(&[fetched(None)]), &[0, 2]);
+    }
+
+    #[test]
+    fn an_administrator_may_set_an_offset_to_anything() {
+        let check = &COMMITTED_STAYS;
+        passes(check, &[committed("m", 5), reset(Some(2)), fetched(Some(2)), reset(None), fetched(None)]);
+        fails(check, &[committed("m", 5), reset(Some(2)), fetched(Some(5))], &[1, 2]);
+        fails(check, &[committed("m", 5), reset(None), fetched(Some(5))], &[1, 2]);
+        passes(&ONLY_FORWARD, &[committed("m", 5), reset(Some(2)), committed("m", 3)]);
+    }
+
+    #[test]
+    fn commits_go_forward() {
+        let check = &ONLY_FORWARD;
+        passes(check, &[committed("m", 5), committed("m", 5), committed_from("n", 4, 8)]);
+        fails(check, &[committed("m", 5), committed("n", 4)], &[0, 1]);
+        fails(check, &[reset(Some(9)), committed("m", 5), committed("n", 4)], &[1, 2]);
+    }
+
+    #[test]
+    fn fetched_offsets_go_forward() {
+        let check = &READS_GO_FORWARD;
+        // All while the commit is under way.
+        let during = |reads: &[Event]| [reads, &[committed_from("m", 5, 1)]].concat();
+        passes(check, &during(&[fetched(None), fetched(Some(5)), fetched_from(None, 15)]));
+        fails(check, &during(&[fetched(None), fetched(Some(5)), fetched(None)]), &[1, 2]);
+        passes(
+            check,
+            &[commit_unknown("m", 5), fetched(Some(5)), committed("m", 6), fetched(Some(6)), fetched(Some(5))],
+        );
+    }
+}

@@ -191,7 +191,7 @@ fn stored_once(view: &View<'_>) -> Result<u64, Violation> {
         let sends = view.sends.get(value).map(Vec::as_slice).unwrap_or_default();
         let is_idempotent =
             |index: &usize| matches!(view.records[*index].event, Event::Sent { is_idempotent: true, .. });
-        if places.len() > sends.len() && sends.iter().all(is_idempotent) {
+        if places.len() > sends.len() && !sends.is_empty() && sends.iter().all(is_idempotent) {
             let at: Vec<String> = places.keys().map(|(partition, offset)| format!("{partition}:{offset}")).collect();
             let details = format!("{value}, sent {} times, is at {}", sends.len(), at.join(" and "));
             return violation(details, sends.iter().chain(places.values()).copied());
@@ -295,4 +295,146 @@ fn key_stays(view: &View<'_>) -> Result<u64, Violation> {
         }
     }
     Ok(facts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::replicas::END_IS_BEHIND_ALL;
+    use crate::checks::sample::{acknowledged, fails, fails_with, partition, passes, read, sent, sent_by, stored};
+
+    fn truncated(start: i64) -> Event {
+        Event::Truncated { partition: partition(0), start }
+    }
+
+    fn compacted() -> Event {
+        Event::Compacted { topic: "t".into() }
+    }
+
+    fn refused(value: &str) -> Event {
+        Event::Refused { value: value.into(), reason: "too large".into() }
+    }
+
+    fn unknown(value: &str) -> Event {
+        Event::Unknown { value: value.into(), reason: "time-out".into() }
+    }
+
+    fn found_stored(value: &str) -> Event {
+        Event::Acknowledged { value: value.into(), partition: partition(0), offset: None }
+    }
+
+    fn piece(start: i64, end: i64, records: &[(i64, &str)]) -> Event {
+        let records = records.iter().map(|(offset, value)| (*offset, (*value).to_owned())).collect();
+        Event::FinalRecords { partition: partition(0), start, end, records }
+    }
+
+    #[test]
+    fn what_is_stored_has_no_gap() {
+        let sends = [sent("a"), sent("b")];
+        let with = |more: &[Event]| [&sends[..], more].concat();
+        let check = &STORED_IS_WHOLE;
+        passes(check, &with(&[piece(0, 1, &[(0, "a")]), piece(1, 2, &[(1, "b")])]));
+        passes(check, &with(&[compacted(), piece(0, 9, &[(3, "a"), (7, "b")])]));
+        fails(check, &with(&[piece(0, 3, &[(0, "a"), (2, "b")])]), &[2]);
+        fails(check, &with(&[piece(0, 2, &[(0, "a")])]), &[2]);
+        fails(check, &with(&[piece(0, 1, &[(0, "a")]), piece(2, 3, &[(2, "b")])]), &[3]);
+        fails(check, &with(&[compacted(), piece(0, 2, &[(1, "a"), (1, "a")])]), &[3]);
+    }
+
+    #[test]
+    fn records_are_removed_only_when_it_is_asked_for() {
+        let check = &NOTHING_REMOVED;
+        passes(check, &[sent("a"), truncated(1), stored(1, &["a"])]);
+        passes(check, &[sent("a"), truncated(5), truncated(3), stored(5, &["a"])]);
+        fails(check, &[sent("a"), truncated(1), stored(2, &["a"])], &[2]);
+        fails(check, &[sent("a"), stored(1, &["a"]), truncated(1)], &[1]);
+    }
+
+    #[test]
+    fn an_offset_has_one_value_for_all() {
+        let sends = [sent_by("p", None, "a"), sent_by("q", None, "b")];
+        let with = |more: &[Event]| [&sends[..], more].concat();
+        let check = &ONE_OFFSET_ONE_VALUE;
+        passes(check, &with(&[read(0, "a"), acknowledged("a", 0), read(0, "a"), read(1, "b")]));
+        fails(check, &with(&[read(0, "a"), read(0, "b")]), &[2, 3]);
+        fails(check, &with(&[read(0, "a"), acknowledged("b", 0)]), &[2, 3]);
+        fails_with(check, &with(&[read(0, "a"), stored(0, &["b"])]), &[2, 3], &[&READ_STAYS]);
+    }
+
+    #[test]
+    fn nothing_comes_from_nowhere() {
+        let check = &NOT_FROM_NOWHERE;
+        passes(check, &[sent("a"), refused("a"), sent("a"), read(0, "a")]);
+        fails(check, &[read(0, "a")], &[0]);
+        fails(check, &[read(0, "a"), sent("a")], &[0, 1]);
+        fails(check, &[sent("a"), refused("a"), read(0, "a")], &[1, 2]);
+        fails(check, &[sent("a"), read(0, "a"), refused("a")], &[1, 2]);
+        let elsewhere = Event::Read { partition: Partition::new("u", 0), offset: 0, value: "a".into() };
+        fails(check, &[sent("a"), elsewhere], &[0, 1]);
+        let mut to_another = sent("a");
+        if let Event::Sent { partition, .. } = &mut to_another {
+            *partition = Some(1);
+        }
+        fails(check, &[to_another, read(0, "a")], &[0, 1]);
+    }
+
+    #[test]
+    fn acknowledged_records_stay_and_unknown_ones_may() {
+        let check = &ACKNOWLEDGED_STAYS;
+        passes(check, &[sent("a"), acknowledged("a", 0), sent("b"), found_stored("b"), stored(0, &["a", "b"])]);
+        passes(check, &[sent("a"), sent("b"), unknown("a"), acknowledged("b", 0), stored(0, &["b"])]);
+        passes(check, &[sent("a"), sent("b"), unknown("a"), acknowledged("b", 1), stored(0, &["a", "b"])]);
+        passes(check, &[sent("a"), acknowledged("a", 0), truncated(1), stored(1, &[])]);
+        let (a, b) = (sent_by("p", None, "a"), sent_by("q", None, "b"));
+        fails_with(check, &[a, b, acknowledged("a", 0), stored(0, &["b"])], &[0, 2, 3], &[&ONE_OFFSET_ONE_VALUE]);
+        fails(check, &[sent("a"), sent("b"), found_stored("a"), stored(0, &["b"])], &[0, 2, 3]);
+    }
+
+    #[test]
+    fn what_was_read_stays() {
+        let check = &READ_STAYS;
+        passes(check, &[sent("a"), read(0, "a"), unknown("a"), stored(0, &["a"])]);
+        passes(check, &[sent("a"), read(0, "a"), truncated(1), stored(1, &[])]);
+        let lost = [sent("a"), unknown("a"), read(0, "a"), stored(0, &[])];
+        fails_with(check, &lost, &[0, 2, 3], &[&END_IS_BEHIND_ALL]);
+    }
+
+    #[test]
+    fn an_idempotent_producers_record_is_stored_once_for_each_time_it_was_sent() {
+        let check = &STORED_ONCE;
+        passes(check, &[sent("a"), unknown("a"), sent("a"), stored(0, &["a", "a"])]);
+        let mut may_repeat = sent("a");
+        if let Event::Sent { is_idempotent, .. } = &mut may_repeat {
+            *is_idempotent = false;
+        }
+        passes(&ONE_OFFSET_ONE_VALUE, &[sent_by("q", None, "b"), stored(0, &["b"])]);
+        fails_with(check, &[sent("a"), stored(0, &["a", "a"])], &[0, 1], &[&PRODUCER_ORDER]);
+        fails_with(&PRODUCER_ORDER, &[may_repeat, stored(0, &["a", "a"])], &[0, 1], &[]);
+    }
+
+    #[test]
+    fn a_producers_records_are_in_order_within_one_life() {
+        let check = &PRODUCER_ORDER;
+        passes(check, &[sent("a"), sent("b"), read(4, "b"), read(2, "a")]);
+        passes(check, &[sent_by("p", None, "a"), sent_by("q", None, "b"), stored(0, &["b", "a"])]);
+        fails(check, &[sent("a"), sent("b"), stored(0, &["b", "a"])], &[0, 1, 2]);
+        fails(check, &[sent("a"), sent("b"), read(4, "a"), read(2, "b")], &[0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn what_was_acknowledged_stands_before_what_is_sent_later() {
+        let check = &ACKNOWLEDGED_COMES_FIRST;
+        let (a, b) = (sent_by("p", None, "a"), sent_by("q", None, "b"));
+        passes(check, &[a.clone(), acknowledged("a", 0), b.clone(), acknowledged("b", 1)]);
+        passes(&ONE_OFFSET_ONE_VALUE, &[a.clone(), b.clone(), acknowledged("a", 1), acknowledged("b", 0)]);
+        fails(check, &[a, acknowledged("a", 1), b, read(0, "b")], &[1, 2, 3]);
+    }
+
+    #[test]
+    fn a_key_keeps_its_partition() {
+        let elsewhere = Event::Read { partition: partition(1), offset: 0, value: "b".into() };
+        let sends = |key| [sent_by("p", Some("k"), "a"), sent_by("p", Some(key), "b"), read(0, "a"), elsewhere.clone()];
+        passes(&KEY_STAYS, &sends("l"));
+        fails(&KEY_STAYS, &sends("k"), &[2, 3]);
+    }
 }

@@ -230,3 +230,155 @@ fn nothing_skipped(view: &View<'_>) -> Result<u64, Violation> {
     }
     Ok(facts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::check_all;
+    use crate::checks::commits::ACCEPTED_OF_OWNER;
+    use crate::checks::sample::{
+        assigned, assigned_both, commit_unknown, committed, committed_in, fails, fails_with, history, in_the_end,
+        partition, passes, polled, polled_in, released, reset, sent, stored,
+    };
+
+    /// Three records are sent and acknowledged; nothing is committed yet. The next record of the history is number 3, at 40 µs.
+    fn with(more: &[Event]) -> Vec<Event> {
+        [&[sent("v0"), sent("v1"), sent("v2")], more].concat()
+    }
+
+    fn overlaps(events: &[Event]) -> (u64, u64) {
+        check_all(&history(events)).map(|summary| (summary.overlaps, summary.lost)).expect("nothing is broken")
+    }
+
+    #[test]
+    fn a_partition_has_one_owner_at_a_time() {
+        let check = &ONE_OWNER;
+        let one_after_another =
+            [assigned("m"), committed("m", 0), released("m", false), assigned("n"), committed("n", 0)];
+        passes(check, &one_after_another);
+        assert_eq!(overlaps(&one_after_another), (0, 0));
+        // Each commits to another partition, so that only having the first twice is wrong.
+        let both = [
+            assigned_both("m", &[0, 1]),
+            assigned_both("n", &[0, 2]),
+            committed_in(1, "m", 0),
+            committed_in(2, "n", 0),
+        ];
+        fails(check, &both, &[0, 1]);
+        let released = [&both[..], &[released("m", false)]].concat();
+        fails(check, &released, &[0, 1, 4]);
+    }
+
+    #[test]
+    fn a_member_that_was_fenced_may_think_that_it_owns() {
+        let zombie = [
+            assigned("m"),
+            committed("m", 0),
+            assigned("n"),
+            committed("n", 0),
+            released("m", true),
+            committed("n", 0),
+        ];
+        passes(&ONE_OWNER, &zombie);
+        assert_eq!(overlaps(&zombie), (1, 1));
+        // Without a commit since, it may have been fenced and be asked to give up what it no longer has.
+        let unproved = [assigned("m"), assigned("n"), committed("n", 0), released("m", false)];
+        passes(&ONE_OWNER, &unproved);
+        assert_eq!(overlaps(&unproved), (1, 0));
+        // One that rejoined is another member: its commits do not prove what was before.
+        let rejoined = [
+            assigned("m"),
+            assigned("n"),
+            committed("n", 0),
+            released("m", true),
+            released("n", false),
+            assigned("m"),
+            committed("m", 0),
+        ];
+        passes(&ONE_OWNER, &rejoined);
+    }
+
+    #[test]
+    fn a_member_reads_what_it_has() {
+        let check = &READ_BY_OWNER;
+        passes(check, &with(&[assigned("m"), polled("m", 0), released("m", false)]));
+        fails(check, &with(&[polled("m", 0)]), &[3]);
+        fails(check, &with(&[assigned("m"), released("m", false), polled("m", 0)]), &[5]);
+        fails(check, &with(&[assigned("n"), polled("m", 0)]), &[4]);
+    }
+
+    #[test]
+    fn polls_are_contiguous_while_a_member_has_a_partition() {
+        let check = &CONTIGUOUS;
+        passes(check, &with(&[assigned("m"), polled("m", 0), assigned("m"), polled("m", 1)]));
+        let again = [assigned("m"), polled("m", 0), released("m", true), assigned("m"), polled("m", 0), polled("m", 1)];
+        passes(check, &with(&again));
+        fails(check, &with(&[assigned("m"), polled("m", 0), polled("m", 2)]), &[3, 4, 5]);
+        fails(check, &with(&[assigned("m"), polled("m", 0), polled("m", 1), polled("m", 0)]), &[3, 5, 6]);
+        fails(check, &with(&[assigned("m"), polled("m", 0), assigned("m"), polled("m", 0)]), &[3, 4, 6]);
+        let truncated = Event::Truncated { partition: partition(0), start: 2 };
+        passes(check, &with(&[assigned("m"), polled("m", 0), truncated, polled("m", 2)]));
+        let compacted = Event::Compacted { topic: "t".into() };
+        passes(check, &with(&[compacted, assigned("m"), polled("m", 0), polled("m", 2)]));
+    }
+
+    #[test]
+    fn an_owner_begins_at_the_committed_offset() {
+        let check = &BEGINS_AT_COMMITTED;
+        let first = [assigned("m"), polled("m", 0), polled("m", 1), committed("m", 2), released("m", false)];
+        let then = |more: &[Event]| with(&[&first[..], more].concat());
+        passes(check, &then(&[assigned("n"), polled("n", 2), committed("n", 3)]));
+        // It goes back to what is committed when the commit was not heard of.
+        passes(
+            check,
+            &with(&[
+                assigned("m"),
+                polled("m", 0),
+                commit_unknown("m", 1),
+                released("m", true),
+                assigned("n"),
+                polled("n", 1),
+            ]),
+        );
+        passes(
+            check,
+            &with(&[
+                assigned("m"),
+                polled("m", 0),
+                commit_unknown("m", 1),
+                released("m", true),
+                assigned("n"),
+                polled("n", 0),
+            ]),
+        );
+        // Below it, with a commit that proves that it was the owner; or without, so that it may have been fenced.
+        let below = [assigned("n"), polled("n", 1), committed("n", 2)];
+        fails(check, &then(&below), &[6, 8, 9]);
+        passes(check, &then(&[assigned("n"), polled("n", 0)]));
+        // Beyond it.
+        fails(check, &with(&[assigned("m"), polled("m", 1)]), &[3, 4]);
+        fails(check, &with(&[assigned("m"), polled("m", 2), commit_unknown("m", 2)]), &[3, 4]);
+        // An administrator may have sent it anywhere.
+        let elsewhere = [assigned_both("z", &[1]), polled_in(1, "z", 0, "v1")];
+        let moved = with(&[reset(Some(2)), assigned("m"), polled("m", 2)]);
+        passes(check, &[&moved[..], &elsewhere].concat());
+    }
+
+    #[test]
+    fn no_record_is_skipped() {
+        let check = &NOTHING_SKIPPED;
+        let end = [stored(0, &["v0", "v1", "v2"]), in_the_end(Some(2))];
+        let whole = [assigned("m"), polled("m", 0), polled("m", 1), committed("m", 2)];
+        passes(check, &with(&[&whole[..], &end].concat()));
+        let skipped = [assigned("m"), polled("m", 0), committed("m", 2)];
+        fails(check, &with(&[&skipped[..], &end].concat()), &[1, 7]);
+        let moved = [assigned("m"), polled("m", 0), released("m", false), reset(Some(2))];
+        passes(&READ_BY_OWNER, &with(&[&moved[..], &end].concat()));
+    }
+
+    #[test]
+    fn a_commit_while_another_certainly_owns_is_no_proof_but_a_fault() {
+        let zombie = [assigned("m"), assigned("n"), committed("m", 0), committed("n", 0)];
+        fails_with(&ACCEPTED_OF_OWNER, &zombie, &[1, 2], &[&ONE_OWNER]);
+    }
+}
