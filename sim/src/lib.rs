@@ -18,7 +18,7 @@ pub mod seeds;
 pub mod shrink;
 pub mod sweep;
 pub mod timeline;
-mod workload;
+pub mod workload;
 
 use std::future::Future;
 

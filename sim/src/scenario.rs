@@ -16,7 +16,9 @@ use crate::env::net::LinkOptions;
 use crate::env::trace::{Event as TraceEvent, Trace};
 use crate::faults::{self, Victims};
 use crate::inspector::Inspector;
-use crate::workload::{self, Finish, GROUP, TOPIC};
+use crate::workload::member::{self, Member};
+use crate::workload::produce::{self, Produce, Promise};
+use crate::workload::{Context, Finish, GROUP, TOPIC};
 
 /// What a run gives.
 #[derive(Clone, Debug)]
@@ -86,8 +88,13 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
     }
     convergence::led(cluster).await?;
     let brokers = cluster.addresses();
-    let (env, _) = cluster.client("admin");
-    let client = workload::connect(&env, &brokers, "admin").await;
+    let context = |name: &str, finish: &Finish| {
+        let (env, machine) = cluster.client(name);
+        let (brokers, history, finish) = (brokers.clone(), history.clone(), finish.clone());
+        (Context { env, brokers, name: name.to_owned(), history, finish }, machine)
+    };
+    let (admin, _) = context("admin", &Finish::default());
+    let client = admin.connect().await.ok_or("no client")?;
     let admin = Admin::new(&client);
     within("the topic is made", admin.create_topic(&NewTopic::new(TOPIC, choices.partitions)))
         .await?
@@ -96,18 +103,16 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
     let (no_more_records, no_more_reading) = (Finish::default(), Finish::default());
     let (mut writing, mut reading, mut machines) = (Vec::new(), Vec::new(), Vec::new());
     for (number, choice) in choices.clients.iter().enumerate() {
-        let history = history.clone();
-        let brokers = brokers.clone();
         match choice {
             ClientChoice::Producer => {
-                let name = format!("p{number}");
-                let (env, machine) = cluster.client(&name);
-                writing.push(machine.spawn(workload::produce(env, brokers, name, history, no_more_records.clone())));
+                let (context, machine) = context(&format!("p{number}"), &no_more_records);
+                let mut config = Produce::new(vec![TOPIC.to_owned()], Promise::Idempotent);
+                config.pause = Duration::ZERO..Duration::from_millis(60);
+                writing.push(machine.spawn(produce::produce(context, config)));
             }
             ClientChoice::Member => {
-                let name = format!("m{number}");
-                let (env, machine) = cluster.client(&name);
-                reading.push(machine.spawn(workload::consume(env, brokers, name, history, no_more_reading.clone())));
+                let (context, machine) = context(&format!("m{number}"), &no_more_reading);
+                reading.push(machine.spawn(member::consume(context, Member::new(GROUP, vec![TOPIC.to_owned()]))));
                 machines.push(machine);
             }
         }
