@@ -341,13 +341,18 @@ impl Cluster {
             .find(|id| self.node(*id).and_then(|node| node.shard(shard)).is_some_and(|shard| shard.serving().is_ok()))
     }
 
-    /// Does this node vote in every shard, as the shards' leaders see it, with the disk that it has now?
+    /// Does this node vote in every shard, with the disk that it has now, as every broker that is up knows? Then the cluster can do without
+    /// one of the others.
     #[must_use]
     pub fn votes_everywhere(&self, id: NodeId) -> bool {
+        let Some(incarnation) = self.node(id).map(|node| node.incarnation()) else { return false };
+        let nodes: Vec<Node<SimEnv>> = self.ids().into_iter().filter_map(|id| self.node(id)).collect();
         (0..self.options.shards).map(ShardId).all(|shard| {
-            let voters = self.leader(shard).and_then(|leader| self.node(leader)?.voters(shard));
-            let incarnation = self.node(id).map(|node| node.incarnation());
-            voters.is_some_and(|voters| voters.get(&id).copied() == incarnation && incarnation.is_some())
+            self.leader(shard).is_some()
+                && nodes
+                    .iter()
+                    .filter_map(|node| node.voters(shard))
+                    .all(|voters| voters.get(&id) == Some(&incarnation))
         })
     }
 }

@@ -207,11 +207,13 @@ impl<E: Env> Node<E> {
         self.inner.incarnation
     }
 
-    /// The voters of a shard hosted here with the disks that vote, as this node knows them.
+    /// The voters of a shard hosted here with the disks that vote, as this node knows them. While the membership changes, those who
+    /// vote both before and after: nobody else makes up for the loss of one of them yet.
     #[must_use]
     pub fn voters(&self, shard: ShardId) -> Option<BTreeMap<NodeId, [u8; 16]>> {
         let status = self.shard(shard)?.raft_status();
-        Some(status.voters.into_iter().map(|(node, member)| (node, member.incarnation)).collect())
+        let lasting = status.voters.into_iter().filter(|(node, _)| status.lasting_voters.contains(node));
+        Some(lasting.map(|(node, member)| (node, member.incarnation)).collect())
     }
 
     /// The cluster's id, once known: made at bootstrap.

@@ -130,6 +130,9 @@ impl<E: Env> Leadership<E> {
             membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
         let voters: BTreeMap<NodeId, Member> =
             membership.voter_ids().filter_map(|node| nodes.get(&node).map(|member| (node, member.clone()))).collect();
+        let configurations = membership.get_joint_config();
+        let lasting_voters =
+            voters.keys().filter(|node| configurations.iter().all(|voters| voters.contains(node))).copied().collect();
         let learners = nodes.into_iter().filter(|(node, _)| !voters.contains_key(node)).collect();
         let stopped = metrics.running_state.is_err() || self.replica.is_stopped();
         let role = match metrics.state {
@@ -151,6 +154,7 @@ impl<E: Env> Leadership<E> {
             term: metrics.vote.leader_id.term,
             leader: metrics.current_leader,
             voters,
+            lasting_voters,
             learners,
             matched,
             last_log: metrics.last_log_index.unwrap_or(0),

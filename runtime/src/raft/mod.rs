@@ -22,7 +22,7 @@ mod state_machine;
 mod tests;
 mod type_config;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lockstep_core::{NodeId, ShardId};
@@ -75,6 +75,8 @@ pub(crate) struct RaftStatus {
     pub(crate) term: u64,
     pub(crate) leader: Option<NodeId>,
     pub(crate) voters: BTreeMap<NodeId, Member>,
+    /// Those who vote in every configuration of a membership that changes.
+    pub(crate) lasting_voters: BTreeSet<NodeId>,
     pub(crate) learners: BTreeMap<NodeId, Member>,
     /// On the leader: the last entry that each node is known to hold.
     pub(crate) matched: BTreeMap<NodeId, Option<u64>>,
