@@ -5,7 +5,7 @@ use alloc::string::String;
 use crate::ids::TopicId;
 
 /// One thing to do, in order. Every replica gets the same effects at the same position.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effect {
     /// A partition now lives in this shard: make its (empty) log.
     CreatePartition {

@@ -46,6 +46,7 @@ impl Op {
             Self::ExpireOffsets(op) => postcard::to_extend(op, head),
             Self::ConfigureGroup(op) => postcard::to_extend(op, head),
             Self::ResolveRegularExpression(op) => postcard::to_extend(op, head),
+            Self::CommitOffsets(op) => postcard::to_extend(op, head),
         };
         // postcard fails only on sequences of unknown length, which no op has; nothing at all would be refused by `decode`.
         bytes.unwrap_or_default()
@@ -77,6 +78,7 @@ impl Op {
             15 => Self::ExpireOffsets(body(bytes)?),
             16 => Self::ConfigureGroup(body(bytes)?),
             17 => Self::ResolveRegularExpression(body(bytes)?),
+            18 => Self::CommitOffsets(body(bytes)?),
             _ => return Err(DecodeError { reason: "an op of an unknown code" }),
         })
     }

@@ -47,6 +47,8 @@ pub enum Op {
     ConfigureGroup(ConfigureGroup),
     /// Code 17.
     ResolveRegularExpression(ResolveRegularExpression),
+    /// Code 18.
+    CommitOffsets(CommitOffsets),
 }
 
 /// Makes a topic. Partition `p` goes to shard `(s + p) % shard_count`, where `s` is the number of partitions ever created
@@ -363,6 +365,14 @@ pub struct CommitOffset {
     pub offsets: Vec<OffsetToCommit>,
 }
 
+/// Commits that waited for the log at the same time and share an entry, of any groups of the shard. Each has the outcome that it would
+/// have in an entry of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitOffsets {
+    /// In order.
+    pub commits: Vec<CommitOffset>,
+}
+
 /// One partition's offset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffsetToCommit {
@@ -485,6 +495,7 @@ impl Op {
             Self::ExpireOffsets(_) => 15,
             Self::ConfigureGroup(_) => 16,
             Self::ResolveRegularExpression(_) => 17,
+            Self::CommitOffsets(_) => 18,
         }
     }
 }

@@ -33,13 +33,18 @@ pub enum Reply {
     Sync(Result<(), GroupError>),
     /// ConsumerGroupHeartbeat in all its forms, and Assign with a member.
     Heartbeat(Result<HeartbeatReply, GroupError>),
-    /// CommitOffset, DeleteOffsets: the request's error, or one outcome a partition, in the order of the request.
-    Commit(Result<Vec<Result<(), GroupError>>, GroupError>),
+    /// CommitOffset, DeleteOffsets.
+    Commit(CommitOutcome),
     /// Ops of the coordinator itself, and ops that came to the wrong shard (`false`: nothing was done).
     Done(bool),
     /// DeleteGroup, ConfigureGroup.
     Group(Result<(), GroupError>),
+    /// CommitOffsets: one outcome for each commit, in order; `None`: its group belongs to another shard, and nothing was done.
+    Commits(Vec<Option<CommitOutcome>>),
 }
+
+/// What became of the offsets of one request: the request's error, or one outcome a partition, in the order of the request.
+pub type CommitOutcome = Result<Vec<Result<(), GroupError>>, GroupError>;
 
 /// Why a change to a topic was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

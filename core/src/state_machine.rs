@@ -1,5 +1,6 @@
 //! The one door: `apply`.
 
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -13,12 +14,12 @@ use crate::groups::{Groups, SyncSender};
 use crate::ids::{Position, ShardId, TopicId, shard_of_group};
 use crate::invariants;
 use crate::op::{
-    ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic,
-    HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, Op, RebalancePartitions, ResolveRegularExpression,
-    UpdateMetadata,
+    ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup,
+    DeleteOffsets, DeleteTopic, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, Op, RebalancePartitions,
+    ResolveRegularExpression, UpdateMetadata,
 };
 use crate::partitions::{Partition, Partitions};
-use crate::reply::{GroupError, HeartbeatReply, Reply, TopicError};
+use crate::reply::{CommitOutcome, GroupError, HeartbeatReply, Reply, TopicError};
 use crate::topics::{Fed, Feed, TopicChange, Topics};
 use crate::view::{
     CommittedOffset, GroupConfig, GroupListing, GroupRegex, GroupTimeline, GroupView, GroupsToExpire, HeartbeatCheck,
@@ -137,13 +138,14 @@ impl ClusterStateMachine {
             Op::JoinConsumerGroup(op) => self.groups.apply_join(directory, position, op, effects),
             Op::LeaveConsumerGroup(op) => self.groups.apply_leave(directory, position, op, effects),
             Op::RebalancePartitions(op) => self.groups.apply_rebalance(directory, position, op, effects),
-            Op::CommitOffset(op) => self.groups.apply_commit(directory, position, op, effects),
+            Op::CommitOffset(op) => self.groups.apply_commit(directory, position, op, effects).map(Reply::Commit),
             Op::HeartbeatConsumer(op) => self.groups.apply_heartbeat(directory, position, op, effects),
             Op::DeleteGroup(op) => self.groups.apply_delete_group(directory, position, op, effects),
             Op::DeleteOffsets(op) => self.groups.apply_delete_offsets(directory, position, op, effects),
             Op::ExpireOffsets(op) => self.groups.apply_expire_offsets(directory, position, op, effects),
             Op::ConfigureGroup(op) => self.groups.apply_configure(directory, position, op, effects),
             Op::ResolveRegularExpression(op) => self.groups.apply_resolve(directory, position, op, effects),
+            Op::CommitOffsets(op) => self.apply_commits(position, op, effects).map(Reply::Commits),
         }
     }
 
@@ -239,6 +241,28 @@ impl ClusterStateMachine {
                 Ok(Reply::Topic(outcome))
             }
         }
+    }
+
+    fn apply_commits(
+        &mut self,
+        position: Position,
+        op: &CommitOffsets,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Vec<Option<CommitOutcome>>, String> {
+        let directory = &self.topics.directory;
+        let mut outcomes = Vec::with_capacity(op.commits.len());
+        for commit in &op.commits {
+            outcomes.push(if shard_of_group(&commit.group_id, self.shard_count) == self.shard {
+                Some(self.groups.apply_commit(directory, position, commit, effects)?)
+            } else {
+                None
+            });
+        }
+        // Nobody looks at a group before all is applied: once is enough, however many of the commits ask for it.
+        let mut told = BTreeSet::new();
+        let mut news = effects.iter().map(|effect| told.insert(effect)).collect::<Vec<_>>().into_iter();
+        effects.retain(|_| news.next().unwrap_or(true));
+        Ok(outcomes)
     }
 
     fn brokers_reply(&self, changed: bool, effects: &mut Vec<Effect>) -> Reply {
@@ -447,7 +471,7 @@ impl ClusterStateMachine {
     }
 }
 
-/// The group an op is about, when it is about one.
+/// The group an op is about, when it is about one only.
 fn op_group(op: &Op) -> Option<&str> {
     match op {
         Op::JoinConsumerGroup(JoinConsumerGroup::Classic(ClassicJoin { group_id, .. }))
@@ -470,6 +494,7 @@ fn op_group(op: &Op) -> Option<&str> {
         | Op::ResolveRegularExpression(ResolveRegularExpression { group_id, .. }) => Some(group_id),
         Op::HeartbeatConsumer(HeartbeatConsumer::Seen { .. })
         | Op::ExpireOffsets(_)
+        | Op::CommitOffsets(_)
         | Op::CreateTopic(_)
         | Op::DeleteTopic(_)
         | Op::AppendMessage(_)

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic,
-    DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer,
-    JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit, PartitionAppend, RebalancePartitions, RegisterBroker,
-    ResolveRegularExpression, TopicPartitions, UnregisterBroker, UpdateMetadata,
+    AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup, ConsumerHeartbeat,
+    CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember, ExpiryReason,
+    HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit, PartitionAppend, RebalancePartitions,
+    RegisterBroker, ResolveRegularExpression, TopicPartitions, UnregisterBroker, UpdateMetadata,
 };
 use lockstep_core::{BrokerRecord, Op, ShardId, TopicId, TopicRecord};
 
@@ -25,7 +25,7 @@ pub fn op(data: &[u8]) {
 
 /// An op made of whatever the input says, mostly about the same few topics, groups and members, so that ops meet.
 pub fn arbitrary_op(input: &mut Input<'_>) -> Op {
-    match input.below(28) {
+    match input.below(29) {
         0..=2 => Op::CreateTopic(CreateTopic {
             topic_id: topic_id(input),
             name: name(input),
@@ -66,6 +66,7 @@ pub fn arbitrary_op(input: &mut Input<'_>) -> Op {
             topics: input.list(4, topic_id),
             now_ms: i64_of(input),
         }),
+        27 => Op::CommitOffsets(CommitOffsets { commits: input.list(4, commit) }),
         _ => Op::HeartbeatConsumer(match input.below(3) {
             0 => HeartbeatConsumer::Seen { groups: input.list(2, |input| (group_id(input), input.list(3, member_id))) },
             _ => HeartbeatConsumer::Consumer(consumer_heartbeat(input)),

@@ -35,7 +35,7 @@ use crate::directory::Directory;
 use crate::effect::Effect;
 use crate::ids::{Position, TopicId};
 use crate::op::{CommitOffset, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, RebalancePartitions};
-use crate::reply::{GroupError, Reply};
+use crate::reply::{CommitOutcome, GroupError, Reply};
 use crate::view::{GroupConfig, GroupEventKind};
 pub(crate) use classic::SyncSender;
 use group::{At, Context, Group, Protocol};
@@ -223,14 +223,14 @@ impl Groups {
         }
     }
 
-    /// Op 10.
+    /// Op 10, and each commit of op 18.
     pub(crate) fn apply_commit(
         &mut self,
         directory: &Directory,
         position: Position,
         op: &CommitOffset,
         effects: &mut Vec<Effect>,
-    ) -> Result<Reply, String> {
+    ) -> Result<CommitOutcome, String> {
         let at = At { directory, position, now_ms: Some(op.now_ms) };
         self.change(at, &op.group_id, effects, |slot, cx| {
             let outcome = offsets::commit(slot, cx, op);
@@ -239,7 +239,7 @@ impl Groups {
                 let topics = op.offsets.iter().map(|offset| &offset.topic_id);
                 cx.resolution_needed = consumer.undecided_since(cx.directory, topics).is_some();
             }
-            Reply::Commit(outcome)
+            outcome
         })
     }
 

@@ -9,18 +9,14 @@ use super::classic::{ClassicGroup, ClassicState};
 use super::group::{Context, Group, Offset, Protocol};
 use crate::ids::{GROUP_AND_MEMBER_ID_BYTES_MAX, TopicId};
 use crate::op::{CommitOffset, OffsetToCommit};
-use crate::reply::GroupError;
+use crate::reply::{CommitOutcome, GroupError};
 use lockstep_probe::{Mark, Mistake};
 
 /// Kafka's default of `offset.metadata.max.bytes`. Kafka counts UTF-16 code units, whatever the name says.
 const METADATA_UNITS_MAX: usize = 4096;
 
 /// OffsetCommit. `slot` is the group, if there is one.
-pub(super) fn commit(
-    slot: &mut Option<Group>,
-    cx: &mut Context<'_>,
-    op: &CommitOffset,
-) -> Result<Vec<Result<(), GroupError>>, GroupError> {
+pub(super) fn commit(slot: &mut Option<Group>, cx: &mut Context<'_>, op: &CommitOffset) -> CommitOutcome {
     match slot {
         None if op.group_id.is_empty() && op.generation_or_epoch >= 0 => return Err(GroupError::InvalidGroupId),
         None if op.group_id.len() > GROUP_AND_MEMBER_ID_BYTES_MAX => return Err(GroupError::InvalidGroupId),

@@ -1,7 +1,8 @@
 //! Committed offsets: who may commit, and what is fetched.
 
-use lockstep_core::GroupError;
+use lockstep_core::op::{CommitOffset, CommitOffsets};
 use lockstep_core::view::GroupState;
+use lockstep_core::{ClusterStateMachine, GroupError, Op, Position, Reply, ShardId, shard_of_group};
 
 use crate::harness::{GROUP, Shard, commit, commit_of, topic_id};
 
@@ -64,4 +65,38 @@ fn a_member_of_no_group_is_refused() {
     assert_eq!(shard.commit(&old), Err(GroupError::IllegalGeneration));
     assert_eq!(shard.commit(&commit_of("", -1, &[(9, 9)], 5)).expect("taken"), [Err(GroupError::UnknownPartition)]);
     assert_eq!(shard.digest(), digest);
+}
+
+#[test]
+fn commits_that_share_an_op_are_answered_one_by_one() {
+    let mut shard = Shard::with_topics(&[4]);
+    let other = CommitOffset { group_id: "other".to_owned(), ..commit("", -1, 9) };
+    let commits = vec![commit("", -1, 5), commit("nobody", 3, 6), other, commit_of("", -1, &[(1, 0), (1, 4)], 7)];
+    let Reply::Commits(outcomes) = shard.apply(&Op::CommitOffsets(CommitOffsets { commits })) else {
+        panic!("not the commits' reply")
+    };
+    assert_eq!(
+        outcomes,
+        [
+            Some(Ok(vec![Ok(())])),
+            Some(Err(GroupError::UnknownMember)),
+            Some(Ok(vec![Ok(())])),
+            Some(Ok(vec![Ok(()), Err(GroupError::UnknownPartition)])),
+        ]
+    );
+    assert_eq!(shard.fetched(1, 0), Some(7), "the last one counts");
+    assert_eq!(shard.state.committed_offset("other", topic_id(1), 0).map(|offset| offset.offset), Some(9));
+}
+
+#[test]
+fn a_commit_for_a_group_of_another_shard_spoils_no_other() {
+    let group_of = |shard: u16| {
+        let mut names = (0..).map(|name| format!("group-{name}"));
+        names.find(|name| shard_of_group(name, 2) == ShardId(shard)).expect("there are enough names")
+    };
+    let mut state = ClusterStateMachine::new(ShardId(0), 2);
+    let commits = [1, 0, 1].map(|shard| CommitOffset { group_id: group_of(shard), ..commit("", -1, 5) }).to_vec();
+    let applied = state.apply(Position { term: 1, index: 1 }, &Op::CommitOffsets(CommitOffsets { commits }), 0);
+    let taken = Some(Ok(vec![Err(GroupError::UnknownPartition)]));
+    assert_eq!(applied.expect("no invariant breaks").reply, Reply::Commits(vec![None, taken, None]));
 }

@@ -9,16 +9,16 @@ mod steps;
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic,
-    ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup,
-    RebalancePartitions, ResolveRegularExpression, UpdateMetadata,
+    ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup,
+    DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup,
+    LeaveConsumerGroup, RebalancePartitions, ResolveRegularExpression, UpdateMetadata,
 };
-use lockstep_core::reply::HeartbeatReply;
+use lockstep_core::reply::{CommitOutcome, HeartbeatReply};
 use lockstep_core::view::{GroupState, GroupType, GroupView, HeartbeatCheck, MemberView};
 use lockstep_core::{ClusterStateMachine, Effect, GroupError, Op, Position, Reply, SessionTable, ShardId};
 use proptest::prelude::*;
 
-use steps::{MEMBERS, Owned, Step, step};
+use steps::{CommitStep, MEMBERS, Owned, Step, step};
 
 use harness::{Parts, commit_of, heartbeat, new_member, parts, topic, topic_id, topic_partitions, topics};
 
@@ -133,7 +133,7 @@ impl World {
                 self.table.observe(&self.state, group_id, self.now_ms);
             }
         }
-        if digest != self.state.digest() && !matches!(op, Op::CommitOffset(_)) && !touches_topics(op) {
+        if digest != self.state.digest() && commits(op).is_empty() && !touches_topics(op) {
             assert!(
                 applied.effects.iter().any(|effect| matches!(effect, Effect::GroupChanged { .. })),
                 "a change that nobody is told of: {op:?}"
@@ -181,19 +181,14 @@ impl World {
             (Op::LeaveConsumerGroup(LeaveConsumerGroup::Consumer(beat)), Reply::Heartbeat(Ok(_))) => {
                 self.held.remove(&(beat.group_id.clone(), beat.member_id.clone()));
             }
-            (Op::CommitOffset(commit), Reply::Commit(Ok(_))) => {
-                let Some(group) = before.get(&commit.group_id) else {
-                    assert!(commit.generation_or_epoch < 0, "a stale commit was taken");
-                    return;
-                };
-                if group.members.is_empty() {
-                    assert!(commit.generation_or_epoch < 0, "a stale commit was taken");
-                } else if group.group_type == GroupType::Classic {
-                    assert_eq!(commit.generation_or_epoch, group.epoch, "a stale commit was taken");
-                    hear(&commit.group_id, &commit.member_id);
-                } else {
-                    let member = group.members.iter().find(|member| member.member_id == commit.member_id);
-                    assert!(member.is_some_and(|member| commit.generation_or_epoch <= member.member_epoch));
+            (Op::CommitOffset(_) | Op::CommitOffsets(_), _) => {
+                for (commit, outcomes) in commits(op).into_iter().zip(outcomes(reply)) {
+                    if outcomes.is_ok() && classic_commit_taken(commit, before.get(&commit.group_id)) {
+                        hear(&commit.group_id, &commit.member_id);
+                    }
+                    if let (Ok([Ok(())]), [offset]) = (outcomes.as_deref(), &commit.offsets[..]) {
+                        self.committed.insert((commit.group_id.clone(), 3, offset.partition), offset.offset);
+                    }
                 }
             }
             (Op::HeartbeatConsumer(HeartbeatConsumer::Seen { groups }), _) => {
@@ -313,6 +308,15 @@ impl World {
             matches!(reply, Reply::ClassicJoin(Err(GroupError::MemberIdRequired(_) | GroupError::GroupMaxSizeReached)));
         let assigns = matches!(op, Op::RebalancePartitions(RebalancePartitions::Assign { .. }));
         assert!(more || assigns || self.state.digest() == digest, "{op:?} was refused with {reply:?}");
+    }
+
+    /// A commit of an offset that no other commit has, whichever of an op it is.
+    fn commit(&self, step: &CommitStep, nth: i64) -> CommitOffset {
+        let CommitStep { group, member, epoch_off, partition } = step;
+        let member_id = member.map_or_else(String::new, |member| self.member_of(*group, member));
+        let epoch = if member.is_some() { self.epoch_of(*group, &member_id) + epoch_off } else { -1 };
+        let offset = self.position.index as i64 * 8 + nth;
+        CommitOffset { group_id: group_name(*group), ..commit_of(&member_id, epoch, &[(3, *partition)], offset) }
     }
 
     fn fresh_name(&mut self) -> String {
@@ -465,18 +469,13 @@ impl World {
                 let member_id = member.map(|member| self.member_of(*group, member));
                 self.assign(&group_name(*group), member_id);
             }
-            Step::Commit { group, member, epoch_off, partition } => {
-                let member_id = member.map_or_else(String::new, |member| self.member_of(*group, member));
-                let epoch = if member.is_some() { self.epoch_of(*group, &member_id) + epoch_off } else { -1 };
-                let offset = self.position.index as i64;
-                let commit = CommitOffset {
-                    group_id: group_name(*group),
-                    ..commit_of(&member_id, epoch, &[(3, *partition)], offset)
-                };
-                let reply = self.apply(&Op::CommitOffset(commit));
-                if reply == Reply::Commit(Ok(vec![Ok(())])) {
-                    self.committed.insert((group_name(*group), 3, *partition), offset);
-                }
+            Step::Commit(commit) => {
+                let commit = self.commit(commit, 0);
+                self.apply(&Op::CommitOffset(commit));
+            }
+            Step::Commits(commits) => {
+                let commits = (0..).zip(commits).map(|(nth, commit)| self.commit(commit, nth)).collect();
+                self.apply(&Op::CommitOffsets(CommitOffsets { commits }));
             }
             Step::DeleteGroup { group } => {
                 let members = self.state.group(&group_name(*group)).map(|view| view.members.len());
@@ -564,13 +563,7 @@ impl World {
                 if touches_topics(&op) {
                     return;
                 }
-                let reply = self.apply(&op);
-                if let (Op::CommitOffset(commit), Reply::Commit(Ok(outcomes))) = (&op, reply)
-                    && outcomes == [Ok(())]
-                {
-                    let offset = &commit.offsets[0];
-                    self.committed.insert((commit.group_id.clone(), 3, offset.partition), offset.offset);
-                }
+                self.apply(&op);
             }
             Step::Topic { id, change } => {
                 let known = self.state.directory().topic(&topic(*id)).cloned();
@@ -727,6 +720,41 @@ impl World {
 }
 
 /// May a group go, or its offsets, for another reason than that it has become meaningless?
+/// The commits that an op consists of.
+fn commits(op: &Op) -> Vec<&CommitOffset> {
+    match op {
+        Op::CommitOffset(commit) => vec![commit],
+        Op::CommitOffsets(op) => op.commits.iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The outcomes of the commits that were answered with this.
+fn outcomes(reply: &Reply) -> Vec<&CommitOutcome> {
+    match reply {
+        Reply::Commit(outcome) => vec![outcome],
+        Reply::Commits(outcomes) => {
+            outcomes.iter().map(|outcome| outcome.as_ref().expect("a group of this shard")).collect()
+        }
+        other => panic!("not a commit's reply: {other:?}"),
+    }
+}
+
+/// Checks that a commit which was taken is not a stale one; is it a sign of life of a classic group's member?
+fn classic_commit_taken(commit: &CommitOffset, group: Option<&GroupView>) -> bool {
+    let Some(group) = group.filter(|group| !group.members.is_empty()) else {
+        assert!(commit.generation_or_epoch < 0, "a stale commit was taken");
+        return false;
+    };
+    if group.group_type == GroupType::Classic {
+        assert_eq!(commit.generation_or_epoch, group.epoch, "a stale commit was taken");
+        return true;
+    }
+    let member = group.members.iter().find(|member| member.member_id == commit.member_id);
+    assert!(member.is_some_and(|member| commit.generation_or_epoch <= member.member_epoch));
+    false
+}
+
 fn removes_groups(op: &Op) -> bool {
     matches!(op, Op::DeleteGroup(_) | Op::DeleteOffsets(_) | Op::ExpireOffsets(_))
 }
@@ -741,7 +769,7 @@ fn refused(reply: &Reply) -> bool {
         Reply::ClassicLeave(outcome) => outcome.as_ref().map_or(true, |outcomes| outcomes.iter().all(Result::is_err)),
         Reply::Sync(outcome) => outcome.is_err(),
         Reply::Heartbeat(outcome) => outcome.is_err(),
-        Reply::Commit(outcome) => outcome.is_err(),
+        Reply::Commit(_) | Reply::Commits(_) => outcomes(reply).iter().all(|outcome| outcome.is_err()),
         Reply::Done(done) => !done,
         Reply::Group(outcome) => outcome.is_err(),
         _ => false,

@@ -4,6 +4,15 @@ use proptest::prelude::*;
 
 pub(crate) const MEMBERS: u8 = 5;
 
+/// A commit of one partition of topic 3.
+#[derive(Clone, Debug)]
+pub(crate) struct CommitStep {
+    pub(crate) group: u8,
+    pub(crate) member: Option<u8>,
+    pub(crate) epoch_off: i32,
+    pub(crate) partition: u32,
+}
+
 /// What a generated step does; indexes are small so that steps meet each other.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
@@ -54,12 +63,9 @@ pub(crate) enum Step {
         group: u8,
         member: Option<u8>,
     },
-    Commit {
-        group: u8,
-        member: Option<u8>,
-        epoch_off: i32,
-        partition: u32,
-    },
+    Commit(CommitStep),
+    /// Commits that share an op.
+    Commits(Vec<CommitStep>),
     Seen {
         group: u8,
         members: Vec<u8>,
@@ -128,6 +134,8 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         1 => Just(Owned::Nothing),
         1 => Just(Owned::Everything),
     ];
+    let commit = (group.clone(), proptest::option::weighted(0.8, member.clone()), off(), 0..4_u32)
+        .prop_map(|(group, member, epoch_off, partition)| CommitStep { group, member, epoch_off, partition });
     prop_oneof![
         14 => (
             (group.clone(), member.clone(), any::<bool>(), instance(), 1..4_u8),
@@ -156,9 +164,8 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
             |(group, member, instance, for_a_while)| Step::ConsumerLeave { group, member, instance, for_a_while }
         ),
         6 => (group.clone(), proptest::option::of(member.clone())).prop_map(|(group, member)| Step::Assign { group, member }),
-        6 => (group.clone(), proptest::option::weighted(0.8, member.clone()), off(), 0..4_u32).prop_map(
-            |(group, member, epoch_off, partition)| Step::Commit { group, member, epoch_off, partition }
-        ),
+        6 => commit.clone().prop_map(Step::Commit),
+        2 => proptest::collection::vec(commit, 2..6).prop_map(Step::Commits),
         2 => (group.clone(), proptest::collection::vec(member.clone(), 1..4))
             .prop_map(|(group, members)| Step::Seen { group, members }),
         3 => (group.clone(), member, 0..20_u64, any::<bool>(), 0..3_u8).prop_map(

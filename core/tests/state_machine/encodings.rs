@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_core::op::{
-    AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic,
-    DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer,
-    JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit, PartitionAppend, RebalancePartitions, RegisterBroker,
-    ResolveRegularExpression, TopicPartitions, UnregisterBroker, UpdateMetadata,
+    AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup, ConsumerHeartbeat,
+    CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember, ExpiryReason,
+    HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit, PartitionAppend, RebalancePartitions,
+    RegisterBroker, ResolveRegularExpression, TopicPartitions, UnregisterBroker, UpdateMetadata,
 };
 use lockstep_core::{BrokerRecord, Op, ShardId, TopicId, TopicRecord};
 
@@ -36,6 +36,24 @@ fn broker() -> BrokerRecord {
         rack: Some("r1".to_owned()),
         incarnation: [0xA5; 16],
         feature_level: 3,
+    }
+}
+
+fn commit() -> CommitOffset {
+    CommitOffset {
+        group_id: "g".to_owned(),
+        member_id: "m".to_owned(),
+        instance_id: Some("i".to_owned()),
+        generation_or_epoch: -1,
+        knows_epochs: true,
+        now_ms: 1_700_000_000_123,
+        offsets: vec![OffsetToCommit {
+            topic_id: id(1),
+            partition: 2,
+            offset: 5_000_000_000,
+            leader_epoch: -1,
+            metadata: "note".to_owned(),
+        }],
     }
 }
 
@@ -78,6 +96,15 @@ fn examples() -> Vec<(&'static str, Op)> {
         partitions: vec![ShardId(0), ShardId(300)],
         configs: configs(),
         version: 500,
+    };
+    let administrative = CommitOffset {
+        group_id: "h".to_owned(),
+        member_id: String::new(),
+        instance_id: None,
+        knows_epochs: false,
+        now_ms: 0,
+        offsets: Vec::new(),
+        ..commit()
     };
     let expired = |reason| ExpiredMember { member_id: "m".to_owned(), last_seen: 1_000, reason, silent_ms: 45_001 };
     vec![
@@ -213,24 +240,7 @@ fn examples() -> Vec<(&'static str, Op)> {
                 now_ms: 1_700_000_000_000,
             }),
         ),
-        (
-            "CommitOffset",
-            Op::CommitOffset(CommitOffset {
-                group_id: "g".to_owned(),
-                member_id: "m".to_owned(),
-                instance_id: Some("i".to_owned()),
-                generation_or_epoch: -1,
-                knows_epochs: true,
-                now_ms: 1_700_000_000_123,
-                offsets: vec![OffsetToCommit {
-                    topic_id: id(1),
-                    partition: 2,
-                    offset: 5_000_000_000,
-                    leader_epoch: -1,
-                    metadata: "note".to_owned(),
-                }],
-            }),
-        ),
+        ("CommitOffset", Op::CommitOffset(commit())),
         (
             "HeartbeatConsumer::Seen",
             Op::HeartbeatConsumer(HeartbeatConsumer::Seen {
@@ -276,6 +286,7 @@ fn examples() -> Vec<(&'static str, Op)> {
                 now_ms: 1_700_000_000_123,
             }),
         ),
+        ("CommitOffsets", Op::CommitOffsets(CommitOffsets { commits: vec![commit(), administrative] })),
     ]
 }
 
@@ -304,7 +315,7 @@ fn every_op_is_read_back_as_it_was_written() {
         assert_eq!(Op::decode(&bytes), Ok(op), "{name}");
         codes.insert(bytes[1]);
     }
-    assert_eq!(codes, (1..=17).collect(), "an op without an example");
+    assert_eq!(codes, (1..=18).collect(), "an op without an example");
 }
 
 #[test]
@@ -321,7 +332,7 @@ fn cut_longer_and_unknown_bytes_are_refused() {
         newer[0] = 2;
         assert!(Op::decode(&newer).is_err(), "{name} of another format version");
         let mut unknown = bytes;
-        for code in [0, 18, 255] {
+        for code in [0, 19, 255] {
             unknown[1] = code;
             assert!(Op::decode(&unknown).is_err(), "code {code}");
         }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    ClassicJoin, CommitOffset, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets,
-    ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup,
-    OffsetToCommit, RebalancePartitions, ResolveRegularExpression, TopicPartitions,
+    ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup,
+    DeleteOffsets, ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup,
+    LeaveConsumerGroup, OffsetToCommit, RebalancePartitions, ResolveRegularExpression, TopicPartitions,
 };
-use lockstep_core::{ClusterStateMachine, Op, Position, ShardId, TopicId};
+use lockstep_core::{Applied, ClusterStateMachine, Op, Position, Reply, ShardId, TopicId};
 use proptest::prelude::*;
 
 use crate::properties::config;
@@ -242,10 +242,24 @@ fn op() -> impl Strategy<Value = Op> {
         3 => leave().prop_map(Op::LeaveConsumerGroup),
         7 => rebalance().prop_map(Op::RebalancePartitions),
         4 => commit().prop_map(Op::CommitOffset),
+        2 => prop::collection::vec(commit(), 0..5).prop_map(|commits| Op::CommitOffsets(CommitOffsets { commits })),
         3 => housekeeping(),
         1 => seen.prop_map(|groups| Op::HeartbeatConsumer(HeartbeatConsumer::Seen { groups })),
         6 => heartbeat(epoch()).prop_map(|beat| Op::HeartbeatConsumer(HeartbeatConsumer::Consumer(beat))),
     ]
+}
+
+/// A shard with three topics, and where its log ends.
+fn with_topics() -> (ClusterStateMachine, Position) {
+    let mut state = ClusterStateMachine::new(ShardId(0), 1);
+    let mut position = Position { term: 1, index: 0 };
+    for (id, name) in (1_u8..).zip(["a", "b", "c"]) {
+        position.index += 1;
+        let create =
+            CreateTopic { topic_id: TopicId([id; 16]), name: name.to_owned(), partitions: 3, configs: BTreeMap::new() };
+        state.apply(position, &Op::CreateTopic(create), 0).unwrap();
+    }
+    (state, position)
 }
 
 /// Asks everything that can be asked about groups; any answer will do.
@@ -275,20 +289,8 @@ proptest! {
         question in (group_id(), member_id(), instance_id(), epoch()),
         beat in heartbeat(epoch()),
     ) {
-        let mut first = ClusterStateMachine::new(ShardId(0), 1);
+        let (mut first, mut position) = with_topics();
         let mut second = first.clone();
-        let mut position = Position { term: 1, index: 0 };
-        for (id, name) in (1_u8..).zip(["a", "b", "c"]) {
-            position.index += 1;
-            let create = CreateTopic {
-                topic_id: TopicId([id; 16]),
-                name: name.to_owned(),
-                partitions: 3,
-                configs: BTreeMap::new(),
-            };
-            first.apply(position, &Op::CreateTopic(create.clone()), 0).unwrap();
-            second.apply(position, &Op::CreateTopic(create), 0).unwrap();
-        }
         for (op, restored, elected) in steps {
             position.term += u64::from(elected);
             position.index += 1;
@@ -305,6 +307,65 @@ proptest! {
             ask_everything(&first, &question.0, &question.1, question.2.as_deref(), question.3);
             let _ = first.check_consumer_heartbeat(&beat);
         }
+    }
+
+    #[test]
+    fn commits_that_share_an_op_do_what_they_do_apart(
+        steps in prop::collection::vec(op(), 0..40),
+        commits in prop::collection::vec(commit(), 0..10),
+        expires in any::<bool>(),
+    ) {
+        let (mut apart, mut position) = with_topics();
+        for op in steps {
+            position.index += 1;
+            apart.apply(position, &op, 100).unwrap();
+        }
+        let mut together = apart.clone();
+        let last_seen = position.index;
+        let at = |index| Position { index, ..position };
+
+        let mut effects = Vec::new();
+        let mut outcomes = Vec::new();
+        for (index, commit) in (last_seen + 1..).zip(&commits) {
+            let applied = apart.apply(at(index), &Op::CommitOffset(commit.clone()), 0).unwrap();
+            let Reply::Commit(outcome) = applied.reply else { panic!("not a commit's reply: {:?}", applied.reply) };
+            outcomes.push(Some(outcome));
+            for effect in applied.effects {
+                if !effects.contains(&effect) {
+                    effects.push(effect);
+                }
+            }
+        }
+        let gathered = Op::CommitOffsets(CommitOffsets { commits: commits.clone() });
+        let applied = together.apply(at(last_seen + 1), &gathered, 0).unwrap();
+        prop_assert_eq!(applied, Applied { reply: Reply::Commits(outcomes), effects });
+        together.check_invariants().unwrap();
+
+        // Those who were heard from outlive an expiry that does not know of it; the others do not.
+        let mut next = last_seen + 100;
+        let groups: Vec<_> = apart.groups().into_iter().map(|group| group.group_id).collect();
+        let members_of = |group_id: &String| -> Vec<String> {
+            apart.group(group_id).into_iter().flat_map(|view| view.members).map(|member| member.member_id).collect()
+        };
+        let mut ops = Vec::new();
+        for group_id in &groups {
+            let expired = |member_id| ExpiredMember { member_id, last_seen, reason: ExpiryReason::Session, silent_ms: 1 };
+            let members = members_of(group_id).into_iter().map(expired).collect();
+            let (group_id, term) = (group_id.clone(), position.term);
+            ops.push(Op::LeaveConsumerGroup(LeaveConsumerGroup::Expired { group_id, term, members, now_ms: 9 }));
+        }
+        if !expires {
+            ops.clear();
+        }
+        // When the indexes at which members were last heard from are the same, everything is.
+        let groups = groups.iter().map(|group_id| (group_id.clone(), members_of(group_id))).collect();
+        ops.push(Op::HeartbeatConsumer(HeartbeatConsumer::Seen { groups }));
+        for op in ops {
+            next += 1;
+            prop_assert_eq!(together.apply(at(next), &op, 0).unwrap(), apart.apply(at(next), &op, 0).unwrap());
+        }
+        prop_assert_eq!(together.digest(), apart.digest());
+        prop_assert_eq!(together.snapshot(), apart.snapshot());
     }
 
     #[test]
