@@ -186,7 +186,7 @@ impl<E: Env> Shard<E> {
     /// Proposes an op with its payload (at most 7 MiB), in the order of the calls; completes when it is applied here, with its reply.
     /// The proposal is made by the call: what is returned need not be polled for it, and dropping it takes nothing back.
     ///
-    /// Appends that wait at the same time share an entry. Nothing is ever proposed twice.
+    /// Appends that wait at the same time share an entry, and so do commits of offsets. Nothing is ever proposed twice.
     pub fn propose(
         &self,
         op: Op,

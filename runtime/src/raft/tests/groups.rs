@@ -13,6 +13,7 @@ use lockstep_env::Env;
 use lockstep_env::tokio_env::TokioEnv;
 
 use super::cluster::{Cluster, TOPIC, eventually};
+use crate::error::ProposeError;
 
 fn join(member_id: &str, session_timeout_ms: u32) -> Op {
     Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(ConsumerHeartbeat {
@@ -33,6 +34,58 @@ fn join(member_id: &str, session_timeout_ms: u32) -> Op {
         members_max: 100,
         now_ms: 0,
     }))
+}
+
+/// An administrative commit.
+fn commit(group: &str, offset: i64, now_ms: i64) -> Op {
+    Op::CommitOffset(CommitOffset {
+        group_id: group.to_owned(),
+        member_id: String::new(),
+        instance_id: None,
+        generation_or_epoch: -1,
+        knows_epochs: true,
+        now_ms,
+        offsets: vec![OffsetToCommit {
+            topic_id: TOPIC,
+            partition: 0,
+            offset,
+            leader_epoch: -1,
+            metadata: String::new(),
+        }],
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_that_wait_together_share_entries_and_are_answered_one_by_one() {
+    const COMMITS: i64 = 600;
+    let cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    let shard = cluster.node(cluster.leader(0).await).shard(0);
+    let before = shard.applied().index;
+    let now_ms = TokioEnv::new().wall_clock_ms();
+    let mut pending = Vec::new();
+    for offset in 1..=COMMITS {
+        let op = match offset {
+            // Longer than any entry may be, among others that are not.
+            100 => commit(&"x".repeat(8 << 20), offset, now_ms),
+            _ => commit(["g", "h", "i"][offset as usize % 3], offset, now_ms),
+        };
+        pending.push((offset, shard.propose(op, Bytes::new())));
+    }
+    for (offset, outcome) in pending {
+        match outcome.await {
+            Err(ProposeError::TooLarge(_)) if offset == 100 => {}
+            outcome => assert_eq!(outcome, Ok(Reply::Commit(Ok(vec![Ok(())]))), "{offset}"),
+        }
+    }
+    let entries = shard.applied().index - before;
+    assert!(entries < COMMITS as u64 / 4, "{entries} entries");
+    for (group, offset) in [("g", COMMITS), ("h", COMMITS - 2), ("i", COMMITS - 1)] {
+        let committed = shard.read(|state| state.committed_offset(group, TOPIC, 0));
+        assert_eq!(committed.map(|committed| committed.offset), Some(offset), "the last one of {group} counts");
+    }
+    cluster.assert_equal(0).await;
+    cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -74,25 +127,8 @@ async fn the_leader_lets_old_offsets_expire() {
     let cluster = Cluster::start(1, 1).await;
     cluster.create_topic().await;
     let shard = cluster.node(1).shard(0);
-    let commit = |group: &str, now_ms: i64| {
-        Op::CommitOffset(CommitOffset {
-            group_id: group.to_owned(),
-            member_id: String::new(),
-            instance_id: None,
-            generation_or_epoch: -1,
-            knows_epochs: true,
-            now_ms,
-            offsets: vec![OffsetToCommit {
-                topic_id: TOPIC,
-                partition: 0,
-                offset: 1,
-                leader_epoch: -1,
-                metadata: String::new(),
-            }],
-        })
-    };
     for (group, now_ms) in [("young", TokioEnv::new().wall_clock_ms()), ("old", 0)] {
-        let reply = cluster.propose(0, commit(group, now_ms), Bytes::new()).await;
+        let reply = cluster.propose(0, commit(group, 1, now_ms), Bytes::new()).await;
         assert_eq!(reply, Reply::Commit(Ok(vec![Ok(())])));
     }
     let committed = |group: &str| shard.read(|state| state.committed_offset(group, TOPIC, 0)).is_some();
