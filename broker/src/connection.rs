@@ -4,17 +4,20 @@
 //! another and writes each response. Only Produce, and an OffsetCommit with nothing but such requests before it, are begun by the
 //! reader already, so that several can be under way while the order of their proposals is the order in which they arrived. A panic in a handler ends its connection and no other.
 
-use std::future::Future;
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lockstep_env::{Connection, Either, Env, Listener, Task, select, timeout};
 use lockstep_wire::frame::{self, EncodedFrame, FrameError};
-use lockstep_wire::{ApiKey, Request, Response};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use lockstep_wire::{ApiKey, Request};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::api;
@@ -24,6 +27,8 @@ use crate::dispatch::{self, Outcome, RequestContext};
 
 /// Requests of one connection that may be queued or under way.
 const QUEUE_LEN_MAX: usize = 64;
+/// Answers of so many bytes leave before further ones are looked at.
+const UNSENT_BYTES_MAX: usize = 64 << 10;
 /// Longest frame before a connection has sent its first valid request.
 const FIRST_FRAME_BYTES_MAX: usize = 64 << 10;
 /// Smaller frames are read through this buffer, larger ones directly.
@@ -385,7 +390,7 @@ async fn read_body<E: Env>(
     Ok((frame.freeze(), reserved))
 }
 
-/// Handles queued requests one after another and writes what they answer.
+/// Handles queued requests one after another and writes what they answer. Answers that are ready at the same time leave together.
 async fn write<E: Env>(
     broker: Broker<E>,
     mut writer: E::Writer,
@@ -393,93 +398,249 @@ async fn write<E: Env>(
     in_queue: Arc<InQueue>,
     peer: Peer,
 ) {
-    while let Some(QueuedRequest { queued: request, arrived, reserved }) = queued.recv().await {
-        let was_begun = matches!(request, Queued::Begun { .. });
-        let (api_version, correlation_id, outcome) = match request {
-            Queued::Begun { api_version, correlation_id, outcome } => (api_version, correlation_id, outcome.await),
-            Queued::Frame(frame) => match frame::decode_request(frame) {
-                Ok((header, request)) => {
-                    let context = peer.context(&header);
-                    let outcome = dispatch::dispatch(&broker, &context, request).await;
-                    (header.api_version, header.correlation_id, outcome)
-                }
-                Err(FrameError::UnsupportedApiVersions { correlation_id, .. }) => {
-                    (0, correlation_id, Outcome::Respond(api::api_versions::unsupported_version()))
-                }
-                Err(error) => {
-                    tracing::warn!(peer = peer.address, %error, "connection closed");
+    let mut unsent = Unsent::default();
+    loop {
+        let next = match queued.try_recv() {
+            Ok(next) if !unsent.is_full() => next,
+            // Nobody waits for an answer longer than it takes to make it.
+            taken => {
+                if !send(&broker, &mut writer, &mut unsent, &in_queue, &peer).await {
                     return;
                 }
-            },
+                match taken {
+                    Ok(next) => next,
+                    Err(_) => match queued.recv().await {
+                        Some(next) => next,
+                        None => break,
+                    },
+                }
+            }
         };
-        let api_key = match outcome {
-            Outcome::Respond(response) => {
-                match respond::<E>(&mut writer, api_version, correlation_id, &response).await {
-                    Ok(sent_bytes) => broker.metrics().sent_bytes.add(sent_bytes),
-                    Err(reason) => {
-                        let api = response.api_key().name();
-                        tracing::warn!(peer = peer.address, api, reason, "connection closed");
+        let QueuedRequest { queued: request, arrived, reserved } = next;
+        let was_begun = matches!(request, Queued::Begun { .. });
+        let (api_version, correlation_id, outcome) = match request {
+            Queued::Begun { api_version, correlation_id, mut outcome } => {
+                let outcome = match poll_once(&mut outcome).await {
+                    Poll::Ready(outcome) => outcome,
+                    Poll::Pending => {
+                        if !send(&broker, &mut writer, &mut unsent, &in_queue, &peer).await {
+                            return;
+                        }
+                        outcome.await
+                    }
+                };
+                (api_version, correlation_id, outcome)
+            }
+            Queued::Frame(frame) => {
+                if !send(&broker, &mut writer, &mut unsent, &in_queue, &peer).await {
+                    return;
+                }
+                match frame::decode_request(frame) {
+                    Ok((header, request)) => {
+                        let context = peer.context(&header);
+                        let outcome = dispatch::dispatch(&broker, &context, request).await;
+                        (header.api_version, header.correlation_id, outcome)
+                    }
+                    Err(FrameError::UnsupportedApiVersions { correlation_id, .. }) => {
+                        (0, correlation_id, Outcome::Respond(api::api_versions::unsupported_version()))
+                    }
+                    Err(error) => {
+                        tracing::warn!(peer = peer.address, %error, "connection closed");
                         return;
                     }
                 }
-                response.api_key()
+            }
+        };
+        let api_key = match outcome {
+            Outcome::Respond(response) => {
+                let api_key = response.api_key();
+                match frame::encode_response(api_version, correlation_id, &response) {
+                    Ok(frame) => unsent.add(frame),
+                    Err(error) => {
+                        tracing::warn!(peer = peer.address, api = api_key.name(), %error, "connection closed");
+                        send(&broker, &mut writer, &mut unsent, &in_queue, &peer).await;
+                        return;
+                    }
+                }
+                api_key
             }
             Outcome::Silence => ApiKey::Produce,
-            Outcome::Close => return,
+            Outcome::Close => {
+                send(&broker, &mut writer, &mut unsent, &in_queue, &peer).await;
+                return;
+            }
         };
-        broker.metrics().answered(api_key, E::now().saturating_duration_since(arrived));
-        drop(reserved);
-        in_queue.all.fetch_sub(1, Ordering::AcqRel);
-        if !was_begun {
-            in_queue.unbegun.fetch_sub(1, Ordering::AcqRel);
-        }
+        unsent.requests.push(Answered { api_key, arrived, was_begun, _reserved: reserved });
     }
     // Errors do not matter any more: the client may be gone.
     let _ = timeout::<E, _>(STALL_TIMEOUT, writer.shutdown()).await;
 }
 
-/// Returns the number of bytes sent.
-async fn respond<E: Env>(
-    writer: &mut E::Writer,
-    api_version: i16,
-    correlation_id: i32,
-    response: &Response,
-) -> Result<usize, String> {
-    let frame = frame::encode_response(api_version, correlation_id, response).map_err(|error| error.to_string())?;
-    let bytes = frame.segments.iter().map(Bytes::len).sum();
-    write_frame::<E>(writer, frame).await?;
-    Ok(bytes)
+/// Polls a future once, with the waker of the task.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
 }
 
-/// Writes the pieces of a frame without joining them.
-async fn write_frame<E: Env>(writer: &mut E::Writer, frame: EncodedFrame) -> Result<(), String> {
-    const SLICES_MAX: usize = 64;
-    let mut pieces = std::collections::VecDeque::from(frame.segments);
-    while !pieces.is_empty() {
-        let slices: Vec<_> = pieces.iter().take(SLICES_MAX).map(|piece| std::io::IoSlice::new(piece)).collect();
-        let mut written = timeout::<E, _>(STALL_TIMEOUT, writer.write_vectored(&slices))
-            .await
-            .map_err(|_| "the client does not take its responses".to_owned())?
-            .map_err(|error| error.to_string())?;
-        if written == 0 {
-            return Err("the client has closed".to_owned());
+/// A request that is answered as soon as what is unsent is sent.
+struct Answered {
+    api_key: ApiKey,
+    arrived: Instant,
+    was_begun: bool,
+    _reserved: Reserved,
+}
+
+/// Answers that are to be sent, in order.
+#[derive(Default)]
+struct Unsent {
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+    /// Those that are answered by them, and those that want no answer.
+    requests: Vec<Answered>,
+}
+
+impl Unsent {
+    fn add(&mut self, frame: EncodedFrame) {
+        self.bytes += frame.len();
+        self.pieces.extend(frame.segments);
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= UNSENT_BYTES_MAX || self.requests.len() >= QUEUE_LEN_MAX
+    }
+
+    /// Writes the answers without joining their pieces. Returns the number of bytes.
+    async fn write<E: Env>(&mut self, writer: &mut (impl AsyncWrite + Unpin)) -> Result<usize, String> {
+        const SLICES_MAX: usize = 64;
+        if self.pieces.is_empty() {
+            return Ok(0);
         }
-        while written > 0 {
-            let Some(first) = pieces.front_mut() else { break };
-            if written < first.len() {
-                first.advance(written);
-                break;
+        while !self.pieces.is_empty() {
+            let slices: Vec<_> = self.pieces.iter().take(SLICES_MAX).map(|piece| IoSlice::new(piece)).collect();
+            let mut written = timeout::<E, _>(STALL_TIMEOUT, writer.write_vectored(&slices))
+                .await
+                .map_err(|_| "the client does not take its responses".to_owned())?
+                .map_err(|error| error.to_string())?;
+            if written == 0 {
+                return Err("the client has closed".to_owned());
             }
-            written -= first.len();
-            pieces.pop_front();
+            while written > 0 {
+                let Some(first) = self.pieces.front_mut() else { break };
+                if written < first.len() {
+                    first.advance(written);
+                    break;
+                }
+                written -= first.len();
+                self.pieces.pop_front();
+            }
+        }
+        writer.flush().await.map_err(|error| error.to_string())?;
+        Ok(std::mem::take(&mut self.bytes))
+    }
+}
+
+/// Sends what is unsent, and with that is done with its requests. `false`: the connection must end.
+async fn send<E: Env>(
+    broker: &Broker<E>,
+    writer: &mut E::Writer,
+    unsent: &mut Unsent,
+    in_queue: &InQueue,
+    peer: &Peer,
+) -> bool {
+    match unsent.write::<E>(writer).await {
+        Ok(sent_bytes) => broker.metrics().sent_bytes.add(sent_bytes),
+        Err(reason) => {
+            let api = unsent.requests.first().map(|request| request.api_key.name());
+            tracing::warn!(peer = peer.address, api, reason, "connection closed");
+            return false;
         }
     }
-    writer.flush().await.map_err(|error| error.to_string())
+    for request in unsent.requests.drain(..) {
+        broker.metrics().answered(request.api_key, E::now().saturating_duration_since(request.arrived));
+        in_queue.all.fetch_sub(1, Ordering::AcqRel);
+        if !request.was_begun {
+            in_queue.unbegun.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+    true
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::task::Context;
+
+    use lockstep_env::tokio_env::TokioEnv;
+
     use super::*;
+
+    /// Takes at most so many bytes at a time, and notes each time how many.
+    struct SlowWriter {
+        taken: Vec<u8>,
+        writes: Vec<usize>,
+        bytes_max: usize,
+        flushes: usize,
+    }
+
+    impl SlowWriter {
+        fn new(bytes_max: usize) -> Self {
+            Self { taken: Vec::new(), writes: Vec::new(), bytes_max, flushes: 0 }
+        }
+    }
+
+    impl AsyncWrite for SlowWriter {
+        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(self.bytes_max).collect();
+            self.writes.push(bytes.len());
+            self.taken.extend(&bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            true
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.flushes += 1;
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_that_are_ready_leave_in_order_and_together() {
+        let frames = || (0..40_u8).map(|frame| EncodedFrame { segments: vec![Bytes::from(vec![frame; 5]); 3] });
+        let expected: Vec<u8> = (0..40_u8).flat_map(|frame| [frame; 15]).collect();
+        for (bytes_max, writes) in [(usize::MAX, vec![64 * 5, 56 * 5]), (7, [vec![7; 85], vec![5]].concat())] {
+            let mut unsent = Unsent::default();
+            frames().for_each(|frame| unsent.add(frame));
+            let mut writer = SlowWriter::new(bytes_max);
+            assert_eq!(unsent.write::<TokioEnv>(&mut writer).await, Ok(600));
+            assert_eq!((writer.taken, writer.writes, writer.flushes), (expected.clone(), writes, 1));
+            let mut writer = SlowWriter::new(bytes_max);
+            assert_eq!(unsent.write::<TokioEnv>(&mut writer).await, Ok(0));
+            assert_eq!((writer.writes.len(), writer.flushes), (0, 0), "nothing is left");
+        }
+    }
+
+    #[test]
+    fn large_answers_do_not_wait_for_more() {
+        let mut unsent = Unsent::default();
+        unsent.add(EncodedFrame { segments: vec![Bytes::from(vec![0; UNSENT_BYTES_MAX - 1])] });
+        assert!(!unsent.is_full());
+        unsent.add(EncodedFrame { segments: vec![Bytes::from_static(b"x")] });
+        assert!(unsent.is_full());
+    }
 
     #[test]
     fn a_client_is_known_by_its_host() {

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use crate::support::TestBroker;
+use crate::groups::commit;
+use crate::support::{TestBroker, batch, produce};
 use lockstep_broker::{Broker, BrokerConfig};
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_wire::codec::ApiVersionsRequest;
+use lockstep_wire::frame::encode_request;
 use lockstep_wire::{ApiKey, Request, Response};
 use tokio::io::AsyncWriteExt;
 
@@ -33,6 +35,36 @@ async fn every_request_of_every_served_version_is_answered_in_that_version() {
             assert_eq!((correlation_id, response.api_key()), (id, api_key));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_different_kinds_that_come_at_once_are_answered_in_order() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("t", 2).await;
+    let mut client = broker.connect().await;
+    let mut frames = Vec::new();
+    let mut expected = Vec::new();
+    for id in 0..150 {
+        let (version, request): (i16, Request) = match id % 5 {
+            0 => (3, introduction().into()),
+            1 => (9, produce("t", 0, -1, batch(&["record"])).into()),
+            _ => (8, commit(&format!("g{}", id % 3), "", -1, id % 2, i64::from(id)).into()),
+        };
+        let frame = encode_request(version, id, Some("test"), &request).expect("encoded");
+        frames.extend_from_slice(&frame.into_bytes());
+        expected.push((id, request.api_key(), version));
+    }
+    // What was asked before is answered, although these eight bytes of an unknown request end the connection.
+    frames.extend_from_slice(&[0, 0, 0, 8, 0x70, 0, 0, 0, 0, 0, 0, 0]);
+    client.stream.write_all(&frames).await.expect("written");
+    for (id, api_key, version) in expected {
+        let (answered, response) = client.receive(api_key, version).await.expect("an answer");
+        assert_eq!(answered, id);
+        if let Response::OffsetCommit(response) = response {
+            assert_eq!(response.topics[0].partitions[0].error_code, 0);
+        }
+    }
+    assert!(client.is_closed().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
