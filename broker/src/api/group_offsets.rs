@@ -123,30 +123,17 @@ async fn try_commit<E: Env>(
 ) -> Result<BegunCommit<impl Future<Output = Result<Reply, Refused>> + Send + 'static + use<E>>, Refused> {
     let group = request.group_id.as_str();
     let shard = coordinated(broker, COMMIT, group)?;
-    let names: BTreeSet<&str> = request.topics.iter().map(|topic| topic.name.as_str()).collect();
-    hear_of(broker, &shard, &names).await;
-
-    let outcomes: Vec<Vec<ErrorCode>> =
-        request.topics.iter().map(|topic| vec![ErrorCode::UnknownTopicOrPartition; topic.partitions.len()]).collect();
-    let mut slots = Vec::new();
-    let mut offsets = Vec::new();
-    let mut bytes = 0;
-    shard.read(|state| {
-        for (topic_index, topic) in request.topics.iter().enumerate() {
-            let Some(record) = state.directory().topic(&topic.name) else { continue };
-            for (partition_index, partition) in topic.partitions.iter().enumerate() {
-                let Some(offset) = offset_to_commit(version, record.id, record.partitions.len(), partition) else {
-                    continue;
-                };
-                bytes += OFFSET_BYTES + offset.metadata.len();
-                slots.push((topic_index, partition_index));
-                offsets.push(offset);
-            }
-        }
-    });
+    let mut known = shard.read(|state| KnownOffsets::of(state, version, request));
+    if !known.unknown_topics.is_empty() {
+        hear_of(broker, &shard, &known.unknown_topics).await;
+        known = shard.read(|state| KnownOffsets::of(state, version, request));
+    }
+    let KnownOffsets { slots, offsets, bytes, .. } = known;
     if bytes > OP_BYTES_MAX {
         return Err(ErrorCode::InvalidCommitOffsetSize.into());
     }
+    let outcomes: Vec<Vec<ErrorCode>> =
+        request.topics.iter().map(|topic| vec![ErrorCode::UnknownTopicOrPartition; topic.partitions.len()]).collect();
     let proposed = (!offsets.is_empty()).then(|| {
         let op = Op::CommitOffset(CommitOffset {
             group_id: group.to_owned(),
@@ -160,6 +147,38 @@ async fn try_commit<E: Env>(
         propose(&shard, COMMIT, group, op)
     });
     Ok(BegunCommit { outcomes, slots, proposed })
+}
+
+/// What of a commit is for partitions that the shard knows.
+#[derive(Default)]
+struct KnownOffsets<'a> {
+    /// Where in the request they stand: topic and partition.
+    slots: Vec<(usize, usize)>,
+    offsets: Vec<OffsetToCommit>,
+    /// What they take in an op, at most.
+    bytes: usize,
+    unknown_topics: BTreeSet<&'a str>,
+}
+
+impl<'a> KnownOffsets<'a> {
+    fn of(state: &ClusterStateMachine, version: i16, request: &'a OffsetCommitRequest) -> Self {
+        let mut known = Self::default();
+        for (topic_index, topic) in request.topics.iter().enumerate() {
+            let Some(record) = state.directory().topic(&topic.name) else {
+                known.unknown_topics.insert(&topic.name);
+                continue;
+            };
+            for (partition_index, partition) in topic.partitions.iter().enumerate() {
+                let Some(offset) = offset_to_commit(version, record.id, record.partitions.len(), partition) else {
+                    continue;
+                };
+                known.bytes += OFFSET_BYTES + offset.metadata.len();
+                known.slots.push((topic_index, partition_index));
+                known.offsets.push(offset);
+            }
+        }
+        known
+    }
 }
 
 /// `None`: there is no such partition.
