@@ -132,6 +132,8 @@ marks! {
     LogTruncated,
     /// Appends of several requests went into one entry.
     AppendsGathered,
+    /// Commits of several requests went into one entry.
+    CommitsGathered,
     /// News of a commit went along with the next entries.
     CommitNewsMerged,
     /// Too much was queued on a leader, and a proposal was refused.

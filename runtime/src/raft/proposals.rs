@@ -478,6 +478,7 @@ impl GatheredCommits {
         let op = if self.commits.len() == 1 {
             Op::CommitOffset(self.commits.remove(0))
         } else {
+            Mark::CommitsGathered.reached();
             if let Some(first) = self.waiters.first_mut() {
                 first.share = Share::Commit;
             }
