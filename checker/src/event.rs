@@ -362,10 +362,10 @@ pub struct GroupObserved {
     pub protocol: GroupProtocol,
     /// Its state, by Kafka's name: `Stable`, …; `Dead`: there is no such group.
     pub state: String,
-    /// Generation or group epoch.
-    pub epoch: i32,
-    /// Epoch of the target assignment; the generation of a classic group.
-    pub assignment_epoch: i32,
+    /// Generation or group epoch, if known.
+    pub epoch: Option<i32>,
+    /// Epoch of the target assignment, if known; the generation of a classic group.
+    pub assignment_epoch: Option<i32>,
     /// Its members.
     pub members: Vec<MemberObserved>,
     /// All partitions that members subscribe to, by what the group knew then; empty: not known.

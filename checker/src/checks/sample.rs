@@ -158,8 +158,8 @@ pub(crate) fn seen(index: Option<u64>, epoch: i32, members: &[(&str, &[i32])]) -
         index,
         protocol: GroupProtocol::Consumer,
         state: "Stable".into(),
-        epoch,
-        assignment_epoch: epoch,
+        epoch: Some(epoch),
+        assignment_epoch: Some(epoch),
         members: members.collect(),
         subscribed: Vec::new(),
     }
