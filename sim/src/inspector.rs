@@ -44,7 +44,8 @@ impl Inspector {
     pub(crate) async fn watch(self, cluster: Cluster) {
         loop {
             SimEnv::sleep(PAUSE).await;
-            if let Err(violation) = self.lock().look(&cluster) {
+            let looked = self.lock().look(&cluster);
+            if let Err(violation) = looked {
                 cluster.trace().event("inspector", violation.clone());
                 self.lock().violation.get_or_insert(violation);
                 return;

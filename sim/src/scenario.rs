@@ -107,7 +107,7 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
             ClientChoice::Producer => {
                 let (context, machine) = context(&format!("p{number}"), &no_more_records);
                 let mut config = Produce::new(vec![TOPIC.to_owned()], Promise::Idempotent);
-                config.pause = Duration::ZERO..Duration::from_millis(60);
+                config.pause = Duration::from_millis(60)..Duration::from_millis(240);
                 writing.push(machine.spawn(produce::produce(context, config)));
             }
             ClientChoice::Member => {
@@ -128,6 +128,7 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
         faults::leave_dead(cluster, node).await;
     }
     no_more_records.now();
+    no_more_reading.calm();
     cluster.trace().event("faults", "no more");
 
     // Liveness: nothing goes wrong any more, and everything comes to rest.
