@@ -87,6 +87,8 @@ struct Running {
     machine: NodeHandle,
     env: SimEnv,
     broker: Arc<Mutex<Start>>,
+    /// It was told to stop.
+    stopping: bool,
 }
 
 enum Start {
@@ -200,7 +202,7 @@ impl Cluster {
             };
             *starting.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
         });
-        host.running = Some(Running { machine, env, broker });
+        host.running = Some(Running { machine, env, broker, stopping: false });
     }
 
     /// Kills a broker that runs. Its disk is ready for the next life when this returns.
@@ -230,10 +232,10 @@ impl Cluster {
     /// Stops a broker as SIGTERM does, and waits until it has stopped.
     pub async fn stop(&self, id: NodeId) {
         if let Some(broker) = self.broker(id) {
-            let machine = self.hosts()[&id]
-                .running
-                .as_ref()
-                .map(|running| running.machine.spawn(async move { broker.shutdown().await }));
+            let machine = self.hosts().get_mut(&id).and_then(|host| host.running.as_mut()).map(|running| {
+                running.stopping = true;
+                running.machine.spawn(async move { broker.shutdown().await })
+            });
             if let Some(stopping) = machine {
                 let _ = stopping.await;
             }
@@ -261,6 +263,12 @@ impl Cluster {
     #[must_use]
     pub fn is_up(&self, id: NodeId) -> bool {
         self.hosts()[&id].running.is_some()
+    }
+
+    /// Was it told to stop, as SIGTERM does, and has not yet?
+    #[must_use]
+    pub fn is_stopping(&self, id: NodeId) -> bool {
+        self.hosts()[&id].running.as_ref().is_some_and(|running| running.stopping)
     }
 
     /// The broker, once it serves.

@@ -81,7 +81,7 @@ impl Seen {
                         ));
                     }
                 }
-                if role == "stopped" && !self.excused.contains(&id) {
+                if role == "stopped" && !cluster.is_stopping(id) && !self.excused.contains(&id) {
                     return Err(format!("a shard stopped: shard {number} on node {id}"));
                 }
                 shard.read(|state| self.state(id, shard.id(), state, thorough))?;
