@@ -3,8 +3,20 @@
 //! Every client goes on under any fault, ends soon after it is told to, and lets simulated time pass whatever it does. It panics only when
 //! something is certainly wrong. It records nothing that it does not know: an outcome that was not told is recorded as unknown.
 
+pub mod admin;
+pub mod classic;
 pub mod member;
+pub mod observer;
 pub mod produce;
+pub mod reader;
+pub mod regex;
+pub mod zombie;
+
+mod assignor;
+mod commits;
+mod coordinator;
+mod heartbeats;
+mod reading;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +24,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use checker::{Event, History, Partition};
-use lockstep_client::{Client, ClientConfig, TopicPartition};
+use lockstep_client::{Client, ClientConfig, ClientError, TopicPartition};
 use lockstep_env::{Env, select};
 use tokio::sync::Notify;
 
@@ -133,6 +145,11 @@ impl Context {
         // The number is drawn in any case, so that being calm changes nothing else.
         chance(per_mille) && !self.finish.is_calm()
     }
+
+    /// Any broker.
+    fn any_broker(&self) -> String {
+        one_of(&self.brokers).cloned().unwrap_or_default()
+    }
 }
 
 /// When a member commits what it has read.
@@ -211,4 +228,22 @@ fn partitions_of<'a>(list: impl IntoIterator<Item = &'a TopicPartition>) -> Vec<
 
 fn text_of(value: Option<&[u8]>) -> String {
     String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
+}
+
+/// Is it unknown, after this error, whether the broker did what it was asked for?
+fn is_outcome_unknown(error: &ClientError) -> bool {
+    use lockstep_client::ErrorCode;
+    match error {
+        ClientError::Broker { code, .. } => matches!(
+            code,
+            ErrorCode::NotCoordinator
+                | ErrorCode::CoordinatorNotAvailable
+                | ErrorCode::CoordinatorLoadInProgress
+                | ErrorCode::RequestTimedOut
+                | ErrorCode::NotLeaderOrFollower
+                | ErrorCode::UnknownServerError
+        ),
+        ClientError::InvalidArgument(_) | ClientError::Encode(_) | ClientError::Unsupported { .. } => false,
+        _ => true,
+    }
 }
