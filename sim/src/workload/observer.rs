@@ -1,6 +1,6 @@
 //! Observers: what brokers tell of groups and partitions, whichever is asked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::env::{SimEnv, chance, random_below};
 
 use super::assignor::decode_assignment;
 use super::coordinator::{PATIENCE, check, group_id};
-use super::{Context, commits, one_of, partition_of, random_between};
+use super::{Context, commits, one_of, partition_of, partitions_of, random_between};
 
 /// The last version of DescribeGroups that describes a group that is not there as dead.
 const DESCRIBE_VERSION: i16 = 5;
@@ -107,12 +107,23 @@ impl Asking<'_> {
         let (started_at_us, response) = self.question(group, DESCRIBE_VERSION, request).await?;
         for described in response.groups {
             check("DescribeGroups", described.error_code)?;
-            let owned: Vec<_> = described.members.iter().filter_map(assignment_of).collect();
-            let mut seen = BTreeSet::new();
-            // Only a stable group tells what was assigned in one and the same generation.
-            for at in owned.iter().flatten().filter(|_| described.group_state.as_str() == "Stable") {
-                assert!(seen.insert(at), "{at} has two owners in {group}, as it was told after {started_at_us} µs");
+            // A group of the other protocol is told as a dead one.
+            if described.group_state.as_str() == "Dead" {
+                continue;
             }
+            self.context.record(Event::GroupObserved(GroupObserved {
+                node: None,
+                group: group.to_owned(),
+                started_at_us: Some(started_at_us),
+                index: None,
+                protocol: GroupProtocol::Classic,
+                state: described.group_state.to_string(),
+                // The generation is not told.
+                epoch: None,
+                assignment_epoch: None,
+                members: described.members.iter().map(member_of_classic).collect(),
+                subscribed: Vec::new(),
+            }));
         }
         Ok(())
     }
@@ -129,8 +140,8 @@ impl Asking<'_> {
                 index: None,
                 protocol: GroupProtocol::Consumer,
                 state: described.group_state.to_string(),
-                epoch: described.group_epoch,
-                assignment_epoch: described.assignment_epoch,
+                epoch: Some(described.group_epoch),
+                assignment_epoch: Some(described.assignment_epoch),
                 members: members_of_consumer(&described),
                 subscribed: Vec::new(),
             }));
@@ -168,9 +179,11 @@ impl Asking<'_> {
     }
 }
 
-/// What a classic member is assigned; members of other kinds tell it in their own way.
-fn assignment_of(member: &describe_groups_response::DescribedGroupMember) -> Option<BTreeSet<TopicPartition>> {
-    decode_assignment(member.member_assignment.clone())
+/// Members that sent something else than an assignment are assigned nothing, as far as is known.
+fn member_of_classic(member: &describe_groups_response::DescribedGroupMember) -> MemberObserved {
+    let assignment = decode_assignment(member.member_assignment.clone()).unwrap_or_default();
+    let assignment = partitions_of(&assignment);
+    MemberObserved { id: member.member_id.to_string(), epoch: None, owned: assignment.clone(), target: assignment }
 }
 
 fn members_of_consumer(group: &consumer_group_describe_response::DescribedGroup) -> Vec<MemberObserved> {

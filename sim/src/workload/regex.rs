@@ -257,7 +257,8 @@ impl<'a> Life<'a> {
     }
 
     async fn leave(&mut self) {
-        if self.member.epoch == 0 || self.commit().await.is_err() || self.member.epoch == 0 {
+        // A commit may be what tells that it is no member any more.
+        if self.commit().await.is_err() || self.member.epoch == 0 {
             return;
         }
         self.reading.release_all(false).await;
