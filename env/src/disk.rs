@@ -61,9 +61,17 @@ pub trait Disk: Clone + Debug + Send + Sync + 'static {
         }
     }
 
-    /// Replaces a file so that after a crash either the old or the new content is there: written beside, synced, renamed,
-    /// and the directory synced.
+    /// Replaces a file so that after a crash either the old or the new content is there: [`Disk::stage_file`], then
+    /// [`Disk::put_in_place`].
     fn replace_file(&self, path: &Path, content: Bytes) -> impl Future<Output = io::Result<()>> + Send {
+        async move {
+            let staged = self.stage_file(path, content).await?;
+            self.put_in_place(&staged, path).await
+        }
+    }
+
+    /// Writes the new content of `path` beside it, synced; gives its path.
+    fn stage_file(&self, path: &Path, content: Bytes) -> impl Future<Output = io::Result<PathBuf>> + Send {
         async move {
             let mut beside: PathBuf = path.to_path_buf();
             let mut name = path.file_name().unwrap_or_default().to_os_string();
@@ -71,8 +79,14 @@ pub trait Disk: Clone + Debug + Send + Sync + 'static {
             beside.set_file_name(name);
             let file = self.open(&beside, OpenMode::Truncate).await?;
             file.write_and_sync(0, vec![content]).await?;
-            drop(file);
-            self.rename(&beside, path).await?;
+            Ok(beside)
+        }
+    }
+
+    /// Renames what [`Disk::stage_file`] wrote, and syncs the directory.
+    fn put_in_place(&self, staged: &Path, path: &Path) -> impl Future<Output = io::Result<()>> + Send {
+        async move {
+            self.rename(staged, path).await?;
             self.sync_dir(path.parent().unwrap_or(Path::new("."))).await
         }
     }

@@ -9,6 +9,7 @@
 
 pub mod disk;
 pub mod net;
+mod step;
 mod sync_threads;
 pub mod task;
 pub mod tokio_env;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 pub use disk::{Disk, DiskFile, OpenMode};
 pub use net::{Connection, Listener};
+pub use step::Step;
 pub use task::{Either, Elapsed, Task, TaskFailed, select, timeout};
 
 /// Time, tasks, randomness, network and disk of one node or client.
@@ -60,6 +62,13 @@ pub trait Env: Clone + Debug + Send + Sync + 'static {
     fn listen(&self, address: &str) -> impl Future<Output = io::Result<Self::Listener>> + Send;
     /// The disk.
     fn disk(&self) -> &Self::Disk;
+
+    /// The caller has come to `step`. Nothing in production; a simulated host may die here, before this returns: nothing
+    /// that its tasks do afterwards has an effect on disks or networks.
+    #[inline(always)]
+    fn reached(&self, step: Step) {
+        let _ = step;
+    }
 
     /// 128 random bits as a version-4 UUID's bytes.
     fn random_uuid() -> [u8; 16] {

@@ -25,7 +25,7 @@ pub struct NodeConfig {
     pub heartbeat_interval: Duration,
     /// Shortest wait of a follower before it stands for election.
     pub election_timeout_min: Duration,
-    /// Longest such wait, and the length of the leader's lease.
+    /// Longest such wait. A leader that no quorum has heard for four fifths of it does not answer as one.
     pub election_timeout_max: Duration,
     /// Journal bytes of one shard after which it is checkpointed.
     pub checkpoint_journal_bytes: u64,

@@ -1,20 +1,22 @@
 //! A cluster of simulated brokers that can be started, killed, wiped and restarted one by one.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lockstep_broker::{Broker, BrokerConfig};
 use lockstep_core::{NodeId, ShardId};
-use lockstep_env::Env;
+use lockstep_env::{Env, Step};
 use lockstep_runtime::{Node, NodeConfig};
 use madsim::runtime::{Handle, NodeHandle};
-use serde::{Deserialize, Serialize};
 
 use crate::env::SimEnv;
+use crate::env::clock::HostClock;
+use crate::env::crash::{Cause, CrashPoints, TrapId};
+pub use crate::env::crash::{Death, Fall};
 use crate::env::disk::{DiskOptions, SimDisk};
-use crate::env::net::{LinkOptions, Network};
+use crate::env::net::{BlockId, LinkOptions, Network};
 use crate::env::trace::Trace;
 
 /// Port on which every simulated broker serves clients.
@@ -58,14 +60,17 @@ impl Default for ClusterOptions {
     }
 }
 
-/// How a broker dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Death {
-    /// kill -9: the kernel keeps what it holds and closes the connections.
-    Process,
-    /// Power cut: what was not synced is at stake, and nobody is told.
-    Power,
+/// Files in which nothing is written any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtRest {
+    /// A partition's segments, but for the last one of each.
+    Segment,
+    /// The indexes of such segments. They can be made again.
+    Index,
+    /// The journal's files, but for the newest.
+    Journal,
+    /// The checkpoints.
+    Checkpoint,
 }
 
 /// Simulated brokers on one network. Cheap to clone: faults that overlap share it.
@@ -73,6 +78,7 @@ pub enum Death {
 pub struct Cluster {
     options: ClusterOptions,
     network: Network,
+    crash_points: CrashPoints,
     hosts: Arc<Mutex<BTreeMap<NodeId, Host>>>,
     clients: Arc<Mutex<BTreeMap<String, (SimEnv, NodeHandle)>>>,
 }
@@ -80,6 +86,8 @@ pub struct Cluster {
 struct Host {
     name: String,
     disk: SimDisk,
+    clock: HostClock,
+    /// Also after it died by itself, until it is started again.
     running: Option<Running>,
 }
 
@@ -105,10 +113,17 @@ impl Cluster {
         let network = Network::new(link, trace.clone());
         let host = |id| {
             let name = format!("n{id}");
-            Host { disk: SimDisk::new(&name, disk, trace.clone()), name, running: None }
+            let clock = HostClock::new(trace.started_at());
+            Host { disk: SimDisk::new(&name, disk, trace.clone()), name, clock, running: None }
         };
         let hosts = (1..=options.nodes).map(|id| (id, host(id))).collect();
-        Self { options, network, hosts: Arc::new(Mutex::new(hosts)), clients: Arc::default() }
+        Self {
+            options,
+            network,
+            crash_points: CrashPoints::default(),
+            hosts: Arc::new(Mutex::new(hosts)),
+            clients: Arc::default(),
+        }
     }
 
     fn hosts(&self) -> MutexGuard<'_, BTreeMap<NodeId, Host>> {
@@ -148,7 +163,61 @@ impl Cluster {
     /// A node's disk, also while it is down.
     #[must_use]
     pub fn disk(&self, id: NodeId) -> SimDisk {
-        self.hosts()[&id].disk.clone()
+        self.hosts()[&id].disk.boot()
+    }
+
+    /// A node's clocks, also while it is down. Those of a client are its environment's ([`SimEnv::clock`]).
+    #[must_use]
+    pub fn clock(&self, id: NodeId) -> HostClock {
+        self.hosts()[&id].clock.clone()
+    }
+
+    /// Kills a node (`None`: whichever it is) when it comes to `step` for the `nth` time from now on, 1 being the next time: nothing
+    /// that it does afterwards has an effect. Who fell is told by [`Cluster::crash_points`]; the node is down then and may be started.
+    pub fn arm(&self, node: Option<NodeId>, step: Step, nth: u64, death: Death) -> TrapId {
+        let host = node.map(|id| self.host(id));
+        let whom = host.as_deref().unwrap_or("whoever comes");
+        self.trace().event("faults", format!("{whom} is to die ({death:?}) at {step:?} number {nth}"));
+        self.crash_points.arm(host.as_deref(), step, nth, death)
+    }
+
+    /// The traps, and who died by itself: at a trap, or because the broker gave up or could not start, where in production the process
+    /// ends.
+    #[must_use]
+    pub fn crash_points(&self) -> &CrashPoints {
+        &self.crash_points
+    }
+
+    /// The node with this host name.
+    #[must_use]
+    pub fn id_of(&self, host: &str) -> Option<NodeId> {
+        self.hosts().iter().find(|(_, it)| it.name == host).map(|(id, _)| *id)
+    }
+
+    /// Lets every node reach a majority, and no two the same one; see [`Network::ring`].
+    pub fn ring(&self) -> Vec<BlockId> {
+        let hosts: Vec<String> = self.hosts().values().map(|host| host.name.clone()).collect();
+        self.network.ring(&hosts.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Flips a bit of one of a node's files of this kind, in a place drawn from the seed; where, unless there is none.
+    pub fn flip_bit(&self, id: NodeId, kind: AtRest) -> Option<(PathBuf, u64)> {
+        let disk = self.disk(id);
+        let paths = disk.paths();
+        let has_extension = |path: &Path, wanted: &str| path.extension().is_some_and(|extension| extension == wanted);
+        // Paths ascend, and names in a directory with the offset or the generation that they begin with.
+        let is_last_of_its_kind = |path: &Path| {
+            let alike = |other: &&PathBuf| other.parent() == path.parent() && other.extension() == path.extension();
+            paths.iter().rfind(alike).is_none_or(|last| last == path)
+        };
+        disk.flip_bit(|path| match kind {
+            AtRest::Segment => has_extension(path, "log") && !is_last_of_its_kind(path),
+            AtRest::Index => has_extension(path, "index") && !is_last_of_its_kind(&path.with_extension("log")),
+            AtRest::Journal => has_extension(path, "journal") && !is_last_of_its_kind(path),
+            AtRest::Checkpoint => {
+                path.parent().is_some_and(|parent| parent.ends_with("checkpoints")) && path.extension().is_none()
+            }
+        })
     }
 
     /// Where clients reach the brokers.
@@ -182,25 +251,39 @@ impl Cluster {
         let network = self.network.clone();
         let mut hosts = self.hosts();
         let Some(host) = hosts.get_mut(&id) else { return };
-        assert!(host.running.is_none(), "{} runs already", host.name);
+        if let Some(running) = &host.running {
+            running.env.finish_fall();
+            assert!(!running.env.is_alive(), "{} runs already", host.name);
+        }
+        host.disk = host.disk.boot();
         network.host_up(&host.name);
         let machine = Handle::current().create_node().name(host.name.clone()).build();
-        let env = SimEnv::new(&host.name, &network, host.disk.clone());
+        let env = SimEnv::on_machine(
+            &host.name,
+            &network,
+            host.disk.clone(),
+            host.clock.clone(),
+            self.crash_points.clone(),
+            machine.id(),
+        );
         let broker = Arc::new(Mutex::new(Start::Under));
         let (starting, boot_env, name) = (broker.clone(), env.clone(), host.name.clone());
         machine.spawn(async move {
             let trace = boot_env.trace().clone();
-            let outcome = match Broker::start(boot_env, config).await {
+            let now_is = |state| *starting.lock().unwrap_or_else(PoisonError::into_inner) = state;
+            let reason = match Broker::start(boot_env.clone(), config).await {
                 Ok(broker) => {
                     trace.event(&name, "serving");
-                    Start::Serving(broker)
+                    now_is(Start::Serving(broker.clone()));
+                    broker.failed().await
                 }
                 Err(error) => {
                     trace.event(&name, format!("does not start: {error}"));
-                    Start::Failed(error.to_string())
+                    error.to_string()
                 }
             };
-            *starting.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
+            now_is(Start::Failed(reason.clone()));
+            boot_env.fall(Cause::Failed(reason), Death::Process);
         });
         host.running = Some(Running { machine, env, broker, stopping: false });
     }
@@ -210,6 +293,10 @@ impl Cluster {
         let mut hosts = self.hosts();
         let Some(host) = hosts.get_mut(&id) else { return };
         let Some(running) = host.running.take() else { return };
+        if !running.env.is_alive() {
+            running.env.finish_fall();
+            return;
+        }
         self.network.host_down(&host.name, death == Death::Power);
         Handle::current().kill(running.machine.id());
         host.disk = host.disk.reboot(death == Death::Power);
@@ -262,7 +349,7 @@ impl Cluster {
     /// Is the host up?
     #[must_use]
     pub fn is_up(&self, id: NodeId) -> bool {
-        self.hosts()[&id].running.is_some()
+        self.hosts()[&id].running.as_ref().is_some_and(|running| running.env.is_alive())
     }
 
     /// Was it told to stop, as SIGTERM does, and has not yet?
@@ -275,14 +362,22 @@ impl Cluster {
     #[must_use]
     pub fn broker(&self, id: NodeId) -> Option<Broker<SimEnv>> {
         let hosts = self.hosts();
-        let running = hosts[&id].running.as_ref()?;
+        let running = hosts[&id].running.as_ref().filter(|running| running.env.is_alive())?;
         match &*running.broker.lock().unwrap_or_else(PoisonError::into_inner) {
             Start::Serving(broker) => Some(broker.clone()),
             Start::Under | Start::Failed(_) => None,
         }
     }
 
-    /// Why a broker that was started does not serve.
+    /// The shards that have stopped on a node while the node goes on, as after an error of the disk that only concerned one. In production
+    /// it takes a restart until they run there again.
+    #[must_use]
+    pub fn stopped_shards(&self, id: NodeId) -> Vec<ShardId> {
+        let shards = self.node(id).map(|node| node.shards()).unwrap_or_default();
+        shards.iter().filter(|shard| shard.role().0 == "stopped").map(|shard| shard.id()).collect()
+    }
+
+    /// Why a broker that was started does not serve: it could not start, or it gave up.
     #[must_use]
     pub fn start_error(&self, id: NodeId) -> Option<String> {
         let hosts = self.hosts();
@@ -302,7 +397,7 @@ impl Cluster {
     /// A broker's environment, while the host is up.
     #[must_use]
     pub fn env(&self, id: NodeId) -> Option<SimEnv> {
-        Some(self.hosts()[&id].running.as_ref()?.env.clone())
+        Some(self.hosts()[&id].running.as_ref().filter(|running| running.env.is_alive())?.env.clone())
     }
 
     /// A machine of a client's own, on which its tasks run.
@@ -315,7 +410,9 @@ impl Cluster {
             .or_insert_with(|| {
                 let disk = SimDisk::new(name, DiskOptions::default(), network.trace().clone());
                 let machine = Handle::current().create_node().name(name).build();
-                (SimEnv::new(name, network, disk), machine)
+                let clock = HostClock::new(network.trace().started_at());
+                let env = SimEnv::on_machine(name, network, disk, clock, self.crash_points.clone(), machine.id());
+                (env, machine)
             })
             .clone()
     }
@@ -335,22 +432,30 @@ impl Cluster {
     /// Does every shard have a leader that serves?
     #[must_use]
     pub fn all_led(&self) -> bool {
-        let nodes: Vec<Node<SimEnv>> = self.ids().into_iter().filter_map(|id| self.node(id)).collect();
-        (0..self.options.shards).all(|shard| {
-            nodes.iter().any(|node| node.shard(ShardId(shard)).is_some_and(|shard| shard.serving().is_ok()))
-        })
+        (0..self.options.shards).all(|shard| self.leader(ShardId(shard)).is_some())
+    }
+
+    /// The nodes that would answer for a shard now, each by its own clock. Two at a time are one too many.
+    #[must_use]
+    pub fn serving(&self, shard: ShardId) -> Vec<NodeId> {
+        let serves = |node: &Node<SimEnv>| node.shard(shard).is_some_and(|shard| shard.serving().is_ok());
+        self.ids().into_iter().filter(|id| self.ask(*id, serves).is_some_and(|serves| serves)).collect()
+    }
+
+    /// Looks into a node that serves, going by that node's clock: what it knows is compared with its own present.
+    pub fn ask<R>(&self, id: NodeId, ask: impl FnOnce(&Node<SimEnv>) -> R) -> Option<R> {
+        let node = self.node(id)?;
+        Some(self.clock(id).act(|| ask(&node)))
     }
 
     /// The node that leads a shard and may serve, if there is one.
     #[must_use]
     pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
-        self.ids()
-            .into_iter()
-            .find(|id| self.node(*id).and_then(|node| node.shard(shard)).is_some_and(|shard| shard.serving().is_ok()))
+        self.serving(shard).first().copied()
     }
 
-    /// Does this node vote in every shard, with the disk that it has now, as every broker that is up knows? Then the cluster can do without
-    /// one of the others.
+    /// Does this node vote in every shard that it is to hold, with the disk that it has now, as every broker that is up knows? Then the
+    /// cluster can do without one of the others.
     #[must_use]
     pub fn votes_everywhere(&self, id: NodeId) -> bool {
         let Some(incarnation) = self.node(id).map(|node| node.incarnation()) else { return false };
@@ -359,6 +464,7 @@ impl Cluster {
             self.leader(shard).is_some()
                 && nodes
                     .iter()
+                    .filter(|node| node.replicas(shard).contains(&id))
                     .filter_map(|node| node.voters(shard))
                     .all(|voters| voters.get(&id) == Some(&incarnation))
         })

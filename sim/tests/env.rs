@@ -1,12 +1,12 @@
-//! The simulated environment itself: what a crash loses, what a cut link holds back, and that a seed repeats.
+//! The simulated links and clocks: what a cut link holds back, who is told what, how time passes, and that a seed repeats.
 
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
-use lockstep_env::{Disk, DiskFile, Env, Listener, OpenMode, timeout};
+use lockstep_env::{Connection, Env, Listener, timeout};
 use sim::env::SimEnv;
+use sim::env::clock::{HostClock, world_now};
+use sim::env::crash::CrashPoints;
 use sim::env::disk::{DiskOptions, SimDisk};
 use sim::env::net::{LinkOptions, Network};
 use sim::env::trace::Trace;
@@ -21,64 +21,26 @@ fn check<F: Future<Output = T>, T: Send + 'static>(
 }
 
 fn disk(network: &Network, host: &str) -> SimDisk {
-    SimDisk::new(
-        host,
-        DiskOptions::default(),
-        SimEnv::new(host, network, SimDisk::new(host, DiskOptions::default(), Trace::default())).trace().clone(),
-    )
+    SimDisk::new(host, DiskOptions::default(), network.trace().clone())
 }
 
-#[test]
-fn what_is_synced_survives_a_power_cut_and_the_rest_may_go() {
-    let (mut kept, mut lost, mut torn) = (0, 0, 0);
-    for seed in 0..60 {
-        let survived = check(seed, |network| async move {
-            let disk = disk(&network, "n1");
-            let directory = Path::new("data");
-            disk.create_dir_all(directory).await.unwrap();
-            let file = disk.open(&directory.join("file"), OpenMode::CreateNew).await.unwrap();
-            disk.sync_dir(directory).await.unwrap();
-            file.write_and_sync(0, vec![Bytes::from(vec![1; 1024])]).await.unwrap();
-            file.write_at(1024, vec![Bytes::from(vec![2; 2048])]).await.unwrap();
-            let disk = disk.reboot(true);
-            assert!(file.read_at(0, 1).await.is_err(), "a handle of the former life must be dead");
-            disk.read_file(&directory.join("file"), 1 << 20).await.unwrap()
-        });
-        assert_eq!(&survived[..1024], &[1; 1024], "seed {seed}: synced bytes were lost");
-        match survived[1024..].iter().filter(|byte| **byte == 2).count() {
-            0 => lost += 1,
-            2048 => kept += 1,
-            _ => torn += 1,
-        }
-    }
-    assert!(kept > 0 && lost > 0 && torn > 0, "kept {kept}, lost {lost}, torn {torn}");
+fn env(network: &Network, host: &str) -> SimEnv {
+    SimEnv::new(host, network, disk(network, host))
 }
 
-#[test]
-fn a_file_whose_directory_was_not_synced_may_be_gone() {
-    let mut gone = 0;
-    for seed in 0..40 {
-        gone += usize::from(check(seed, |network| async move {
-            let disk = disk(&network, "n1");
-            disk.create_dir_all(Path::new("data")).await.unwrap();
-            let file = disk.open(Path::new("data/file"), OpenMode::CreateNew).await.unwrap();
-            file.write_and_sync(0, vec![Bytes::from_static(b"content")]).await.unwrap();
-            let missing = disk.reboot(true).open(Path::new("data/file"), OpenMode::Read).await;
-            missing.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-        }));
-    }
-    assert!((1..40).contains(&gone), "{gone} of 40");
+/// A connection from `a` to `b`: the end at `a`, and the one at `b`.
+async fn connected(network: &Network) -> (Connection<SimEnv>, Connection<SimEnv>) {
+    let mut listener = env(network, "b").listen("b:1").await.unwrap();
+    let near = env(network, "a").connect("b:1").await.unwrap();
+    (near, listener.accept().await.unwrap())
 }
 
-#[test]
-fn a_killed_process_loses_nothing_that_the_kernel_holds() {
-    check(1, |network| async move {
-        let disk = disk(&network, "n1");
-        disk.create_dir_all(Path::new("data")).await.unwrap();
-        let file = disk.open(Path::new("data/file"), OpenMode::CreateNew).await.unwrap();
-        file.write_at(0, vec![Bytes::from_static(b"content")]).await.unwrap();
-        assert_eq!(disk.reboot(false).read_file(Path::new("data/file"), 100).await.unwrap(), b"content");
-    });
+/// How long one write takes to arrive whole.
+async fn transfer(from: &mut Connection<SimEnv>, to: &mut Connection<SimEnv>, len: usize) -> Duration {
+    let begun_at = world_now();
+    from.writer.write_all(&vec![1; len]).await.unwrap();
+    to.reader.read_exact(&mut vec![0; len]).await.unwrap();
+    world_now() - begun_at
 }
 
 #[test]
@@ -158,4 +120,191 @@ fn a_seed_repeats_itself() {
         assert_eq!(run(seed), run(seed), "seed {seed}");
     }
     assert_ne!(run(1), run(2));
+}
+
+#[test]
+fn blocks_of_one_direction_are_lifted_one_by_one() {
+    check(4, |network| async move {
+        let (mut at_a, mut at_b) = connected(&network).await;
+        let (first, second) = (network.block("a", "b"), network.block("a", "b"));
+        at_a.writer.write_all(b"x").await.unwrap();
+        network.unblock(first);
+        let mut byte = [0; 1];
+        assert!(timeout::<SimEnv, _>(Duration::from_secs(5), at_b.reader.read_exact(&mut byte)).await.is_err());
+        network.unblock(second);
+        at_b.reader.read_exact(&mut byte).await.unwrap();
+    });
+}
+
+#[test]
+fn a_slow_link_delays_by_what_it_carries_and_only_in_its_direction() {
+    check(5, |network| async move {
+        let (mut at_a, mut at_b) = connected(&network).await;
+        let slow = LinkOptions { bytes_per_second: Some(100_000), ..LinkOptions::default() };
+        network.set_link("a", "b", Some(slow));
+        let took = transfer(&mut at_a, &mut at_b, 50_000).await;
+        assert!((500..520).contains(&took.as_millis()), "{took:?}");
+        assert!(transfer(&mut at_b, &mut at_a, 50_000).await < Duration::from_millis(10));
+        // What two connections write shares the link.
+        let (mut other_a, mut other_b) = connected(&network).await;
+        let begun_at = world_now();
+        other_a.writer.write_all(&[1; 20_000]).await.unwrap();
+        transfer(&mut at_a, &mut at_b, 20_000).await;
+        other_b.reader.read_exact(&mut [0; 20_000]).await.unwrap();
+        let took = world_now() - begun_at;
+        assert!((400..420).contains(&took.as_millis()), "{took:?}");
+        network.set_link("a", "b", None);
+        assert!(transfer(&mut at_a, &mut at_b, 50_000).await < Duration::from_millis(10));
+    });
+}
+
+#[test]
+fn in_a_ring_everybody_reaches_a_majority_and_nobody_the_same() {
+    check(6, |network| async move {
+        let hosts = ["a", "b", "c", "d", "e"];
+        let mut listeners = Vec::new();
+        for host in hosts {
+            listeners.push(env(&network, host).listen(&format!("{host}:1")).await.unwrap());
+        }
+        let blocks = network.ring(&hosts);
+        let mut reached = Vec::new();
+        for from in hosts {
+            let mut of_one = String::new();
+            for to in hosts {
+                if env(&network, from).connect(&format!("{to}:1")).await.is_ok() {
+                    of_one.push_str(to);
+                }
+            }
+            reached.push(of_one);
+        }
+        assert_eq!(reached, ["abe", "abc", "bcd", "cde", "ade"]);
+        for block in blocks {
+            network.unblock(block);
+        }
+        assert!(env(&network, "a").connect("c:1").await.is_ok());
+    });
+}
+
+#[test]
+fn refused_connections_fail_at_once_and_leave_the_others_alone() {
+    check(7, |network| async move {
+        let mut listener = env(&network, "b").listen("b:1").await.unwrap();
+        let mut at_a = env(&network, "a").connect("b:1").await.unwrap();
+        let mut at_b = listener.accept().await.unwrap();
+        let refusal = network.refuse("a", "b");
+        let refused = timeout::<SimEnv, _>(Duration::from_millis(100), env(&network, "a").connect("b:1")).await;
+        assert_eq!(refused.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        transfer(&mut at_a, &mut at_b, 10).await;
+        network.unblock(refusal);
+        assert!(env(&network, "a").connect("b:1").await.is_ok());
+    });
+}
+
+#[test]
+fn a_cut_connection_delivers_some_first_part() {
+    let mut partly = 0;
+    for seed in 0..20 {
+        let (arrived, error) = check(seed, |network| async move {
+            let (mut at_a, mut at_b) = connected(&network).await;
+            network.set_options(LinkOptions { cut_per_million: 1_000_000, ..LinkOptions::default() });
+            at_a.writer.write_all(&[1; 100]).await.unwrap();
+            assert!(at_a.writer.write_all(&[1; 100]).await.is_err());
+            assert!(at_a.reader.read_u8().await.is_err(), "the other direction is broken too");
+            let mut bytes = Vec::new();
+            let ended = at_b.reader.read_to_end(&mut bytes).await;
+            (bytes.len(), ended.unwrap_err().kind())
+        });
+        assert_eq!(error, io::ErrorKind::ConnectionReset, "seed {seed}");
+        assert!(arrived < 100, "seed {seed}");
+        partly += usize::from(arrived > 0);
+    }
+    assert!(partly > 0);
+}
+
+#[test]
+fn a_ghost_connection_never_speaks_and_breaks_when_spoken_to() {
+    check(8, |network| async move {
+        network.set_options(LinkOptions { ghost_per_mille: 1000, ..LinkOptions::default() });
+        let mut listener = env(&network, "b").listen("b:1").await.unwrap();
+        let mut at_a = env(&network, "a").connect("b:1").await.unwrap();
+        let mut ghost = listener.accept().await.unwrap();
+        let mut at_b = listener.accept().await.unwrap();
+        transfer(&mut at_a, &mut at_b, 10).await;
+        assert!(timeout::<SimEnv, _>(Duration::from_secs(5), ghost.reader.read_u8()).await.is_err());
+        ghost.writer.write_all(b"who is there?").await.unwrap();
+        assert!(timeout::<SimEnv, _>(Duration::from_secs(5), ghost.reader.read_u8()).await.unwrap().is_err());
+    });
+}
+
+#[test]
+fn what_a_killed_process_had_sent_may_arrive() {
+    let (mut arrived, mut lost) = (0, 0);
+    for seed in 0..20 {
+        let last_words = check(seed, |network| async move {
+            let (mut at_a, mut at_b) = connected(&network).await;
+            at_a.writer.write_all(b"x").await.unwrap();
+            network.host_down("a", false);
+            drop(at_a);
+            let mut bytes = Vec::new();
+            let _ = timeout::<SimEnv, _>(Duration::from_secs(1), at_b.reader.read_to_end(&mut bytes)).await.unwrap();
+            bytes.len()
+        });
+        if last_words == 1 { arrived += 1 } else { lost += 1 }
+    }
+    assert!(arrived > 0 && lost > 0, "arrived {arrived}, lost {lost}");
+}
+
+/// A host whose tasks are those of the test itself, with its own clock.
+fn env_with_clock(network: &Network) -> SimEnv {
+    let clock = HostClock::new(network.trace().started_at());
+    let points = CrashPoints::default();
+    SimEnv::on_machine("a", network, disk(network, "a"), clock, points, madsim::plugin::node())
+}
+
+#[test]
+fn a_drifting_clock_and_the_sleeps_by_it_agree() {
+    for ppm in [-100_000, -500, 500, 100_000] {
+        check(9, move |network| async move {
+            let env = env_with_clock(&network);
+            let (world, host, wall) = (world_now(), SimEnv::now(), env.wall_clock_ms());
+            env.clock().set_drift_ppm(ppm);
+            SimEnv::sleep(Duration::from_secs(100)).await;
+            let (world, host, wall) = (world_now() - world, SimEnv::now() - host, env.wall_clock_ms() - wall);
+            assert!(host >= Duration::from_secs(100) && host < Duration::from_millis(100_010), "{host:?}");
+            assert!((wall - 100_000).abs() < 10, "{wall}");
+            let expected = 100.0 / (1.0 + ppm as f64 / 1e6);
+            assert!((world.as_secs_f64() - expected).abs() < 0.01, "{world:?} instead of {expected} s");
+        });
+    }
+}
+
+#[test]
+fn a_clock_that_becomes_slower_never_goes_back_nor_ends_a_sleep_early() {
+    check(10, |network| async move {
+        let env = env_with_clock(&network);
+        env.clock().set_drift_ppm(100_000);
+        SimEnv::sleep(Duration::from_secs(10)).await;
+        let begun_at = SimEnv::now();
+        let sleeping = SimEnv::spawn(SimEnv::sleep(Duration::from_secs(10)));
+        SimEnv::sleep(Duration::from_secs(5)).await;
+        env.clock().set_drift_ppm(-100_000);
+        assert!(SimEnv::now() >= begun_at + Duration::from_secs(5));
+        sleeping.await.unwrap();
+        assert!(SimEnv::now() >= begun_at + Duration::from_secs(10));
+    });
+}
+
+#[test]
+fn a_wall_clock_jumps_both_ways_and_the_monotonic_one_does_not() {
+    check(11, |network| async move {
+        let env = env_with_clock(&network);
+        let (before, wall) = (SimEnv::now(), env.wall_clock_ms());
+        env.clock().jump(3_600_000);
+        assert_eq!(env.wall_clock_ms() - wall, 3_600_000);
+        env.clock().jump(-7_200_000);
+        assert_eq!(env.wall_clock_ms() - wall, -3_600_000);
+        env.clock().set_skew(0);
+        assert_eq!(env.wall_clock_ms(), wall);
+        assert_eq!(SimEnv::now(), before);
+    });
 }

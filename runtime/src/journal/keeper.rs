@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_env::{Disk, DiskFile, Env, OpenMode};
+use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step};
 
 use super::format::spare_name;
 use super::read::read_sources;
@@ -152,6 +152,7 @@ impl<E: Env> Keeper<E> {
     /// Makes a file that is no longer needed a spare one, or deletes it. One at a time, and durable before the next, so that the generations found by
     /// a recovery have no gap.
     async fn recycle(&self, generation: u64, old: JournalFile<FileOf<E>>) -> io::Result<()> {
+        self.inner.env.reached(Step::JournalRecycled);
         let disk = self.inner.env.disk();
         let path = self.inner.path(generation);
         let keep = {

@@ -43,6 +43,10 @@ impl<E: Env> ShardLog<E> {
         Self { handle, shard }
     }
 
+    pub(crate) fn env(&self) -> &E {
+        &self.handle.inner.env
+    }
+
     fn index<R>(&self, read: impl FnOnce(&ShardIndex) -> R) -> R {
         read(self.handle.inner.lock().shards.entry(self.shard).or_default())
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::{Position, ShardId};
-use lockstep_env::{Disk, DiskFile, Env};
+use lockstep_env::{Disk, DiskFile, Env, Step};
 
 use super::format::{self, HEADER_BYTES, Identity, Kind, RECORD_BYTES, Record, padded, padding};
 use super::index::Place;
@@ -277,6 +277,7 @@ impl<E: Env> Writer<E> {
         }
         let begun_at = E::now();
         file.write_and_sync(self.offset, buffers).await?;
+        self.inner.env.reached(Step::Journalled);
         self.inner.histogram.record(E::now().saturating_duration_since(begun_at));
         let generation = self.next.generation;
         self.offset += padded(batch_bytes);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lockstep_core::NodeId;
-use lockstep_env::Env;
+use lockstep_env::{Env, Step};
 
 use super::Node;
 use super::identity::ClusterIdentity;
@@ -49,6 +49,7 @@ async fn join<E: Env>(node: &Node<E>, cluster: ClusterIdentity) -> Result<(), cr
     let founder = cluster.founders.get(&node.id()) == Some(&node.inner.incarnation);
     tracing::info!(target: "cluster", node = node.id(), cluster = %hex(&cluster.id), shards = cluster.shards, founder,
         "joined the cluster");
+    node.inner.env.reached(Step::BeforeJoin);
     if let Some(directories) = node.inner.directories.lock().await.as_mut() {
         directories.join_cluster(&node.inner.env, cluster.clone()).await?;
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use lockstep_core::NodeId;
-use lockstep_env::{Disk, Env};
+use lockstep_env::{Disk, Env, OpenMode};
 use serde::{Deserialize, Serialize};
 
 use crate::config::NodeConfig;
@@ -139,17 +139,20 @@ impl<E: Env> Directories<E> {
 
 /// Makes a directory with its parents so that a power cut does not take away what was made.
 async fn create_durably<E: Env>(env: &E, directory: &Path) -> io::Result<()> {
-    let mut made = Vec::new();
-    for ancestor in directory.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
-        if env.disk().read_dir(ancestor).await.is_ok() {
-            break;
-        }
-        made.push(ancestor);
-    }
     env.disk().create_dir_all(directory).await?;
-    for directory in made {
-        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        env.disk().sync_dir(parent).await?;
+    // Once the file is there, what is above it was made durable before.
+    if env.disk().open(&directory.join(FILE), OpenMode::Read).await.is_ok() {
+        return Ok(());
+    }
+    // Also what exists already: an earlier start may have made it and been killed before it was durable.
+    for made in directory.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
+        let Some(parent) = made.parent() else { break };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        match env.disk().sync_dir(parent).await {
+            // Not ours, so neither was what it holds made by us.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && made != directory => break,
+            synced => synced?,
+        }
     }
     Ok(())
 }

@@ -8,13 +8,13 @@ use std::ops::{Bound, RangeBounds};
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt, stream};
 use lockstep_core::Position;
-use lockstep_env::Env;
+use lockstep_env::{Env, Step};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, RaftTypeConfig};
 use serde::{Deserialize, Serialize};
 
 use super::entry_codec;
-use super::type_config::{Entry, LeaderId, LogId, TypeConfig, Vote, log_id, position};
+use super::type_config::{Entry, LeaderId, LogId, Payload, TypeConfig, Vote, log_id, position};
 use crate::journal::ShardLog;
 use lockstep_probe::Mark;
 
@@ -158,7 +158,9 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let bytes = postcard::to_allocvec(&VoteWire::from(*vote)).map_err(io::Error::other)?;
-        self.log.save_vote(Bytes::from(bytes)).await
+        self.log.save_vote(Bytes::from(bytes)).await?;
+        self.log.env().reached(Step::VoteWritten);
+        Ok(())
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -179,9 +181,16 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
         I: IntoIterator<Item = <TypeConfig<E> as RaftTypeConfig>::Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries: Vec<(Position, Vec<Bytes>)> =
-            entries.into_iter().map(|entry| (position(&entry.log_id), entry_codec::encode(&entry.payload))).collect();
+        let mut changes_membership = false;
+        let entries = entries.into_iter().map(|entry| {
+            changes_membership |= matches!(entry.payload, Payload::Membership(_));
+            (position(&entry.log_id), entry_codec::encode(&entry.payload))
+        });
+        let entries: Vec<(Position, Vec<Bytes>)> = entries.collect();
         self.log.append(entries, Box::new(move |result| callback.io_completed(result)));
+        if changes_membership {
+            self.log.env().reached(Step::MembershipAppended);
+        }
         Ok(())
     }
 
@@ -193,6 +202,7 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         self.log.purge(position(&upto));
+        self.log.env().reached(Step::JournalPurged);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt};
 use lockstep_core::{NodeId, Position};
-use lockstep_env::Env;
+use lockstep_env::{Env, Step};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
@@ -138,6 +138,9 @@ impl<E: Env> Network<E> {
             entries,
         };
         let body = message::encode(&append);
+        if !request.entries.is_empty() {
+            self.replica.env.reached(Step::BeforeReplicate);
+        }
         let calling = self.call(RPCTypes::AppendEntries, self.lane, message::APPEND, body, payload, timeout);
         let first = request.prev_log_id.is_none();
         // Boxed where it is made: it is long, and would be moved several times on its way into the pipeline.

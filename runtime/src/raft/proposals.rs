@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use lockstep_core::op::{AppendMessage, CommitOffset, CommitOffsets};
 use lockstep_core::{NodeId, Op, Reply, ShardId};
-use lockstep_env::Env;
+use lockstep_env::{Env, Step};
 use openraft::raft::ClientWriteResult;
 use tokio::sync::{Notify, oneshot};
 
@@ -134,7 +134,7 @@ impl Proposals {
     }
 
     /// Hands what is queued to Raft, in order, until the queue is closed.
-    pub(crate) async fn run<E: Env, SM>(self, raft: openraft::Raft<TypeConfig<E>, SM>)
+    pub(crate) async fn run<E: Env, SM>(self, env: E, raft: openraft::Raft<TypeConfig<E>, SM>)
     where
         SM: openraft::storage::RaftStateMachine<TypeConfig<E>>,
     {
@@ -166,6 +166,7 @@ impl Proposals {
                 let completion = Completion::new(move |result: ClientWriteResult<TypeConfig<E>>| {
                     ticket.proposals.finish(ticket.number, outcome(ticket.proposals.shard, result));
                 });
+                env.reached(Step::BeforeAppend);
                 if raft.client_write_ff(command, Some(completion)).await.is_err() {
                     // The ticket inside was dropped and has answered: nothing more can be proposed here.
                     self.close();

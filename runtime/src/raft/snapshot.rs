@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use lockstep_core::{ClusterStateMachine, NodeId, Position};
-use lockstep_env::{Env, Task, timeout};
+use lockstep_env::{Env, Step, Task, timeout};
 use openraft::RaftSnapshotBuilder;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedMutexGuard};
@@ -133,6 +133,7 @@ impl<E: Env> Builder<E> {
             segments,
         };
         replica.checkpoints.write(&manifest).await?;
+        replica.env.reached(Step::CheckpointWritten);
         replica.store.checkpointed(view).await;
         tracing::info!(
             target: "raft",
@@ -326,6 +327,7 @@ impl<E: Env> Pull<E> {
                     let chunk = self.chunk(ChunkOf::Segment(range.segment), offset, len).await?;
                     offset += chunk.len() as u64;
                     installation.write_chunk(&range.segment, offset - chunk.len() as u64, chunk).await?;
+                    self.replica.env.reached(Step::SnapshotPulled);
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use lockstep_core::{ClusterStateMachine, Effect, Op, Reply};
-use lockstep_env::Env;
+use lockstep_env::{Env, Step};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 
@@ -161,8 +161,13 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
                     }
                 }
             };
+            let changes_membership = membership.is_some();
             self.replica.advance(entry.log_id, membership, digest);
+            if changes_membership {
+                self.replica.env.reached(Step::MembershipApplied);
+            }
             if let Some(responder) = responder {
+                self.replica.env.reached(Step::BeforeReply);
                 responder.send(Outcome(reply));
             }
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use lockstep_core::ShardId;
-use lockstep_env::{Disk, Env};
+use lockstep_env::{Disk, Env, Step};
 
 use crate::error::StartError;
 use crate::storage::manifest::Manifest;
@@ -50,6 +50,8 @@ impl<E: Env> Checkpoints<E> {
     }
 
     pub(crate) async fn write_encoded(&self, manifest: Bytes) -> io::Result<()> {
-        self.env.disk().replace_file(&self.path, manifest).await
+        let staged = self.env.disk().stage_file(&self.path, manifest).await?;
+        self.env.reached(Step::CheckpointStaged);
+        self.env.disk().put_in_place(&staged, &self.path).await
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use lockstep_env::{Disk, DiskFile, Env, OpenMode};
+use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step};
 
 use crate::storage::checkpoint::Checkpoints;
 use crate::storage::manifest::{Manifest, check_segments};
@@ -218,6 +218,7 @@ impl<E: Env> Installation<E> {
         }
         inner.sync_segments(&local).await?;
         disk.sync_dir(&self.folder).await?;
+        inner.env.reached(Step::SnapshotStaged);
 
         let encoded = self.manifest.encode();
         let complete = inner.dir.join(complete_name(&encoded));
@@ -226,6 +227,7 @@ impl<E: Env> Installation<E> {
         disk.sync_dir(&inner.dir).await?;
         checkpoints.write_encoded(encoded).await?;
         // From here on the new state is what a start finds.
+        inner.env.reached(Step::SnapshotAdopted);
         let fetched = self.fetched.iter().map(|(name, from)| (*name, *from));
         let targets = self.manifest.segments.iter().map(|entry| (entry.name, entry.len)).collect();
         move_in(disk, &inner.dir, &complete, fetched, &targets).await?;
