@@ -338,6 +338,32 @@ async fn a_fenced_member_loses_its_partitions_and_joins_anew() {
     assert_eq!(epochs.iter().filter(|&&epoch| epoch == 0).count(), 2, "{epochs:?}");
 }
 
+/// Another member may have had it in between, and gone further.
+#[tokio::test]
+async fn what_was_read_before_a_partition_was_lost_is_not_committed_after_it_was_won_again() {
+    let (state, brokers) = cluster().await;
+    let consumer = consumer(&brokers, |_| {}).await;
+    let mut messages = consumer.subscribe().await.expect("joins");
+    let read = messages.next().await.expect("a message");
+    {
+        let mut state = state.lock().expect("no panic");
+        state.heartbeat_errors = vec![ErrorCode::FencedMemberEpoch.code()];
+        state.epoch = 7;
+        state.assignment = Some(vec![0, 1]);
+    }
+    eventually("it has its partitions again", || consumer.member_epoch() == 7 && consumer.assignment().len() == 2)
+        .await;
+    let refused = consumer.commit_offset(TOPIC, read.partition, read.offset + 1).await;
+    assert!(matches!(refused, Err(ClientError::InvalidArgument(_))), "{refused:?}");
+    assert!(state.lock().expect("no panic").commits.is_empty());
+    // Once the caller knows, what it reads from then on can be committed.
+    let mut events = Vec::new();
+    while !events.iter().any(|event| matches!(event, GroupEvent::Lost(_))) {
+        events.extend(messages.poll(Duration::from_secs(5)).await.expect("polled").events);
+    }
+    consumer.commit_offset(TOPIC, read.partition, read.offset + 1).await.expect("commits");
+}
+
 #[tokio::test]
 async fn a_commit_with_a_stale_epoch_is_repeated_with_the_new_one() {
     let (state, brokers) = cluster().await;

@@ -240,7 +240,12 @@ impl<E: Env> GroupConsumer<E> {
         loop {
             let epoch = {
                 let state = member.lock();
-                if let Some(at) = offsets.keys().find(|at| !member.owns(&state, at)) {
+                // A partition may have been lost and won again before the caller is told: what it wants to commit is from before then,
+                // and others may have gone further meanwhile.
+                let lost_unawares = |at: &TopicPartition| {
+                    state.events.iter().any(|event| matches!(event, GroupEvent::Lost(lost) if lost.contains(at)))
+                };
+                if let Some(at) = offsets.keys().find(|at| !member.owns(&state, at) || lost_unawares(at)) {
                     let text = format!("{at} is not assigned to {} in group {group}", member.member_id);
                     return Err(ClientError::InvalidArgument(text));
                 }
