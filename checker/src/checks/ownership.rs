@@ -155,7 +155,8 @@ fn commits<'a>(view: &View<'a>) -> BTreeMap<(&'a str, &'a Partition), Commits> {
 pub(crate) const BEGINS_AT_COMMITTED: Check = Check {
     name: "an owner does not begin at the committed offset",
     what: "The first record that an owner reads is the one at the committed offset: one that was committed and not below what was \
-           acknowledged by then; without any, the first of the partition. A member that may have been fenced may begin below.",
+           acknowledged by then; without any, the first of the partition. A member that may have been fenced may begin below, and so may one that \
+           lost the partition and has it again: it asked for the committed offset while its own last commit may still have been under way.",
     run: begins_at_committed,
 };
 
@@ -163,7 +164,9 @@ fn begins_at_committed(view: &View<'_>) -> Result<u64, Violation> {
     let mut facts = 0;
     let all = commits(view);
     let none = Commits::default();
+    let mut lost: BTreeMap<(&str, &str, &Partition), bool> = BTreeMap::new();
     for interval in &view.intervals {
+        let before = lost.insert((interval.group, interval.member, interval.partition), interval.is_lost());
         let Some(&(index, offset)) = interval.polls.first() else { continue };
         let (group, member, partition) = (interval.group, interval.member, interval.partition);
         let commits = all.get(&(group, partition)).unwrap_or(&none);
@@ -176,6 +179,7 @@ fn begins_at_committed(view: &View<'_>) -> Result<u64, Violation> {
         if interval.certain_until_us >= Some(at_us)
             && let Some((_, highest, by)) = known.checked_sub(1).and_then(|last| commits.acknowledged.get(last))
             && offset < *highest
+            && !(before == Some(true) && is_commit_of(&view.records[*by].event, interval.member))
         {
             let details = format!("{member} of {group} begins with {partition}:{offset}; {highest} is committed");
             return violation(details, [interval.began, *by, index]);
@@ -189,6 +193,10 @@ fn begins_at_committed(view: &View<'_>) -> Result<u64, Violation> {
         }
     }
     Ok(facts)
+}
+
+fn is_commit_of(event: &Event, life: &str) -> bool {
+    matches!(event, Event::Committed { member, .. } if member == life)
 }
 
 pub(crate) const NOTHING_SKIPPED: Check = Check {
@@ -355,6 +363,11 @@ mod tests {
         let below = [assigned("n"), polled("n", 1), committed("n", 2)];
         fails(check, &then(&below), &[6, 8, 9]);
         passes(check, &then(&[assigned("n"), polled("n", 0)]));
+        // The same member has it again, and its commit was under way while it asked where to begin.
+        let lost = [assigned("m"), polled("m", 0), committed("m", 1), released("m", true), assigned("m")];
+        passes(check, &with(&[&lost[..], &[polled("m", 0), committed("m", 1)]].concat()));
+        let given_up = [assigned("m"), polled("m", 0), committed("m", 1), released("m", false), assigned("m")];
+        fails(check, &with(&[&given_up[..], &[polled("m", 0), committed("m", 1)]].concat()), &[5, 7, 8]);
         // Beyond it.
         fails(check, &with(&[assigned("m"), polled("m", 1)]), &[3, 4]);
         fails(check, &with(&[assigned("m"), polled("m", 2), commit_unknown("m", 2)]), &[3, 4]);
