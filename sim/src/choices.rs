@@ -32,8 +32,10 @@ pub struct Choices {
     pub nodes: u64,
     /// Shards.
     pub shards: u16,
-    /// Partitions of each topic that is read and written.
+    /// Partitions of the topic that is read and written.
     pub partitions: i32,
+    /// The topic gets more partitions while it is used. Its records have no keys then.
+    pub grows: bool,
     /// Clients, each with a name of its own.
     pub clients: Vec<ClientChoice>,
     /// The faults, by the time at which they begin.
@@ -44,27 +46,117 @@ pub struct Choices {
     pub gone: Option<NodeId>,
 }
 
-/// A client.
+/// A client, by what it does; its name and its times are its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientChoice {
-    /// Writes records, idempotently.
-    Producer,
-    /// Reads as a member of the group.
-    Member,
+    /// Writes records.
+    Producer(ProducerChoice),
+    /// Reads as a member of the group, with our own client (KIP-848).
+    Member {
+        /// It is a static member.
+        is_static: bool,
+        /// It leaves, vanishes, is slow and comes back, as it likes.
+        has_whims: bool,
+    },
+    /// Reads as a member of the group by the classic protocol.
+    Classic {
+        /// Version of JoinGroup.
+        version: i16,
+        /// It is a static member.
+        is_static: bool,
+        /// As above.
+        has_whims: bool,
+    },
+    /// Reads as a member that subscribes by a regular expression.
+    Regex {
+        /// As above.
+        has_whims: bool,
+    },
+    /// Reads anywhere, in no group.
+    Reader,
+    /// Asks about groups and partitions, at any broker.
+    Observer,
+    /// Makes and deletes topics, changes configurations.
+    Administrator,
+    /// Repeats requests, sends them to the wrong broker, and goes on when it is no member any more.
+    Zombie {
+        /// Which protocol it speaks.
+        is_classic: bool,
+    },
+}
+
+/// What a producer promises itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProducerChoice {
+    /// Stored once, in order.
+    Idempotent,
+    /// The same, with a large record now and then.
+    IdempotentLarge,
+    /// Stored on a majority; a retry may store it again.
+    All,
+    /// No answer is asked for.
+    Unacknowledged,
+}
+
+impl ClientChoice {
+    /// Is it a member of the group?
+    #[must_use]
+    pub fn is_member(self) -> bool {
+        matches!(self, Self::Member { .. } | Self::Classic { .. } | Self::Regex { .. })
+    }
 }
 
 impl Choices {
-    /// Draws a run. Each kind of fault is either in it or not at all, so that some runs show a fault on its own.
+    /// Draws a run. Each kind of fault and of client is either in it or not at all, so that some runs show one on its own.
     fn draw(rng: &mut StdRng) -> Self {
-        let nodes = 3;
+        let nodes = if rng.random_ratio(1, 24) { 5 } else { 3 };
         let shards = if rng.random_ratio(1, 8) { 8 } else { 3 };
-        let mut clients = vec![ClientChoice::Producer; 2];
-        clients.extend(vec![ClientChoice::Member; 3]);
-        let members = clients.iter().filter(|client| **client == ClientChoice::Member).count();
-        let safety_ms = rng.random_range(6_000..9_000);
+        let clients = draw_clients(rng);
+        let members = clients.iter().filter(|client| client.is_member()).count();
+        let safety_ms = rng.random_range(5_500..8_000);
         let faults = faults::draw(rng, nodes, shards, members, safety_ms);
-        let gone = rng.random_ratio(1, 10).then(|| rng.random_range(1..=nodes));
-        Self { nodes, shards, partitions: 6, clients, faults, safety_ms, gone }
+        let gone = (nodes == 3 && rng.random_ratio(1, 10)).then(|| rng.random_range(1..=nodes));
+        let grows = rng.random_ratio(1, 4);
+        Self { nodes, shards, partitions: 6, grows, clients, faults, safety_ms, gone }
     }
+}
+
+fn draw_clients(rng: &mut StdRng) -> Vec<ClientChoice> {
+    let mut clients = vec![ClientChoice::Producer(ProducerChoice::Idempotent)];
+    clients.push(ClientChoice::Producer(match rng.random_range(0..6) {
+        0 => ProducerChoice::IdempotentLarge,
+        1 => ProducerChoice::All,
+        2 => ProducerChoice::Unacknowledged,
+        _ => ProducerChoice::Idempotent,
+    }));
+    // A group of one protocol, or of both.
+    let mix = rng.random_range(0..5);
+    let has_whims = rng.random_ratio(1, 2);
+    for number in 0..3 {
+        let is_static = rng.random_ratio(1, 5);
+        let is_classic = match mix {
+            0 | 1 => false,
+            2 | 3 => true,
+            _ => number > 0,
+        };
+        clients.push(if is_classic {
+            // A member with a name of its own that comes back exists since version 5.
+            let version = if is_static { 9 } else { rng.random_range(0..=9) };
+            ClientChoice::Classic { version, is_static, has_whims }
+        } else if mix != 4 && rng.random_ratio(1, 6) {
+            ClientChoice::Regex { has_whims }
+        } else {
+            ClientChoice::Member { is_static, has_whims }
+        });
+    }
+    let others = [
+        ClientChoice::Reader,
+        ClientChoice::Observer,
+        ClientChoice::Administrator,
+        ClientChoice::Zombie { is_classic: matches!(mix, 2 | 3) },
+    ];
+    clients.extend(others.into_iter().filter(|_| rng.random_ratio(3, 5)));
+    clients
 }

@@ -10,6 +10,7 @@ use lockstep_core::{NodeId, ShardId};
 use lockstep_env::{Env, Step};
 use lockstep_runtime::{Node, NodeConfig};
 use madsim::runtime::{Handle, NodeHandle};
+use serde::{Deserialize, Serialize};
 
 use crate::env::SimEnv;
 use crate::env::clock::HostClock;
@@ -54,14 +55,15 @@ impl Default for ClusterOptions {
             checkpoint_journal_bytes: 48 << 10,
             segment_bytes: 16 << 10,
             cache_bytes: 32 << 10,
-            session_timeout_ms: 6_000,
+            session_timeout_ms: 2_500,
             heartbeat_interval_ms: 500,
         }
     }
 }
 
 /// Files in which nothing is written any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AtRest {
     /// A partition's segments, but for the last one of each.
     Segment,
@@ -241,6 +243,7 @@ impl Cluster {
         config.topics.partitions = 3;
         config.groups.initial_rebalance_delay_ms = 0;
         config.groups.session_timeout_ms = options.session_timeout_ms;
+        config.groups.session_timeout_min_ms = options.session_timeout_ms;
         config.groups.heartbeat_interval_ms = options.heartbeat_interval_ms;
         config
     }
@@ -415,6 +418,12 @@ impl Cluster {
                 (env, machine)
             })
             .clone()
+    }
+
+    /// The hosts of all clients.
+    #[must_use]
+    pub fn client_names(&self) -> Vec<String> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
     /// Waits until `condition` holds, at most `patience`; `false` when it never did.

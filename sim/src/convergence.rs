@@ -16,7 +16,7 @@ use crate::env::SimEnv;
 use crate::workload::{GROUP, TOPIC};
 
 /// What is stored in the end: by partition, offsets and values.
-pub(crate) type Stored = BTreeMap<i32, Vec<(i64, String)>>;
+pub(crate) type Stored = BTreeMap<Partition, Vec<(i64, String)>>;
 
 /// Everything must come to rest within this long after the faults have stopped, each step of it.
 const CONVERGE: Duration = Duration::from_secs(60);
@@ -37,7 +37,7 @@ pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> Resu
     timeout::<SimEnv, _>(CONVERGE, work).await.map_err(|_| format!("not within {CONVERGE:?} after the faults: {what}"))
 }
 
-pub(crate) async fn read_all(client: &Client<SimEnv>, partitions: i32) -> Result<Stored, String> {
+pub(crate) async fn read_all(client: &Client<SimEnv>) -> Result<Stored, String> {
     let consumer = Consumer::new(client, FetchConfig { reset: OffsetReset::Fail, ..FetchConfig::default() });
     let text = |error: lockstep_client::ClientError| format!("reading everything: {error}");
     consumer.assign_topic(TOPIC, StartAt::Place(OffsetAt::Earliest)).await.map_err(text)?;
@@ -47,19 +47,21 @@ pub(crate) async fn read_all(client: &Client<SimEnv>, partitions: i32) -> Result
             Err(_) => SimEnv::sleep(Duration::from_millis(100)).await,
         }
     };
-    let mut stored: Stored = (0..partitions).map(|partition| (partition, Vec::new())).collect();
+    let named = |at: &TopicPartition| Partition::new(&*at.topic, at.partition);
+    let mut stored: Stored = ends.keys().map(|at| (named(at), Vec::new())).collect();
     let complete = |stored: &Stored| {
         ends.iter().all(|(at, end)| {
-            let last = stored.get(&at.partition).and_then(|records| records.last());
+            let last = stored.get(&named(at)).and_then(|records| records.last());
             *end == 0 || last.is_some_and(|(offset, _)| offset + 1 >= *end)
         })
     };
     while !complete(&stored) {
         for message in consumer.poll(10_000, Duration::from_secs(1)).await.map_err(text)? {
             let value = String::from_utf8_lossy(message.value.as_deref().unwrap_or_default()).into_owned();
-            let records = stored.entry(message.partition).or_default();
+            let partition = Partition::new(&*message.topic, message.partition);
+            let records = stored.entry(partition.clone()).or_default();
             if records.last().map_or(0, |(offset, _)| offset + 1) != message.offset {
-                return Err(format!("a gap in partition {} before offset {}", message.partition, message.offset));
+                return Err(format!("a gap: in {partition} before offset {}", message.offset));
             }
             records.push((message.offset, value));
         }
@@ -67,12 +69,15 @@ pub(crate) async fn read_all(client: &Client<SimEnv>, partitions: i32) -> Result
     Ok(stored)
 }
 
-pub(crate) async fn committed(client: &Client<SimEnv>, partitions: i32) -> Result<BTreeMap<i32, i64>, String> {
+pub(crate) async fn committed(client: &Client<SimEnv>, stored: &Stored) -> Result<BTreeMap<Partition, i64>, String> {
     let partitions: Vec<TopicPartition> =
-        (0..partitions).map(|partition| TopicPartition::new(TOPIC, partition)).collect();
+        stored.keys().map(|partition| TopicPartition::new(&*partition.topic, partition.index)).collect();
     loop {
         match client.committed_offsets(GROUP, Some(&partitions)).await {
-            Ok(offsets) => return Ok(offsets.into_iter().map(|(at, offset)| (at.partition, offset)).collect()),
+            Ok(offsets) => {
+                let named = |at: TopicPartition| Partition::new(&*at.topic, at.partition);
+                return Ok(offsets.into_iter().map(|(at, offset)| (named(at), offset)).collect());
+            }
             Err(error) if error.is_retriable() => SimEnv::sleep(Duration::from_millis(100)).await,
             Err(error) => return Err(format!("committed offsets: {error}")),
         }
@@ -100,7 +105,7 @@ pub(crate) async fn group_done(
         if !at_rest {
             continue;
         }
-        let committed = committed(client, i32::try_from(stored.len()).unwrap_or(i32::MAX)).await?;
+        let committed = committed(client, stored).await?;
         let done = stored.iter().all(|(partition, records)| {
             let end = records.last().map_or(0, |(offset, _)| offset + 1);
             end == 0 || committed.get(partition).is_some_and(|offset| *offset >= end)

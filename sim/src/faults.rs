@@ -5,22 +5,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lockstep_core::{NodeId, ShardId};
-use lockstep_env::Env;
+use lockstep_env::{Env, Step, Task};
 use madsim::runtime::{Handle, NodeHandle};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Cluster, Death};
+use crate::cluster::{AtRest, Cluster, Death};
 use crate::env::SimEnv;
 use crate::env::disk::DiskOptions;
-use crate::env::net::LinkOptions;
+use crate::env::net::{BlockId, LinkOptions};
 use crate::inspector::Inspector;
 
 /// Faults of a run.
 const FAULTS: std::ops::Range<usize> = 10..15;
 /// How long an emptied disk may take to be filled again, while other things go wrong.
 const REFILL: Duration = Duration::from_secs(30);
+/// For so long no sync ends before power fails.
+const SYNCS_HANG: Duration = Duration::from_millis(40);
+/// Clocks drift by so many millionths at most: leases allow for a tenth, either way.
+const DRIFT_PPM: std::ops::RangeInclusive<i64> = -90_000..=90_000;
 
 /// One thing that goes wrong, and later is mended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +36,15 @@ pub enum Fault {
     CrashLeader(u16, Death),
     /// All brokers die at once and come back.
     CrashAll(Death),
+    /// Whoever comes to this step next for the `nth` time dies in the middle of it, and comes back. The step is a number in [`Step::ALL`].
+    CrashAt {
+        /// Which step.
+        step: usize,
+        /// 1: the next time.
+        nth: u64,
+        /// How it dies.
+        death: Death,
+    },
     /// A broker dies, comes back with an empty disk.
     Wipe(NodeId),
     /// A broker stops as SIGTERM does, and comes back.
@@ -44,16 +57,36 @@ pub enum Fault {
     Mute(NodeId),
     /// Nothing passes from one broker to another.
     CutOneWay(NodeId, NodeId),
+    /// Every broker reaches a majority, and no two the same one. With fewer than four brokers: one refuses new connections of another.
+    Ring,
     /// A broker stands still, and then goes on as if nothing had been.
     Pause(NodeId),
     /// All connections between two brokers break.
     Reset(NodeId, NodeId),
+    /// All connections of clients to a broker break, and what it was about to answer is lost.
+    ResetClients(NodeId),
     /// Packets are lost and late everywhere.
     BadLinks,
+    /// What one broker sends another is late.
+    SlowLink(NodeId, NodeId),
     /// Syncs of a broker's disk take long.
     SlowDisk(NodeId),
+    /// No sync of a broker's disk ends for a time.
+    HangingDisk(NodeId),
+    /// Reads, writes and syncs of a broker's disk fail now and then. The machine is started anew afterwards.
+    FailingDisk(NodeId),
+    /// A broker's disk is full for a time. What stopped because of it is started anew afterwards.
+    FullDisk(NodeId),
+    /// A bit flips in a file that a broker has closed, and the broker is started anew. When it refuses to start, it gets an empty disk.
+    FlippedBit(NodeId, AtRest),
+    /// A broker's wall clock jumps.
+    ClockJump(NodeId, i64),
+    /// A broker's clocks run too fast or too slow, by so many millionths.
+    ClockDrift(NodeId, i64),
     /// A consumer stands still beyond its session time-out, and then goes on with what it believes to own.
     Zombie(usize),
+    /// All consumers stand still for so long, and the group is empty when they go on.
+    AllZombies,
 }
 
 /// A fault and its time.
@@ -70,8 +103,8 @@ pub struct Planned {
 /// Draws the faults of a run that lasts `span_ms`. Each kind is either in this run or not at all, so that some runs show a fault on
 /// its own.
 pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, span_ms: u64) -> Vec<Planned> {
-    const KINDS: u8 = 14;
-    let mut kinds: Vec<u8> = (0..KINDS).filter(|_| rng.random_ratio(9, 20)).collect();
+    const KINDS: u8 = 26;
+    let mut kinds: Vec<u8> = (0..KINDS).filter(|_| rng.random_ratio(3, 10)).collect();
     if kinds.is_empty() {
         kinds.push(rng.random_range(0..KINDS));
     }
@@ -96,11 +129,27 @@ pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, sp
                 10 => Fault::BadLinks,
                 11 => Fault::SlowDisk(node),
                 12 => Fault::RollingRestart,
+                13 | 14 => {
+                    Fault::CrashAt { step: rng.random_range(0..Step::ALL.len()), nth: rng.random_range(1..30), death }
+                }
+                15 => Fault::Ring,
+                16 => Fault::SlowLink(node, other),
+                17 => Fault::HangingDisk(node),
+                18 => Fault::FailingDisk(node),
+                19 => Fault::FullDisk(node),
+                20 => Fault::FlippedBit(
+                    node,
+                    [AtRest::Journal, AtRest::Checkpoint, AtRest::Index][rng.random_range(0..3)],
+                ),
+                21 => Fault::ClockJump(node, rng.random_range(-7_200_000..7_200_000)),
+                22 => Fault::ClockDrift(node, rng.random_range(DRIFT_PPM)),
+                23 => Fault::ResetClients(node),
+                24 => Fault::AllZombies,
                 _ => Fault::Zombie(rng.random_range(0..members.max(1))),
             };
             let lasts_ms = match fault {
                 // Longer than the session time-out, or it would be no zombie.
-                Fault::Zombie(_) => rng.random_range(3_500..5_000),
+                Fault::Zombie(_) | Fault::AllZombies => rng.random_range(3_000..4_500),
                 _ => some_time(rng),
             };
             Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms }
@@ -152,6 +201,12 @@ impl Victims {
         }
     }
 
+    /// The same for one that is down.
+    fn take_down(&self, node: NodeId) -> Option<Taken> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.insert(node).then(|| Taken { all: self.taken.clone(), node })
+    }
+
     /// `None`: another fault has it, or it is down.
     fn take(&self, node: NodeId) -> Option<Taken> {
         let up = self.cluster.is_up(node);
@@ -163,6 +218,7 @@ impl Victims {
 /// Lets the faults happen, each at its time. Returns when the last is mended.
 pub(crate) async fn play(victims: &Victims, schedule: &[Planned]) {
     let begun = SimEnv::now();
+    let operator = SimEnv::spawn(operate(victims.clone()));
     let tasks: Vec<_> = schedule
         .iter()
         .cloned()
@@ -180,6 +236,36 @@ pub(crate) async fn play(victims: &Victims, schedule: &[Planned]) {
         .collect();
     for task in tasks {
         let _ = task.await;
+    }
+    operator.abort();
+    restart_fallen(victims, Duration::ZERO).await;
+    // A shard that has stopped stays so until its broker is started anew.
+    for node in victims.cluster.ids() {
+        if !victims.cluster.is_up(node) || !victims.cluster.stopped_shards(node).is_empty() {
+            victims.cluster.kill(node, Death::Power);
+            victims.cluster.start(node);
+        }
+    }
+}
+
+/// Starts again, after a while, who died by itself: as a service manager does.
+async fn operate(victims: Victims) {
+    loop {
+        victims.cluster.crash_points().wait_for_fall().await;
+        restart_fallen(&victims, Duration::from_millis(300)).await;
+    }
+}
+
+async fn restart_fallen(victims: &Victims, after: Duration) {
+    let falls = victims.cluster.crash_points().take_falls();
+    SimEnv::sleep(after).await;
+    for fall in falls {
+        if let Some(node) = victims.cluster.id_of(&fall.host)
+            && !victims.cluster.is_up(node)
+            && let Some(_taken) = victims.take_down(node)
+        {
+            victims.cluster.start(node);
+        }
     }
 }
 
@@ -205,16 +291,31 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             return any;
         }
         Fault::Isolate(node) | Fault::Mute(node) => {
-            let mut links = Vec::new();
+            let network = cluster.network();
+            let mut blocks = Vec::new();
             for peer in ids.into_iter().filter(|peer| *peer != node) {
-                links.push((cluster.host(node), cluster.host(peer)));
+                blocks.push(network.block(&cluster.host(node), &cluster.host(peer)));
                 if matches!(fault, Fault::Isolate(_)) {
-                    links.push((cluster.host(peer), cluster.host(node)));
+                    blocks.push(network.block(&cluster.host(peer), &cluster.host(node)));
                 }
             }
-            cut(cluster, &links, lasts).await;
+            lift(cluster, blocks, lasts).await;
         }
-        Fault::CutOneWay(from, to) => cut(cluster, &[(cluster.host(from), cluster.host(to))], lasts).await,
+        Fault::CutOneWay(from, to) => {
+            let block = cluster.network().block(&cluster.host(from), &cluster.host(to));
+            lift(cluster, vec![block], lasts).await;
+        }
+        Fault::Ring if ids.len() > 3 => lift(cluster, cluster.ring(), lasts).await,
+        Fault::Ring => {
+            let refusal = cluster.network().refuse(&cluster.host(1), &cluster.host(2));
+            lift(cluster, vec![refusal], lasts).await;
+        }
+        Fault::CrashAt { step, nth, death } => {
+            let Some(step) = Step::ALL.get(step) else { return false };
+            let trap = cluster.arm(None, *step, nth, death);
+            SimEnv::sleep(lasts + Duration::from_secs(1)).await;
+            return !cluster.crash_points().disarm(trap);
+        }
         Fault::Pause(node) => {
             let Some(_taken) = victims.take(node) else { return false };
             cluster.pause(node);
@@ -222,6 +323,20 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             cluster.resume(node);
         }
         Fault::Reset(a, b) => cluster.network().reset(&cluster.host(a), &cluster.host(b)),
+        Fault::ResetClients(node) => {
+            for client in cluster.client_names() {
+                cluster.network().reset(&cluster.host(node), &client);
+            }
+        }
+        Fault::AllZombies => {
+            for machine in victims.members.iter() {
+                Handle::current().pause(machine.id());
+            }
+            SimEnv::sleep(lasts).await;
+            for machine in victims.members.iter() {
+                Handle::current().resume(machine.id());
+            }
+        }
         Fault::BadLinks => {
             cluster.network().set_options(LinkOptions {
                 delay_max: Duration::from_millis(20),
@@ -231,11 +346,52 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             SimEnv::sleep(lasts).await;
             cluster.network().set_options(LinkOptions::default());
         }
-        Fault::SlowDisk(node) => {
-            let slow = DiskOptions { slow_sync_per_mille: 300, ..DiskOptions::default() };
-            cluster.disk(node).set_options(slow);
+        Fault::SlowLink(from, to) => {
+            let (from, to) = (cluster.host(from), cluster.host(to));
+            let slow = LinkOptions { delay_max: Duration::from_millis(60), ..LinkOptions::default() };
+            cluster.network().set_link(&from, &to, Some(slow));
             SimEnv::sleep(lasts).await;
-            cluster.disk(node).set_options(DiskOptions::default());
+            cluster.network().set_link(&from, &to, None);
+        }
+        Fault::SlowDisk(node) => {
+            cluster.disk(node).change_options(|options| options.slow_sync_per_mille = 300);
+            SimEnv::sleep(lasts).await;
+            cluster.disk(node).change_options(|options| options.slow_sync_per_mille = 0);
+        }
+        Fault::HangingDisk(node) => {
+            cluster.disk(node).hang_syncs(lasts);
+            SimEnv::sleep(lasts).await;
+        }
+        Fault::FailingDisk(node) => {
+            victims.inspector.excuse(node);
+            cluster.disk(node).change_options(|options| {
+                (options.read_error_per_mille, options.write_error_per_mille, options.sync_error_per_mille) = (2, 2, 4);
+            });
+            SimEnv::sleep(lasts).await;
+            cluster.disk(node).change_options(|options| {
+                let usual = DiskOptions::default();
+                (options.read_error_per_mille, options.write_error_per_mille, options.sync_error_per_mille) =
+                    (usual.read_error_per_mille, usual.write_error_per_mille, usual.sync_error_per_mille);
+            });
+            restart(victims, node).await;
+        }
+        Fault::FullDisk(node) => {
+            victims.inspector.excuse(node);
+            cluster.disk(node).fill_up(4 << 10);
+            SimEnv::sleep(lasts).await;
+            cluster.disk(node).change_options(|options| options.capacity_bytes = None);
+            restart(victims, node).await;
+        }
+        Fault::FlippedBit(node, kind) => return flip_bit(victims, node, kind).await,
+        Fault::ClockJump(node, by_ms) => {
+            cluster.clock(node).jump(by_ms);
+            SimEnv::sleep(lasts).await;
+            cluster.clock(node).jump(-by_ms);
+        }
+        Fault::ClockDrift(node, ppm) => {
+            cluster.clock(node).set_drift_ppm(ppm);
+            SimEnv::sleep(lasts).await;
+            cluster.clock(node).set_drift_ppm(0);
         }
         Fault::Zombie(member) => {
             let Some(machine) = victims.members.get(member) else { return false };
@@ -247,16 +403,58 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
     true
 }
 
-async fn cut(cluster: &Cluster, links: &[(String, String)], lasts: Duration) {
-    for (from, to) in links {
-        cluster.network().block(from, to);
+async fn lift(cluster: &Cluster, blocks: Vec<BlockId>, after: Duration) {
+    SimEnv::sleep(after).await;
+    for block in blocks {
+        cluster.network().unblock(block);
     }
-    SimEnv::sleep(lasts).await;
-    cluster.network().heal();
+}
+
+/// Starts a broker's machine anew when something on it has stopped.
+async fn restart(victims: &Victims, node: NodeId) {
+    let cluster = &victims.cluster;
+    if cluster.is_up(node) && cluster.stopped_shards(node).is_empty() {
+        return;
+    }
+    // Another fault that has the broker starts it too.
+    let Some(_taken) = victims.take_down(node) else { return };
+    cluster.kill(node, Death::Power);
+    SimEnv::sleep(Duration::from_millis(200)).await;
+    cluster.start(node);
+}
+
+async fn flip_bit(victims: &Victims, node: NodeId, kind: AtRest) -> bool {
+    let cluster = &victims.cluster;
+    let Ok(_at_stake) = victims.majority_at_stake.try_lock() else { return false };
+    let Some(taken) = victims.take(node) else { return false };
+    if !cluster.ids().iter().all(|id| cluster.votes_everywhere(*id)) || cluster.flip_bit(node, kind).is_none() {
+        return false;
+    }
+    victims.inspector.excuse(node);
+    cluster.kill(node, Death::Process);
+    cluster.start(node);
+    let decided = |cluster: &Cluster| cluster.broker(node).is_some() || !cluster.is_up(node);
+    let _ = cluster.wait_until(Duration::from_secs(5), decided).await;
+    if cluster.broker(node).is_none() {
+        cluster.trace().event("faults", format!("broker {node} refuses its disk and gets an empty one"));
+        cluster.kill(node, Death::Process);
+        cluster.disk(node).wipe();
+        cluster.start(node);
+    }
+    drop(taken);
+    let _ = cluster.wait_until(REFILL, |cluster| cluster.votes_everywhere(node)).await;
+    true
 }
 
 async fn crash(victims: &Victims, nodes: &[NodeId], death: Death, lasts: Duration) -> bool {
     let taken: Vec<Taken> = nodes.iter().filter_map(|node| victims.take(*node)).collect();
+    if death == Death::Power && !taken.is_empty() {
+        // Power fails while syncs are under way: what was acknowledged by then must have been durable before.
+        for victim in &taken {
+            victims.cluster.disk(victim.node).hang_syncs(SYNCS_HANG);
+        }
+        SimEnv::sleep(SYNCS_HANG * 3 / 4).await;
+    }
     for victim in &taken {
         victims.cluster.kill(victim.node, death);
     }

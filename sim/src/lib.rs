@@ -7,6 +7,7 @@ compile_error!(
 );
 
 pub mod choices;
+mod clients;
 pub mod cluster;
 mod convergence;
 pub mod env;

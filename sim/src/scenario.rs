@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use checker::{Broken, Event, Header, History, Partition, check_all};
-use lockstep_client::{Admin, NewTopic};
+use checker::{Broken, Event, Header, History, check_all};
 use lockstep_env::{Env, Task};
 
-use crate::choices::{Case, Choices, ClientChoice};
+use crate::choices::{Case, Choices};
+use crate::clients::Clients;
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::convergence::{self, within};
 use crate::env::SimEnv;
@@ -16,9 +16,7 @@ use crate::env::net::LinkOptions;
 use crate::env::trace::{Event as TraceEvent, Trace};
 use crate::faults::{self, Victims};
 use crate::inspector::Inspector;
-use crate::workload::member::{self, Member};
-use crate::workload::produce::{self, Produce, Promise};
-use crate::workload::{Context, Finish, GROUP, TOPIC};
+use crate::workload::GROUP;
 
 /// What a run gives.
 #[derive(Clone, Debug)]
@@ -87,83 +85,37 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
         cluster.start(id);
     }
     convergence::led(cluster).await?;
-    let brokers = cluster.addresses();
-    let context = |name: &str, finish: &Finish| {
-        let (env, machine) = cluster.client(name);
-        let (brokers, history, finish) = (brokers.clone(), history.clone(), finish.clone());
-        (Context { env, brokers, name: name.to_owned(), history, finish }, machine)
-    };
-    let (admin, _) = context("admin", &Finish::default());
-    let client = admin.connect().await.ok_or("no client")?;
-    let admin = Admin::new(&client);
-    within("the topic is made", admin.create_topic(&NewTopic::new(TOPIC, choices.partitions)))
-        .await?
-        .map_err(|error| format!("no topic: {error}"))?;
-
-    let (no_more_records, no_more_reading) = (Finish::default(), Finish::default());
-    let (mut writing, mut reading, mut machines) = (Vec::new(), Vec::new(), Vec::new());
-    for (number, choice) in choices.clients.iter().enumerate() {
-        match choice {
-            ClientChoice::Producer => {
-                let (context, machine) = context(&format!("p{number}"), &no_more_records);
-                let mut config = Produce::new(vec![TOPIC.to_owned()], Promise::Idempotent);
-                config.pause = Duration::from_millis(60)..Duration::from_millis(240);
-                writing.push(machine.spawn(produce::produce(context, config)));
-            }
-            ClientChoice::Member => {
-                let (context, machine) = context(&format!("m{number}"), &no_more_reading);
-                reading.push(machine.spawn(member::consume(context, Member::new(GROUP, vec![TOPIC.to_owned()]))));
-                machines.push(machine);
-            }
-        }
-    }
-    let members = reading.len();
+    let mut clients = Clients::start(cluster, choices, history).await?;
 
     // Safety: whatever goes wrong, no promise is broken.
     let begun = SimEnv::now();
-    let victims = Victims::new(cluster.clone(), machines, inspector.clone());
+    let victims = Victims::new(cluster.clone(), clients.machines.clone(), inspector.clone());
     faults::play(&victims, &choices.faults).await;
     SimEnv::sleep_until(begun + Duration::from_millis(choices.safety_ms)).await;
     if let Some(node) = choices.gone {
         faults::leave_dead(cluster, node).await;
     }
-    no_more_records.now();
-    no_more_reading.calm();
     cluster.trace().event("faults", "no more");
 
     // Liveness: nothing goes wrong any more, and everything comes to rest.
-    within("producers know the outcome of every record", async {
-        for producer in writing {
-            let _ = producer.await;
-        }
-    })
-    .await?;
+    clients.calm();
+    within("producers know the outcome of every record", clients.written()).await?;
     if let Some(error) = cluster.ids().into_iter().find_map(|id| cluster.start_error(id)) {
         return Err(format!("a broker does not start again: {error}"));
     }
     convergence::led(cluster).await?;
-    let stored = within("everything can be read", convergence::read_all(&client, choices.partitions)).await??;
-    let done = convergence::group_done(cluster, &client, &stored, members);
+    let stored = within("everything can be read", convergence::read_all(&clients.client)).await??;
+    let done = convergence::group_done(cluster, &clients.client, &stored, clients.members);
     within("the group is stable and has read everything", done).await??;
-    let committed = convergence::committed(&client, choices.partitions);
+    let committed = convergence::committed(&clients.client, &stored);
     let committed = within("the committed offsets can be read", committed).await??;
-    no_more_reading.now();
-    within("the members leave", async {
-        for member in reading {
-            let _ = member.await;
-        }
-    })
-    .await?;
+    within("the clients end", clients.end()).await?;
     let at_us = cluster.trace().now_us();
     for (partition, records) in &stored {
-        let partition = Partition::new(TOPIC, *partition);
         let end = records.last().map_or(0, |(offset, _)| offset + 1);
-        history.add_final_records(at_us, "end", &partition, (0, end), records);
-    }
-    for partition in 0..choices.partitions {
-        let (group, offset) = (GROUP.to_owned(), committed.get(&partition).copied());
-        let partition = Partition::new(TOPIC, partition);
-        history.add(at_us, "end", Event::FinalCommitted { group, partition, offset });
+        history.add_final_records(at_us, "end", partition, (0, end), records);
+        let (group, offset) = (GROUP.to_owned(), committed.get(partition).copied());
+        history.add(at_us, "end", Event::FinalCommitted { group, partition: partition.clone(), offset });
     }
     convergence::replicas(cluster, history).await?;
     check_all(&history.records()).map(|_| ()).map_err(|broken| broken_text(cluster, history, &broken))

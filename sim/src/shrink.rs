@@ -72,6 +72,7 @@ fn simpler(choices: &Choices) -> Vec<Choices> {
         }
     };
     vary(&|choices| choices.gone = None);
+    vary(&|choices| choices.grows = false);
     vary(&|choices| choices.shards = choices.shards.min(1));
     vary(&|choices| choices.partitions = 1);
     vary(&|choices| choices.safety_ms /= 2);

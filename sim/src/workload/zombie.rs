@@ -248,6 +248,9 @@ impl Ghost<'_> {
         if self.identity.epoch > 0 {
             let request = self.classic_heartbeat(self.identity.epoch);
             self.ask(CLASSIC_HEARTBEAT_VERSION, PATIENCE, &request, |answer| answer.error_code).await?;
+            if chance(200) {
+                self.stale_commit().await?;
+            }
             return self.commit().await;
         }
         let subscription = Subscription {
@@ -311,6 +314,20 @@ impl Ghost<'_> {
             self.record(|group, member| Event::Assigned { group, member, partitions, epoch });
             let offsets = commits::committed(self.context, &mut self.coordinator, OFFSETS_VERSION, &new).await?;
             self.committed.extend(offsets.into_iter().filter_map(|(at, offset)| Some((at, offset?))));
+        }
+        Ok(())
+    }
+
+    /// A classic group takes no commit of another generation, whoever sends it.
+    async fn stale_commit(&mut self) -> Result<(), ClientError> {
+        if self.committed.is_empty() || self.identity.epoch < 2 || !matches!(self.config.speaks, Speaks::Classic(_)) {
+            return Ok(());
+        }
+        let former = Identity { epoch: self.identity.epoch - 1, ..self.identity.clone() };
+        let request: OffsetCommitRequest = commits::commit_request(&former, OFFSETS_VERSION, &self.committed);
+        for outcome in self.send(OFFSETS_VERSION, PATIENCE, &request).await {
+            let accepted = outcome.is_ok_and(|answer| commits::commit_error(&answer) == 0);
+            assert!(!accepted, "a commit of generation {} of {} was accepted", former.epoch, former.life);
         }
         Ok(())
     }

@@ -1,0 +1,187 @@
+//! The clients of a run, as it has chosen them.
+
+use std::time::Duration;
+
+use checker::History;
+use lockstep_client::{Admin, Client, NewTopic};
+use madsim::runtime::NodeHandle;
+use madsim::task::JoinHandle;
+
+use crate::choices::{Choices, ClientChoice, ProducerChoice};
+use crate::cluster::Cluster;
+use crate::convergence::within;
+use crate::env::SimEnv;
+use crate::workload::admin::{self, Administrator};
+use crate::workload::classic::{self, Classic};
+use crate::workload::member::{self, Member};
+use crate::workload::observer::{self, Observer};
+use crate::workload::produce::{self, Produce, Promise};
+use crate::workload::reader::{self, Reader};
+use crate::workload::regex::{self, RegexMember};
+use crate::workload::zombie::{self, Speaks, Zombie};
+use crate::workload::{Context, Finish, GROUP, Habits, TOPIC};
+
+/// Session time-outs are short, so that sessions run out while a run goes on.
+pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_millis(2_500);
+const REBALANCE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// All clients, at work.
+pub(crate) struct Clients {
+    /// One for the harness itself.
+    pub(crate) client: Client<SimEnv>,
+    /// How many are members of the group in the end.
+    pub(crate) members: usize,
+    /// Their machines.
+    pub(crate) machines: Vec<NodeHandle>,
+    no_more_records: Finish,
+    finish: Finish,
+    writing: Vec<JoinHandle<()>>,
+    others: Vec<JoinHandle<()>>,
+}
+
+impl Clients {
+    /// Makes the topic and starts the clients.
+    pub(crate) async fn start(cluster: &Cluster, choices: &Choices, history: &History) -> Result<Self, String> {
+        let brokers = cluster.addresses();
+        let context = |name: String, finish: &Finish| {
+            let (env, machine) = cluster.client(&name);
+            let (brokers, history, finish) = (brokers.clone(), history.clone(), finish.clone());
+            (Context { env, brokers, name, history, finish }, machine)
+        };
+        let (no_more_records, finish) = (Finish::default(), Finish::default());
+        let (own, _) = context("admin".to_owned(), &finish);
+        let client = own.connect().await.ok_or("no broker answers")?;
+        let admin = Admin::new(&client);
+        within("the topic is made", admin.create_topic(&NewTopic::new(TOPIC, choices.partitions)))
+            .await?
+            .map_err(|error| format!("no topic: {error}"))?;
+
+        let mut clients = Self {
+            client,
+            members: 0,
+            machines: Vec::new(),
+            no_more_records,
+            finish,
+            writing: Vec::new(),
+            others: Vec::new(),
+        };
+        for (number, choice) in choices.clients.iter().enumerate() {
+            let letter = match choice {
+                ClientChoice::Producer(_) => 'p',
+                ClientChoice::Reader => 'r',
+                ClientChoice::Observer => 'o',
+                ClientChoice::Administrator => 'a',
+                ClientChoice::Zombie { .. } => 'z',
+                _ => 'm',
+            };
+            let finish = if letter == 'p' { clients.no_more_records.clone() } else { clients.finish.clone() };
+            let name = format!("{letter}{number}");
+            let (context, machine) = context(name.clone(), &finish);
+            let topics = || vec![TOPIC.to_owned()];
+            let instance = |is_static: bool| is_static.then(|| format!("instance-{name}"));
+            clients.members += usize::from(choice.is_member());
+            if choice.is_member() {
+                clients.machines.push(machine.clone());
+            }
+            let task = match *choice {
+                ClientChoice::Producer(choice) => {
+                    machine.spawn(produce::produce(context, producer(choice, choices.grows)))
+                }
+                ClientChoice::Member { is_static, has_whims } => {
+                    let mut config = Member::new(GROUP, topics());
+                    config.instance_id = instance(is_static);
+                    config.session_timeout = SESSION_TIMEOUT;
+                    config.rebalance_timeout = REBALANCE_TIMEOUT;
+                    config.habits = habits(has_whims);
+                    machine.spawn(member::consume(context, config))
+                }
+                ClientChoice::Classic { version, is_static, has_whims } => {
+                    let mut config = Classic::new(GROUP, topics());
+                    config.version = version;
+                    config.instance_id = instance(is_static);
+                    config.session_timeout = SESSION_TIMEOUT;
+                    config.rebalance_timeout = REBALANCE_TIMEOUT;
+                    config.habits = habits(has_whims);
+                    machine.spawn(classic::consume(context, config))
+                }
+                ClientChoice::Regex { has_whims } => {
+                    let mut config = RegexMember::new(GROUP, format!("{TOPIC}.*"), topics());
+                    config.session_timeout = SESSION_TIMEOUT;
+                    config.rebalance_timeout = REBALANCE_TIMEOUT;
+                    config.habits = habits(has_whims);
+                    machine.spawn(regex::consume(context, config))
+                }
+                ClientChoice::Reader => machine.spawn(reader::read(context, Reader::new(topics()))),
+                ClientChoice::Observer => {
+                    machine.spawn(observer::observe(context, Observer::new(vec![GROUP.to_owned()], topics())))
+                }
+                ClientChoice::Administrator => {
+                    let mut config = Administrator::new(vec!["passing".to_owned(), "records-of-others".to_owned()]);
+                    config.configures = vec![GROUP.to_owned()];
+                    if choices.grows {
+                        config.growing = vec![(TOPIC.to_owned(), choices.partitions + 4)];
+                    }
+                    machine.spawn(admin::administer(context, config))
+                }
+                ClientChoice::Zombie { is_classic } => {
+                    let speaks = if is_classic { Speaks::Classic(classic::Protocol::Range) } else { Speaks::Consumer };
+                    machine.spawn(zombie::haunt(context, Zombie::new(GROUP, topics(), speaks)))
+                }
+            };
+            if letter == 'p' { clients.writing.push(task) } else { clients.others.push(task) }
+        }
+        Ok(clients)
+    }
+
+    /// No more records, no more whims.
+    pub(crate) fn calm(&self) {
+        self.no_more_records.now();
+        self.finish.calm();
+    }
+
+    /// Waits until producers know what became of their records.
+    pub(crate) async fn written(&mut self) {
+        for task in self.writing.drain(..) {
+            task.await.unwrap_or_else(|error| panic!("a producer died: {error}"));
+        }
+    }
+
+    /// Lets all end.
+    pub(crate) async fn end(&mut self) {
+        self.finish.now();
+        for task in self.others.drain(..) {
+            task.await.unwrap_or_else(|error| panic!("a client died: {error}"));
+        }
+    }
+}
+
+fn producer(choice: ProducerChoice, grows: bool) -> Produce {
+    let promise = match choice {
+        ProducerChoice::Idempotent | ProducerChoice::IdempotentLarge => Promise::Idempotent,
+        ProducerChoice::All => Promise::All,
+        ProducerChoice::Unacknowledged => Promise::None,
+    };
+    let mut config = Produce::new(vec![TOPIC.to_owned()], promise);
+    config.pause = Duration::from_millis(60)..Duration::from_millis(240);
+    if grows {
+        config.keys = 0;
+    }
+    if choice == ProducerChoice::IdempotentLarge {
+        config.large_per_mille = 50;
+        config.large_len = 20 << 10;
+    }
+    config
+}
+
+fn habits(has_whims: bool) -> Habits {
+    if !has_whims {
+        return Habits::default();
+    }
+    Habits {
+        slow_per_mille: 20,
+        slow: Duration::from_secs(6),
+        leave_per_mille: 40,
+        vanish_per_mille: 20,
+        ..Habits::default()
+    }
+}
