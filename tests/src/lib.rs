@@ -11,6 +11,7 @@ pub mod http;
 pub mod load;
 mod ports;
 pub mod readers;
+pub mod recorder;
 mod wait;
 pub mod wire;
 
@@ -18,6 +19,7 @@ pub use binaries::{broker_binary, lockstep_binary};
 pub use cluster::Cluster;
 pub use load::Load;
 pub use ports::free_port;
-pub use readers::{Delivered, Readers, assert_all_delivered_in_order, assert_stored_once_in_order, read_everything};
+pub use readers::Readers;
+pub use recorder::{Lane, MemberLane, Recorder, still_assigned};
 pub use wait::{PATIENCE, pause, wait_until, within};
 pub use wire::WireConnection;

@@ -4,10 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lockstep_client::{Client, Compression, Producer, ProducerConfig, ProducerRecord};
+use checker::{Event, Partition};
+use lockstep_client::{Client, ClientError, Compression, Producer, ProducerConfig, ProducerRecord, RecordMetadata};
 use lockstep_env::Env;
 use lockstep_env::tokio_env::{TokioEnv, TokioTask};
 
+use crate::recorder::{Lane, Recorder};
 use crate::wait::pause;
 
 /// Keys of the messages; each key's messages must stay in order. Enough for each of six partitions to get some.
@@ -46,7 +48,7 @@ impl Load {
     ///
     /// # Panics
     /// The producer cannot be made.
-    pub fn start(client: &Client, topic: &str, name: &str) -> Self {
+    pub fn start(recorder: &Recorder, client: &Client, topic: &str, name: &str) -> Self {
         let config = ProducerConfig {
             compression: Compression::Lz4,
             delivery_timeout: Duration::from_secs(90),
@@ -59,6 +61,7 @@ impl Load {
             producer,
             topic: topic.to_owned(),
             name: name.to_owned(),
+            lane: recorder.lane(name),
             progress: Arc::clone(&progress),
             is_over: Arc::clone(&is_over),
         };
@@ -87,6 +90,7 @@ struct Sender {
     producer: Producer,
     topic: String,
     name: String,
+    lane: Lane,
     progress: Arc<Mutex<Progress>>,
     is_over: Arc<AtomicBool>,
 }
@@ -100,25 +104,38 @@ impl Sender {
                 let key = format!("key-{}", sequence % KEYS);
                 let value = format!("{}:{key}:{sequence}", self.name);
                 sequence += 1;
+                self.lane.add(Event::Sent {
+                    producer: self.name.clone(),
+                    topic: self.topic.clone(),
+                    partition: None,
+                    key: Some(key.clone()),
+                    value: value.clone(),
+                    is_idempotent: true,
+                });
                 let record = ProducerRecord::new(self.topic.clone(), value.clone()).with_key(key);
                 match self.producer.send(&record).await {
                     Ok(delivery) => deliveries.push((value, delivery)),
-                    Err(error) => self.note(value, Err(error.to_string())),
+                    Err(error) => self.note(value, Err(error)),
                 }
             }
             for (value, delivery) in deliveries {
                 let outcome = delivery.await;
-                self.note(value, outcome.map(|_| ()).map_err(|error| error.to_string()));
+                self.note(value, outcome);
             }
             pause(PAUSE_BETWEEN_WINDOWS).await;
         }
     }
 
-    fn note(&self, value: String, outcome: Result<(), String>) {
+    fn note(&self, value: String, outcome: Result<RecordMetadata, ClientError>) {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
-            Err(error) => progress.failures.push(format!("{value}: {error}")),
-            Ok(()) => {
+            Err(error) => {
+                progress.failures.push(format!("{value}: {error}"));
+                self.lane.add(Event::Unknown { value, reason: error.to_string() });
+            }
+            Ok(metadata) => {
+                let partition = Partition::new(&*metadata.topic, metadata.partition);
+                self.lane.add(Event::Acknowledged { value: value.clone(), partition, offset: metadata.offset });
                 let now = TokioEnv::now();
                 let gap = progress.last.map_or(Duration::ZERO, |last| now - last);
                 progress.longest_gap = progress.longest_gap.max(gap);

@@ -3,17 +3,15 @@
 use std::time::Duration;
 
 use lockstep_client::{Admin, GroupConsumer, GroupConsumerConfig, GroupEvent, NewTopic, TopicPartition};
-use tests::{
-    Cluster, Load, PATIENCE, Readers, assert_all_delivered_in_order, assert_stored_once_in_order, read_everything,
-    wait_until, within,
-};
+use tests::{Cluster, Load, PATIENCE, Readers, Recorder, wait_until, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_joins_reads_commits_and_leaves_and_its_successor_goes_on_from_there() {
     let cluster = Cluster::start(3).await;
     let client = cluster.client().await;
     Admin::new(&client).create_topic(&NewTopic::new("orders", 1)).await.expect("created");
-    let load = Load::start(&client, "orders", "a");
+    let recorder = Recorder::new(env!("CARGO_TARGET_TMPDIR"), "client-successor");
+    let load = Load::start(&recorder, &client, "orders", "a");
     wait_until("twenty messages are there", PATIENCE, || async { (load.acknowledged() >= 20).then_some(()) }).await;
     let sent = load.finish().await.acknowledged;
 
@@ -94,22 +92,28 @@ async fn everything_produced_is_stored_once_and_every_group_is_given_all_of_it()
     let cluster = Cluster::start(3).await;
     let client = cluster.client().await;
     Admin::new(&client).create_topic(&NewTopic::new("events", 6)).await.expect("created");
-    let one = Readers::start(&cluster, "one", "events", 2).await;
-    let other = Readers::start(&cluster, "other", "events", 3).await;
-    let loads = [Load::start(&client, "events", "a"), Load::start(&client, "events", "b")];
+    let recorder = Recorder::new(env!("CARGO_TARGET_TMPDIR"), "client-everything");
+    let one = Readers::start(&recorder, &cluster, "one", "events", 2).await;
+    let other = Readers::start(&recorder, &cluster, "other", "events", 3).await;
+    let loads = ["a", "b"].map(|name| Load::start(&recorder, &client, "events", name));
     wait_until("some load", PATIENCE, || async { loads.iter().all(|load| load.acknowledged() >= 1_000).then_some(()) })
         .await;
     let mut sent = Vec::new();
     for load in loads {
         sent.extend(load.finish().await.acknowledged);
     }
-    for readers in [one, other] {
+    let lane = recorder.lane("end");
+    for (group, readers) in [("one", one), ("other", other)] {
         readers.wait_for(&sent).await;
-        let delivered = readers.finish().await;
-        assert_all_delivered_in_order(&delivered, &sent);
-        assert_eq!(delivered.len(), sent.len(), "nothing happened that would make a group read twice");
+        readers.finish().await;
+        lane.fetch_final_committed(&client, group, "events", 6).await;
     }
-    let stored = read_everything(&client, "events").await;
-    assert_stored_once_in_order(&stored, &sent);
-    assert_eq!(stored.len(), sent.len());
+    lane.read_everything(&client, "events").await;
+    let summary = recorder.check();
+    println!("{summary}");
+    let count = sent.len() as u64;
+    assert_eq!((summary.acknowledged, summary.unknown, summary.final_records), (count, 0, count));
+    assert_eq!((summary.final_partitions, summary.final_committed), (6, 2 * 6));
+    assert_eq!(summary.polled, 2 * count, "nothing happened that would make a group read twice");
+    assert_eq!((summary.repeated, summary.lost, summary.overlaps), (0, 0, 0));
 }

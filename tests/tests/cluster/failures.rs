@@ -1,15 +1,11 @@
 //! Nodes that die, freeze, stop and lose their disks under load.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lockstep_client::{Admin, Client, NewTopic, TopicPartition};
+use lockstep_client::{Admin, Client, NewTopic};
 use lockstep_env::Env;
 use lockstep_env::tokio_env::TokioEnv;
-use tests::{
-    Cluster, Load, PATIENCE, Readers, assert_all_delivered_in_order, assert_stored_once_in_order, read_everything,
-    wait_until,
-};
+use tests::{Cluster, Load, PATIENCE, Readers, Recorder, wait_until};
 
 const TOPIC: &str = "events";
 const GROUP: &str = "workers";
@@ -21,16 +17,19 @@ struct Scene {
     client: Client,
     load: Load,
     readers: Readers,
+    recorder: Recorder,
 }
 
 impl Scene {
-    async fn set() -> Self {
+    /// `test` names the history.
+    async fn set(test: &str) -> Self {
+        let recorder = Recorder::new(env!("CARGO_TARGET_TMPDIR"), test);
         let cluster = Cluster::start(3).await;
         let client = cluster.client().await;
         Admin::new(&client).create_topic(&NewTopic::new(TOPIC, PARTITIONS)).await.expect("created");
-        let readers = Readers::start(&cluster, GROUP, TOPIC, 2).await;
-        let load = Load::start(&client, TOPIC, "load");
-        let scene = Self { cluster, client, load, readers };
+        let readers = Readers::start(&recorder, &cluster, GROUP, TOPIC, 2).await;
+        let load = Load::start(&recorder, &client, TOPIC, "load");
+        let scene = Self { cluster, client, load, readers, recorder };
         scene.wait_for_progress().await;
         scene
     }
@@ -55,34 +54,31 @@ impl Scene {
 
     /// Ends the load and checks everything that was promised.
     async fn check(self) -> Duration {
-        let Self { cluster, client, load, readers } = self;
+        let Self { cluster, client, load, readers, recorder } = self;
         let outcome = load.finish().await;
         println!("{} messages, nothing acknowledged for {:?} at most", outcome.acknowledged.len(), outcome.longest_gap);
         readers.wait_for(&outcome.acknowledged).await;
-        assert_committed(&client, &readers.committed()).await;
-        let delivered = readers.finish().await;
-        assert_all_delivered_in_order(&delivered, &outcome.acknowledged);
-        let stored = read_everything(&client, TOPIC).await;
-        assert_stored_once_in_order(&stored, &outcome.acknowledged);
+        let lane = recorder.lane("end");
+        lane.fetch_committed(&client, GROUP, TOPIC, PARTITIONS).await;
+        readers.finish().await;
+        lane.fetch_final_committed(&client, GROUP, TOPIC, PARTITIONS).await;
+        lane.read_everything(&client, TOPIC).await;
         cluster.wait_whole().await;
         cluster.wait_equal_digests().await;
+        let summary = recorder.check();
+        println!("{summary}");
+        let partitions = PARTITIONS as u64;
+        assert_eq!(summary.acknowledged, outcome.acknowledged.len() as u64);
+        assert!(summary.final_records >= summary.acknowledged && summary.polled >= summary.acknowledged);
+        assert!(summary.committed > 0 && summary.fetched >= partitions && summary.intervals >= partitions, "{summary}");
+        assert_eq!((summary.final_partitions, summary.final_committed), (partitions, partitions));
         outcome.longest_gap
-    }
-}
-
-/// The group's commits are not behind what was acknowledged.
-async fn assert_committed(client: &Client, acknowledged: &BTreeMap<i32, i64>) {
-    let partitions: Vec<_> = acknowledged.keys().map(|&index| TopicPartition::new(TOPIC, index)).collect();
-    let committed = client.committed_offsets(GROUP, Some(&partitions)).await.expect("the coordinator answers");
-    for (&partition, &offset) in acknowledged {
-        let kept = committed.get(&TopicPartition::new(TOPIC, partition)).copied();
-        assert!(kept.is_some_and(|kept| kept >= offset), "partition {partition}: {kept:?}, but {offset} was committed");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_killed_takes_nothing_acknowledged_with_it() {
-    let mut scene = Scene::set().await;
+    let mut scene = Scene::set("leader-killed").await;
     for _ in 0..2 {
         let leader = scene.leader().await;
         scene.cluster.kill9(leader);
@@ -96,7 +92,7 @@ async fn a_leader_that_is_killed_takes_nothing_acknowledged_with_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_freezes_is_replaced_and_does_no_harm_when_it_wakes() {
-    let scene = Scene::set().await;
+    let scene = Scene::set("leader-frozen").await;
     let leader = scene.leader().await;
     scene.cluster.sigstop(leader);
     scene.wait_for_progress().await;
@@ -108,23 +104,22 @@ async fn a_leader_that_freezes_is_replaced_and_does_no_harm_when_it_wakes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_nodes_killed_at_once_come_back_with_every_message_and_commit() {
-    let mut scene = Scene::set().await;
+    let mut scene = Scene::set("all-killed").await;
     for id in scene.cluster.ids() {
         scene.cluster.kill9(id);
     }
-    let committed = scene.readers.committed();
     for id in scene.cluster.ids() {
         scene.cluster.restart(id);
     }
     scene.cluster.wait_whole().await;
-    assert_committed(&scene.client, &committed).await;
+    scene.recorder.lane("test").fetch_committed(&scene.client, GROUP, TOPIC, PARTITIONS).await;
     scene.wait_for_progress().await;
     scene.check().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_asked_to_stop_hands_over_and_clients_hardly_notice() {
-    let mut scene = Scene::set().await;
+    let mut scene = Scene::set("asked-to-stop").await;
     let leader = scene.leader().await;
     let status = scene.cluster.sigterm(leader).await;
     assert_eq!(status.code(), Some(0), "{status}");
@@ -138,7 +133,7 @@ async fn a_node_that_is_asked_to_stop_hands_over_and_clients_hardly_notice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_lost_its_disk_learns_everything_before_it_votes_again() {
-    let mut scene = Scene::set().await;
+    let mut scene = Scene::set("disk-lost").await;
     let wiped = scene.leader().await;
     scene.cluster.kill9(wiped);
     scene.cluster.wipe(wiped);
@@ -153,7 +148,7 @@ async fn a_node_that_lost_its_disk_learns_everything_before_it_votes_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_of_three_nodes_gone_stop_the_cluster_and_one_more_brings_it_back() {
-    let mut scene = Scene::set().await;
+    let mut scene = Scene::set("majority-gone").await;
     scene.cluster.kill9(1);
     scene.cluster.kill9(2);
     let mut last = (scene.load.acknowledged(), TokioEnv::now());

@@ -1,7 +1,7 @@
 //! Health and metrics over HTTP.
 
 use lockstep_client::{Admin, NewTopic};
-use tests::{Cluster, Load, PATIENCE, Readers, wait_until};
+use tests::{Cluster, Load, PATIENCE, Readers, Recorder, wait_until};
 
 /// Names and values of a text in Prometheus' format; panics where it is none.
 fn samples(text: &str) -> Vec<(String, String, f64)> {
@@ -53,10 +53,11 @@ async fn metrics_tell_of_leaders_groups_commits_and_nodes() {
     let cluster = Cluster::start(3).await;
     let client = cluster.client().await;
     Admin::new(&client).create_topic(&NewTopic::new("measured", 3)).await.expect("created");
-    let readers = Readers::start(&cluster, "measurers", "measured", 1).await;
-    let load = Load::start(&client, "measured", "load");
+    let recorder = Recorder::new(env!("CARGO_TARGET_TMPDIR"), "http-metrics");
+    let readers = Readers::start(&recorder, &cluster, "measurers", "measured", 1).await;
+    let load = Load::start(&recorder, &client, "measured", "load");
     wait_until("messages are read", PATIENCE, || async { (readers.delivered() >= 100).then_some(()) }).await;
-    wait_until("something is committed", PATIENCE, || async { (!readers.committed().is_empty()).then_some(()) }).await;
+    wait_until("something is committed", PATIENCE, || async { (readers.commits() > 0).then_some(()) }).await;
 
     let mut all = Vec::new();
     for id in cluster.ids() {

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_client::{ClientError, GroupConsumer, GroupConsumerConfig, GroupEvent, Message, TopicPartition};
+use lockstep_client::{ClientError, GroupConsumer, GroupConsumerConfig, GroupEvent, TopicPartition};
 use lockstep_env::tokio_env::{TokioEnv, TokioTask};
 use lockstep_env::{Env, watch};
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use tests::{Cluster, Delivered, PATIENCE, within};
+use tests::{Cluster, PATIENCE, Recorder, still_assigned, within};
 use tokio::sync::oneshot;
 
 use crate::record::{GroupRecord, MemberNotes};
@@ -54,9 +54,15 @@ pub(crate) struct Member {
 
 impl Member {
     /// Starts a member; it joins by itself. Names must differ within a group.
-    pub(crate) async fn start(cluster: &Cluster, record: &Arc<GroupRecord>, name: &str, kind: Kind) -> Self {
+    pub(crate) async fn start(
+        recorder: &Recorder,
+        cluster: &Cluster,
+        record: &Arc<GroupRecord>,
+        name: &str,
+        kind: Kind,
+    ) -> Self {
         let (orders, order) = watch::channel(Order::Read);
-        let notes = MemberNotes::new(record, name);
+        let notes = MemberNotes::new(recorder, record, name);
         notes.note(format!("starts as {kind:?}"));
         let task = match kind {
             Kind::Classic(assignor) => {
@@ -111,16 +117,7 @@ async fn read(
         let polled = messages.poll(POLL_TIMEOUT).await?;
         for (index, event) in polled.events.iter().enumerate() {
             match event {
-                GroupEvent::Assigned(partitions) => {
-                    // What is gone again before the member was told of it, it never had.
-                    let is_gone = |at: &TopicPartition| {
-                        polled.events[index..].iter().any(|later| match later {
-                            GroupEvent::Assigned(_) => false,
-                            GroupEvent::Revoked(gone) | GroupEvent::Lost(gone) => gone.contains(at),
-                        })
-                    };
-                    notes.assigned(&numbers(partitions.iter().filter(|at| !is_gone(at))));
-                }
+                GroupEvent::Assigned(_) => notes.assigned(&still_assigned(&polled.events, index)),
                 GroupEvent::Revoked(partitions) => {
                     let partitions = notes.had(numbers(partitions));
                     commit(consumer, notes, Some(&partitions)).await;
@@ -130,7 +127,7 @@ async fn read(
             }
         }
         for message in &polled.messages {
-            notes.delivered(delivered(message));
+            notes.delivered(message.partition, message.offset, text(message.value.as_deref()));
         }
         if committed_at.elapsed() >= COMMIT_INTERVAL {
             commit(consumer, notes, None).await;
@@ -147,23 +144,13 @@ async fn read(
 async fn commit(consumer: &GroupConsumer, notes: &MemberNotes, only: Option<&[i32]>) {
     let offsets = notes.uncommitted(only);
     let by_name = offsets.iter().map(|(&partition, &offset)| (TopicPartition::new(TOPIC, partition), offset)).collect();
-    match consumer.commit_offsets(&by_name).await {
-        Ok(()) => notes.committed(&offsets),
-        Err(error) => notes.note(format!("commit of {offsets:?} failed: {error}")),
-    }
+    let started_at_us = notes.now_us();
+    let outcome = consumer.commit_offsets(&by_name).await;
+    notes.committed(&offsets, started_at_us, outcome.map_err(|error| error.to_string()));
 }
 
 fn numbers<'a>(partitions: impl IntoIterator<Item = &'a TopicPartition>) -> Vec<i32> {
     partitions.into_iter().map(|at| at.partition).collect()
-}
-
-fn delivered(message: &Message) -> Delivered {
-    Delivered {
-        partition: message.partition,
-        offset: message.offset,
-        key: text(message.key.as_deref()),
-        value: text(message.value.as_deref()),
-    }
 }
 
 fn text(bytes: Option<&[u8]>) -> String {
@@ -195,7 +182,9 @@ async fn read_with_librdkafka(config: ClientConfig, notes: MemberNotes, order: w
         let mut committed_at = TokioEnv::now();
         while current(&order) == Some(Order::Read) {
             match consumer.poll(POLL_TIMEOUT) {
-                Some(Ok(message)) => notes.delivered(borrowed(&message)),
+                Some(Ok(message)) => {
+                    notes.delivered(message.partition(), message.offset(), text(message.payload()));
+                }
                 // It goes on by itself.
                 Some(Err(error)) => notes.note(format!("news: {error}")),
                 None => {}
@@ -220,15 +209,6 @@ async fn read_with_librdkafka(config: ClientConfig, notes: MemberNotes, order: w
     ended.await.expect("the member runs to its end");
 }
 
-fn borrowed(message: &BorrowedMessage<'_>) -> Delivered {
-    Delivered {
-        partition: message.partition(),
-        offset: message.offset(),
-        key: text(message.key()),
-        value: text(message.payload()),
-    }
-}
-
 fn try_commit(consumer: &BaseConsumer<Context>, only: Option<&[i32]>) -> Result<(), KafkaError> {
     let notes = &consumer.context().notes;
     let offsets = notes.uncommitted(only);
@@ -239,9 +219,10 @@ fn try_commit(consumer: &BaseConsumer<Context>, only: Option<&[i32]>) -> Result<
     for (&partition, &offset) in &offsets {
         list.add_partition_offset(TOPIC, partition, Offset::Offset(offset))?;
     }
-    consumer.commit(&list, CommitMode::Sync)?;
-    notes.committed(&offsets);
-    Ok(())
+    let started_at_us = notes.now_us();
+    let outcome = consumer.commit(&list, CommitMode::Sync);
+    notes.committed(&offsets, started_at_us, outcome.clone().map_err(|error| error.to_string()));
+    outcome
 }
 
 /// Commits what is to be given up, with patience for a coordinator that moves.

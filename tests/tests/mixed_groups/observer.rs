@@ -1,16 +1,17 @@
 //! A group as it is described over the wire, again and again while things happen to it.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use checker::{Event, GroupObserved, GroupProtocol, MemberObserved, Partition};
 use lockstep_client::{Admin, Client, GroupDescription, TopicPartition};
 use lockstep_env::Env;
 use lockstep_env::tokio_env::{TokioEnv, TokioTask};
 use tests::{PATIENCE, pause, within};
 
 use crate::record::GroupRecord;
+use crate::scene::{PARTITIONS, TOPIC};
 
 const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
@@ -19,7 +20,6 @@ struct Seen {
     descriptions: usize,
     /// Types of the group, each change once.
     types: Vec<String>,
-    violations: Vec<String>,
 }
 
 /// Describes a group all the time.
@@ -45,12 +45,11 @@ impl Observer {
     /// Stops; gives the types that the group had, in order.
     ///
     /// # Panics
-    /// A partition was described as two members' at one time.
+    /// The group was never described.
     pub(crate) async fn finish(self) -> Vec<String> {
         self.is_over.store(true, Ordering::Relaxed);
         within("the observer stops", PATIENCE, self.task).await.expect("the observer runs to its end");
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(seen.violations.is_empty(), "{}", seen.violations.join("\n"));
         assert!(seen.descriptions > 0, "the group was never described");
         println!("described {} times", seen.descriptions);
         seen.types.clone()
@@ -60,6 +59,7 @@ impl Observer {
 async fn watch(admin: Admin, record: Arc<GroupRecord>, seen: Arc<Mutex<Seen>>, is_over: Arc<AtomicBool>) {
     let mut shown = String::new();
     while !is_over.load(Ordering::Relaxed) {
+        let started_at_us = record.lane().now_us();
         match admin.describe_group(record.group()).await {
             Ok(description) => {
                 let summary = summary(&description);
@@ -68,13 +68,8 @@ async fn watch(admin: Admin, record: Arc<GroupRecord>, seen: Arc<Mutex<Seen>>, i
                 if seen.types.last() != Some(&description.group_type) {
                     seen.types.push(description.group_type.clone());
                 }
-                for (what, list) in [("assignment", assigned(&description)), ("target", targets(&description))] {
-                    let mut once = BTreeSet::new();
-                    let twice: Vec<_> = list.iter().filter(|at| !once.insert(*at)).collect();
-                    if !twice.is_empty() {
-                        seen.violations.push(format!("two members have {twice:?} in their {what}: {summary}"));
-                    }
-                }
+                drop(seen);
+                record.lane().add(observed(&description, started_at_us));
                 if shown != summary {
                     record.note("observer", summary.clone());
                     shown = summary;
@@ -86,12 +81,28 @@ async fn watch(admin: Admin, record: Arc<GroupRecord>, seen: Arc<Mutex<Seen>>, i
     }
 }
 
-fn assigned(description: &GroupDescription) -> Vec<&TopicPartition> {
-    description.members.iter().flat_map(|member| &member.assignment).collect()
-}
-
-fn targets(description: &GroupDescription) -> Vec<&TopicPartition> {
-    description.members.iter().flat_map(|member| &member.target).collect()
+fn observed(description: &GroupDescription, started_at_us: u64) -> Event {
+    let list = |partitions: &[TopicPartition]| -> Vec<Partition> {
+        partitions.iter().map(|at| Partition::new(&*at.topic, at.partition)).collect()
+    };
+    let members = description.members.iter().map(|member| MemberObserved {
+        id: member.member_id.clone(),
+        epoch: member.epoch,
+        owned: list(&member.assignment),
+        target: list(&member.target),
+    });
+    Event::GroupObserved(GroupObserved {
+        node: None,
+        group: description.group_id.clone(),
+        started_at_us: Some(started_at_us),
+        index: None,
+        protocol: if description.group_type == "classic" { GroupProtocol::Classic } else { GroupProtocol::Consumer },
+        state: description.state.clone(),
+        epoch: description.epoch,
+        assignment_epoch: None,
+        members: members.collect(),
+        subscribed: (0..PARTITIONS).map(|index| Partition::new(TOPIC, index)).collect(),
+    })
 }
 
 fn summary(description: &GroupDescription) -> String {

@@ -5,7 +5,7 @@ use crate::scene::Scene;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_mixed_groups_read_through_a_rolling_restart_without_loss_repetition_or_a_second_owner() {
-    let mut scene = Scene::set(&["eager", "cooperative"]).await;
+    let mut scene = Scene::set("rolling-restart", &["eager", "cooperative"]).await;
     // One group is upgraded by the first member of the consumer protocol; the other is a consumer group that a classic member joins.
     let kinds = [
         [Kind::Classic("range"), Kind::Consumer, Kind::Ours],

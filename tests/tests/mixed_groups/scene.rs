@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lockstep_client::{Admin, Client, GroupDescription, NewTopic};
 use serde_json::Value;
-use tests::{Cluster, Load, PATIENCE, wait_until};
+use tests::{Cluster, Load, PATIENCE, Recorder, wait_until};
 
 use crate::member::{Kind, Member, SESSION_TIMEOUT};
 use crate::observer::Observer;
@@ -13,7 +13,8 @@ use crate::record::{GroupRecord, ShownOnPanic};
 
 /// What everybody reads.
 pub(crate) const TOPIC: &str = "ledger";
-const PARTITIONS: i32 = 6;
+/// In how many partitions.
+pub(crate) const PARTITIONS: i32 = 6;
 /// Messages that make a step of progress.
 const SOME: usize = 300;
 
@@ -27,6 +28,7 @@ pub(crate) struct Group {
     pub(crate) record: Arc<GroupRecord>,
     pub(crate) members: Vec<Member>,
     observer: Observer,
+    recorder: Arc<Recorder>,
     started: usize,
 }
 
@@ -40,7 +42,7 @@ impl Group {
             Kind::Ours => "ours",
         };
         let name = format!("{}-{what}", self.started);
-        self.members.push(Member::start(cluster, &self.record, &name, kind).await);
+        self.members.push(Member::start(&self.recorder, cluster, &self.record, &name, kind).await);
     }
 
     /// Lets a member leave.
@@ -116,27 +118,31 @@ pub(crate) struct Scene {
     load: Load,
     pub(crate) client: Client,
     pub(crate) cluster: Cluster,
+    recorder: Arc<Recorder>,
     _shown: ShownOnPanic,
 }
 
 impl Scene {
-    /// Starts everything; the groups have no members yet.
-    pub(crate) async fn set(groups: &[&str]) -> Self {
+    /// Starts everything; the groups have no members yet. `test` names the history.
+    pub(crate) async fn set(test: &str, groups: &[&str]) -> Self {
+        let recorder = Arc::new(Recorder::new(env!("CARGO_TARGET_TMPDIR"), test));
         let session_timeout_ms = u64::try_from(SESSION_TIMEOUT.as_millis()).expect("a short time");
         let adapt = |_, config: &mut Value| config["groups"]["session_timeout_ms"] = session_timeout_ms.into();
         let cluster = Box::pin(Cluster::start_with(3, adapt)).await;
         let client = cluster.client().await;
         Admin::new(&client).create_topic(&NewTopic::new(TOPIC, PARTITIONS)).await.expect("created");
-        let load = Load::start(&client, TOPIC, "load");
-        let records: Vec<_> = groups.iter().map(|group| GroupRecord::new(group)).collect();
+        let load = Load::start(&recorder, &client, TOPIC, "load");
+        let records: Vec<_> = groups.iter().map(|group| GroupRecord::new(&recorder, group)).collect();
         let groups = records.iter().map(|record| Group {
             record: Arc::clone(record),
             members: Vec::new(),
             observer: Observer::start(&client, record),
+            recorder: Arc::clone(&recorder),
             started: 0,
         });
         let groups = groups.collect();
-        Self { cluster, client, load, groups, _shown: ShownOnPanic(records) }
+        let shown = ShownOnPanic(recorder.history().clone());
+        Self { cluster, client, load, groups, recorder, _shown: shown }
     }
 
     /// Adds a line to every group's log.
@@ -168,11 +174,13 @@ impl Scene {
     /// # Panics
     /// A check fails.
     pub(crate) async fn finish(self, last_types: &[&str]) -> Vec<Vec<String>> {
-        let Self { cluster, client, load, groups, _shown } = self;
+        let Self { cluster, client, load, groups, recorder, _shown } = self;
         let outcome = load.finish().await;
         let sent = outcome.acknowledged;
         println!("{} messages acknowledged, none for {:?} at most", sent.len(), outcome.longest_gap);
+        let lane = recorder.lane("end");
         let mut types = Vec::new();
+        let group_count = groups.len() as u64;
         for (mut group, last_type) in groups.into_iter().zip(last_types) {
             group.wait_read(sent.len()).await;
             group.wait_settled(&client).await;
@@ -186,11 +194,21 @@ impl Scene {
             if let Some(last) = members.pop() {
                 last.close().await;
             }
-            record.check(&sent);
+            record.check();
+            lane.fetch_final_committed(&client, record.group(), TOPIC, PARTITIONS).await;
             let described = described(&client, record.group()).await.expect("described");
             assert_eq!(described.offsets.len(), PARTITIONS as usize, "{:?}", described.offsets);
             assert_eq!(described.lag, Some(0), "all that was read is committed: {:?}", described.offsets);
         }
+        Box::pin(lane.read_everything(&client, TOPIC)).await;
+        let summary = recorder.check();
+        println!("{summary}");
+        let (count, partitions) = (sent.len() as u64, PARTITIONS as u64);
+        assert_eq!((summary.acknowledged, summary.final_records), (count, count));
+        assert_eq!((summary.final_partitions, summary.final_committed), (partitions, group_count * partitions));
+        assert_eq!(summary.polled, group_count * count, "every group has read everything once");
+        assert_eq!((summary.repeated, summary.lost, summary.overlaps), (0, 0, 0), "no member was ever fenced");
+        assert!(summary.committed > 0 && summary.groups_observed > 0, "{summary}");
         Box::pin(cluster.wait_equal_digests()).await;
         types
     }

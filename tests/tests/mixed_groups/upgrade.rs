@@ -6,7 +6,7 @@ use crate::scene::Scene;
 const MEMBERS: usize = 3;
 
 async fn there_and_back(assignor: &'static str) {
-    let mut scene = Scene::set(&["migrating"]).await;
+    let mut scene = Scene::set(&format!("upgrade-{assignor}"), &["migrating"]).await;
     for _ in 0..MEMBERS {
         scene.groups[0].enter(&scene.cluster, Kind::Classic(assignor)).await;
     }
