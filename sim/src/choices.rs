@@ -119,7 +119,8 @@ impl Choices {
         let faults = faults::draw(rng, nodes, shards, members, safety_ms);
         let gone = (nodes == 3 && rng.random_ratio(1, 10)).then(|| rng.random_range(1..=nodes));
         let grows = rng.random_ratio(1, 4);
-        Self { nodes, shards, partitions: 6, grows, clients, faults, safety_ms, gone }
+        let partitions = [1, 3, 6, 6][rng.random_range(0..4)];
+        Self { nodes, shards, partitions, grows, clients, faults, safety_ms, gone }
     }
 }
 
@@ -135,7 +136,7 @@ fn draw_clients(rng: &mut StdRng) -> Vec<ClientChoice> {
     let mix = rng.random_range(0..5);
     let has_whims = rng.random_ratio(1, 2);
     for number in 0..3 {
-        let is_static = rng.random_ratio(1, 5);
+        let is_static = rng.random_ratio(1, 3);
         let is_classic = match mix {
             0 | 1 => false,
             2 | 3 => true,

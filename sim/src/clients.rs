@@ -181,7 +181,7 @@ fn habits(has_whims: bool) -> Habits {
         slow_per_mille: 20,
         slow: Duration::from_secs(6),
         leave_per_mille: 40,
-        vanish_per_mille: 20,
+        vanish_per_mille: 60,
         ..Habits::default()
     }
 }

@@ -36,6 +36,8 @@ pub enum Fault {
     CrashLeader(u16, Death),
     /// All brokers die at once and come back.
     CrashAll(Death),
+    /// All brokers die as processes and, soon after they are back, with their machines.
+    CrashAllTwice,
     /// Whoever comes to this step next for the `nth` time dies in the middle of it, and comes back. The step is a number in [`Step::ALL`].
     CrashAt {
         /// Which step.
@@ -103,7 +105,7 @@ pub struct Planned {
 /// Draws the faults of a run that lasts `span_ms`. Each kind is either in this run or not at all, so that some runs show a fault on
 /// its own.
 pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, span_ms: u64) -> Vec<Planned> {
-    const KINDS: u8 = 26;
+    const KINDS: u8 = 27;
     let mut kinds: Vec<u8> = (0..KINDS).filter(|_| rng.random_ratio(3, 10)).collect();
     if kinds.is_empty() {
         kinds.push(rng.random_range(0..KINDS));
@@ -145,6 +147,7 @@ pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, sp
                 22 => Fault::ClockDrift(node, rng.random_range(DRIFT_PPM)),
                 23 => Fault::ResetClients(node),
                 24 => Fault::AllZombies,
+                25 => Fault::CrashAllTwice,
                 _ => Fault::Zombie(rng.random_range(0..members.max(1))),
             };
             let lasts_ms = match fault {
@@ -280,6 +283,12 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             return crash(victims, &[leader], death, lasts).await;
         }
         Fault::CrashAll(death) => return crash(victims, &ids, death, lasts).await,
+        Fault::CrashAllTwice => {
+            let once = crash(victims, &ids, Death::Process, lasts / 2).await;
+            // Long enough for some to have read their disks, not for all to have written much.
+            SimEnv::sleep(lasts / 2).await;
+            return crash(victims, &ids, Death::Power, lasts / 2).await || once;
+        }
         Fault::Wipe(node) => return wipe(victims, node, lasts).await,
         Fault::Stop(node) => return stop(victims, node, lasts).await,
         Fault::RollingRestart => {
