@@ -136,6 +136,8 @@ struct Life<'a> {
     contact_at: Instant,
     committed_at: Instant,
     must_rejoin: bool,
+    /// It leads the group, and divided so many partitions: it watches out for more.
+    divided: Option<usize>,
 }
 
 impl<'a> Life<'a> {
@@ -159,6 +161,7 @@ impl<'a> Life<'a> {
             contact_at: now,
             committed_at: now,
             must_rejoin: true,
+            divided: None,
         }
     }
 
@@ -241,7 +244,22 @@ impl<'a> Life<'a> {
         request.group_instance_id = self.identity.instance_id.as_deref().map(text);
         let version = self.config.heartbeat_version();
         let answer = self.coordinator.ask(version, PATIENCE, request, |response| response.error_code).await;
-        self.hear(answer.map(drop)).await
+        self.hear(answer.map(drop)).await?;
+        if self.divided.is_some()
+            && chance(300)
+            && let Ok(count) = self.count_partitions().await
+            && self.divided != Some(count)
+        {
+            self.must_rejoin = true;
+        }
+        Ok(())
+    }
+
+    /// How many partitions its topics have.
+    async fn count_partitions(&self) -> Result<usize, ClientError> {
+        let topics = self.client.all_topics().await?;
+        let read = topics.iter().filter(|topic| self.config.topics.iter().any(|name| **name == *topic.name));
+        Ok(read.map(|topic| topic.partitions.len()).sum())
     }
 
     /// Draws the conclusion from what the coordinator says to a heartbeat or a commit.
@@ -413,6 +431,11 @@ impl<'a> Life<'a> {
             break response;
         };
         self.identity.member_id = joined.member_id.to_string();
+        // Counted before they are divided: what comes in between is noticed afterwards.
+        self.divided = match joined.leader == joined.member_id {
+            true => Some(self.count_partitions().await?),
+            false => None,
+        };
         let version = self.config.subscription_version();
         let assignments = assignments(&self.client, self.config.protocol, version, &joined).await?;
         let mut request = SyncGroupRequest::default()
