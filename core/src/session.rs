@@ -373,7 +373,12 @@ impl SessionTable {
             }
             Phase::AwaitingSync { since } => {
                 let timer = self.start_timer(key, What::Sync, u64::from(group.longest_rebalance_timeout_ms()));
-                let missing = group.timed_members().map(|member_id| Arc::from(member_id.as_str())).collect();
+                // Who was told an id and has not come back is no part of the generation.
+                let missing = group
+                    .timed_members()
+                    .filter(|member_id| group.timed_member(member_id).is_some_and(|timed| !timed.pending))
+                    .map(|member_id| Arc::from(member_id.as_str()))
+                    .collect();
                 timers.sync = Some(SyncTimer { timer, since, missing });
             }
             Phase::Stable { .. } => {

@@ -175,6 +175,22 @@ fn members_that_wait_in_a_join_do_not_time_out() {
 }
 
 #[test]
+fn a_pending_member_owes_no_sync() {
+    let mut shard = Shard::with_topics(&[4]);
+    let pending = ClassicJoin { require_known_member_id: true, session_timeout_ms: 200_000, ..new_member("b") };
+    assert!(matches!(shard.join(&pending), Err(GroupError::MemberIdRequired(_))));
+    shard.join(&new_member("a")).expect("joins");
+    shard.pass(REBALANCE_MS);
+    assert_eq!(shard.group_state(), GroupState::CompletingRebalance, "nobody waits longer for \"b\"");
+    shard.sync_leader().expect("the leader's sync is taken");
+    for _ in 0..2 {
+        assert_eq!(shard.pass(SESSION_MS - 1), [], "nobody owes anything");
+        shard.classic_beat("a", 1).expect("in order");
+    }
+    assert_eq!(shard.group_state(), GroupState::Stable);
+}
+
+#[test]
 fn a_new_leader_ends_a_join_phase_that_it_did_not_begin() {
     let mut shard = Shard::with_topics(&[4]);
     shard.stable_classic_group(&["a", "b"]);
