@@ -93,14 +93,11 @@ pub(crate) async fn group_done(
 ) -> Result<(), String> {
     loop {
         SimEnv::sleep(Duration::from_millis(200)).await;
-        let at_rest = cluster.ids().iter().filter_map(|id| cluster.node(*id)).any(|node| {
-            let shard = lockstep_core::shard_of_group(GROUP, node.shard_count());
-            node.shard(shard).is_some_and(|shard| {
-                shard.serving().is_ok()
-                    && shard
-                        .read(|state| state.group(GROUP))
-                        .is_some_and(|group| group.state == GroupState::Stable && group.members.len() == members)
-            })
+        let shard = lockstep_core::shard_of_group(GROUP, cluster.options().shards);
+        let at_rest = cluster.serving(shard).into_iter().filter_map(|id| cluster.node(id)?.shard(shard)).any(|shard| {
+            shard
+                .read(|state| state.group(GROUP))
+                .is_some_and(|group| group.state == GroupState::Stable && group.members.len() == members)
         });
         if !at_rest {
             continue;
