@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use lockstep_probe::Mark;
+use lockstep_probe::{Mark, Mistake};
 use sim::choices::Case;
 use sim::scenario::{self, Outcome};
 use sim::{seeds, timeline};
@@ -56,10 +56,24 @@ const TOO_RARE: &[Mark] = &[
     Mark::UnbegunJournalFileRemoved,
 ];
 
+/// Failures that are shown in full.
+const SHOWN: usize = 3;
+
+/// Switches on the known bug that the environment names, to see how a broken build is reported.
+fn mistake() -> Option<Mistake> {
+    let mistake = Mistake::named(&std::env::var("LOCKSTEP_MISTAKE").ok()?).expect("LOCKSTEP_MISTAKE names a known bug");
+    mistake.make();
+    Some(mistake)
+}
+
 fn failure(outcome: &Outcome, which: &str) -> Option<String> {
     let verdict = outcome.verdict.as_deref()?;
+    let (profile, mistake) = match mistake() {
+        Some(mistake) => ("--profile simulation", format!(" --mistake {}", mistake.name())),
+        None => ("--release", String::new()),
+    };
     Some(format!(
-        "{which}: {verdict}\n{}  replay it with: cargo run --release -p sim -- {which}\n  make it smaller: cargo run --release -p sim -- shrink {which}\n",
+        "{which}: {verdict}\n{}  replay it with: cargo run {profile} -p sim -- {which}{mistake}\n  make it smaller: cargo run {profile} -p sim -- shrink {which}{mistake}\n",
         timeline::short(outcome)
     ))
 }
@@ -78,11 +92,13 @@ fn check(case: &Case, which: &str) -> Result<(u64, u64), String> {
 }
 
 fn check_all(cases: &[(String, Case)]) -> Vec<(u64, u64)> {
+    mistake();
     let (good, bad): (Vec<_>, Vec<_>) = seeds::on_all_cores(cases, seeds::cores(), |(which, case)| check(case, which))
         .into_iter()
         .partition(Result::is_ok);
     let failures: Vec<String> = bad.into_iter().filter_map(Result::err).collect();
-    assert!(failures.is_empty(), "{} of {} runs failed\n{}", failures.len(), cases.len(), failures.join("\n"));
+    let shown = failures.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("\n");
+    assert!(failures.is_empty(), "{} of {} runs failed\n{shown}", failures.len(), cases.len());
     good.into_iter().flatten().collect()
 }
 
