@@ -280,7 +280,8 @@ impl<E: Env> Shard<E> {
             return Ok(self.applied().index);
         }
         let term = group.leadership.serving()?;
-        // While the lease holds no other leader can have committed anything; else a quorum is asked.
+        // While the lease holds no other leader can have committed anything; else a quorum is asked. openraft's own lease is longer than
+        // ours, which was found to hold just now.
         if let Ok(linearizer) = group.raft.get_read_linearizer(ReadPolicy::LeaseRead).await {
             return Ok(linearizer.read_log_id().index());
         }
@@ -421,7 +422,8 @@ impl<E: Env> Shard<E> {
 /// For how long a leader is sure of itself after it was heard by a quorum.
 ///
 /// The others do not vote for anybody else for `election_timeout_max` after they heard of it, each by its own clock. The difference makes up
-/// for clocks that run a tenth too slow here and a tenth too fast there.
+/// for clocks that run a tenth too slow here and a tenth too fast there. A voter that was started anew within that time knows nothing of
+/// the lease: openraft does not make it wait, see *Known limits* in ARCHITECTURE.md.
 fn lease(config: &crate::config::NodeConfig) -> Duration {
     config.election_timeout_max * 4 / 5
 }

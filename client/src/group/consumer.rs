@@ -220,7 +220,8 @@ impl<E: Env> GroupConsumer<E> {
     /// Commits that all messages of a partition below `offset` are done.
     ///
     /// # Errors
-    /// The member does not have the partition (any more), or the coordinator did not take the commit within the
+    /// The member does not have the partition (any more), has lost it and won it again since the last poll (what was read before may be behind
+    /// what others have committed), or the coordinator did not take the commit within the
     /// client's time-out. After a time-out it is unknown whether it was taken.
     pub async fn commit_offset(&self, topic: &str, partition: i32, offset: i64) -> Result<(), ClientError> {
         self.commit_offsets(&BTreeMap::from([(TopicPartition::new(topic, partition), offset)])).await
@@ -246,7 +247,11 @@ impl<E: Env> GroupConsumer<E> {
                     state.events.iter().any(|event| matches!(event, GroupEvent::Lost(lost) if lost.contains(at)))
                 };
                 if let Some(at) = offsets.keys().find(|at| !member.owns(&state, at) || lost_unawares(at)) {
-                    let text = format!("{at} is not assigned to {} in group {group}", member.member_id);
+                    let why = match member.owns(&state, at) {
+                        true => "was lost since the last poll: poll before you commit",
+                        false => "is not assigned",
+                    };
+                    let text = format!("{at} {why} ({} in group {group})", member.member_id);
                     return Err(ClientError::InvalidArgument(text));
                 }
                 state.reconciliation.member_epoch()

@@ -149,12 +149,18 @@ async fn create_durably<E: Env>(env: &E, directory: &Path) -> io::Result<()> {
         let Some(parent) = made.parent() else { break };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         match env.disk().sync_dir(parent).await {
-            // Not ours, so neither was what it holds made by us.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && made != directory => break,
+            Err(error) if is_not_ours(&error) => break,
             synced => synced?,
         }
     }
     Ok(())
+}
+
+/// A directory that may not be read, or lies in a file system that cannot be written or does not sync directories: what it holds was not
+/// made by us.
+fn is_not_ours(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    matches!(error.kind(), PermissionDenied | InvalidInput | ReadOnlyFilesystem | Unsupported)
 }
 
 async fn write<E: Env>(env: &E, path: &Path, identity: &Identity) -> Result<(), StartError> {
