@@ -6,6 +6,9 @@ use crate::scenario::{self, Outcome};
 /// A smaller schedule changes everything that follows from it, so a failure may need another seed to show itself again.
 const SEEDS_TRIED: u64 = 8;
 
+/// Clients work for so long at least: a run without them shows nothing.
+const SAFETY_LEAST_MS: u64 = 1_000;
+
 /// Why a run failed, without the values that differ from run to run.
 fn kind(verdict: &str) -> &str {
     verdict.split(':').next().unwrap_or(verdict)
@@ -75,7 +78,7 @@ fn simpler(choices: &Choices) -> Vec<Choices> {
     vary(&|choices| choices.grows = false);
     vary(&|choices| choices.shards = choices.shards.min(1));
     vary(&|choices| choices.partitions = 1);
-    vary(&|choices| choices.safety_ms /= 2);
+    vary(&|choices| choices.safety_ms = choices.safety_ms.min((choices.safety_ms / 2).max(SAFETY_LEAST_MS)));
     vary(&|choices| {
         let last = choices.faults.iter().map(|planned| planned.at_ms + planned.lasts_ms).max();
         choices.safety_ms = choices.safety_ms.min(last.unwrap_or(0) + 500);
