@@ -1,6 +1,7 @@
 //! How good the simulator is: every known bug is switched on, and must be found.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::ScopedJoinHandle;
 
 use lockstep_probe::Mistake;
 
@@ -41,7 +42,11 @@ pub fn search(mistake: Mistake, seeds: u64, jobs: usize) -> Option<Caught> {
             caught
         };
         let threads: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        // A worker that panics is a fault of the survey itself: the bug did not escape.
+        let join = |thread: ScopedJoinHandle<'_, Vec<Caught>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().flat_map(join).collect()
     });
     Mistake::make_none();
     caught.sort_by_key(|caught| caught.seed);

@@ -52,8 +52,12 @@ pub fn shrink(case: &Case, mut progress: impl FnMut(&str)) -> Option<Outcome> {
                 best = outcome;
             }
         }
-        for smaller in simpler(&best.case.choices) {
-            if let Some(outcome) = fails(best.case.seed, &smaller) {
+        for simplify in SIMPLER {
+            let mut choices = best.case.choices.clone();
+            simplify(&mut choices);
+            if choices != best.case.choices
+                && let Some(outcome) = fails(best.case.seed, &choices)
+            {
                 progress("a simpler run suffices");
                 best = outcome;
             }
@@ -64,24 +68,15 @@ pub fn shrink(case: &Case, mut progress: impl FnMut(&str)) -> Option<Outcome> {
     }
 }
 
-/// Variations of a run that are simpler in one respect each.
-fn simpler(choices: &Choices) -> Vec<Choices> {
-    let mut variations = Vec::new();
-    let mut vary = |change: &dyn Fn(&mut Choices)| {
-        let mut varied = choices.clone();
-        change(&mut varied);
-        if varied != *choices {
-            variations.push(varied);
-        }
-    };
-    vary(&|choices| choices.gone = None);
-    vary(&|choices| choices.grows = false);
-    vary(&|choices| choices.shards = choices.shards.min(1));
-    vary(&|choices| choices.partitions = 1);
-    vary(&|choices| choices.safety_ms = choices.safety_ms.min((choices.safety_ms / 2).max(SAFETY_LEAST_MS)));
-    vary(&|choices| {
+/// What makes a run simpler, in one respect each.
+const SIMPLER: &[fn(&mut Choices)] = &[
+    |choices| choices.gone = None,
+    |choices| choices.grows = false,
+    |choices| choices.shards = choices.shards.min(1),
+    |choices| choices.partitions = 1,
+    |choices| choices.safety_ms = choices.safety_ms.min((choices.safety_ms / 2).max(SAFETY_LEAST_MS)),
+    |choices| {
         let last = choices.faults.iter().map(|planned| planned.at_ms + planned.lasts_ms).max();
         choices.safety_ms = choices.safety_ms.min(last.unwrap_or(0) + 500);
-    });
-    variations
-}
+    },
+];

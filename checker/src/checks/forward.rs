@@ -34,21 +34,21 @@ pub(crate) fn goes_back<T: Copy + Ord>(seen: &[Seen<T>], excused: &[(u64, u64)])
     };
     let mut ended = by_end.into_iter().peekable();
     let mut highest: Option<Seen<T>> = None;
-    for now in by_start {
-        while let Some(before) = ended.next_if(|before| before.end_us < now.start_us) {
+    for later in by_start {
+        while let Some(before) = ended.next_if(|before| before.end_us < later.start_us) {
             // What the excuses so far may have replaced does not count, else the highest would hide lower ones that do.
             let is_void =
-                |seen: &Seen<T>| excused_until_us(now.start_us).is_some_and(|until_us| seen.start_us <= until_us);
+                |seen: &Seen<T>| excused_until_us(later.start_us).is_some_and(|until_us| seen.start_us <= until_us);
             highest = highest.filter(|highest| !is_void(highest));
             if !is_void(&before) && highest.is_none_or(|highest| before.value > highest.value) {
                 highest = Some(before);
             }
         }
         if let Some(before) = highest
-            && before.value > now.value
-            && excused_until_us(now.end_us).is_none_or(|until_us| before.start_us > until_us)
+            && before.value > later.value
+            && excused_until_us(later.end_us).is_none_or(|until_us| before.start_us > until_us)
         {
-            return Some((before, now));
+            return Some((before, later));
         }
     }
     None
