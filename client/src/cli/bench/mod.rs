@@ -1,9 +1,13 @@
 //! `lockstep bench`.
 
+mod cluster;
+mod consume;
 mod floor;
 mod group;
+mod process;
 mod produce;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -17,27 +21,54 @@ use super::latency::Latencies;
 pub(crate) enum BenchCommand {
     /// Sends records as fast as they are acknowledged, and measures how long each takes
     Produce(produce::BenchProduce),
+    /// Reads a topic as fast as it comes
+    Consume(consume::BenchConsume),
     /// Measures consumer groups: rebalances, heartbeats, joins, commits
     #[command(subcommand)]
     Group(group::BenchGroup),
+    /// Creates many partitions and measures what brokers spend on them while nothing happens
+    Cluster(cluster::BenchCluster),
+    /// Measures what disk and network take by themselves
+    Floor(OutputArguments),
 }
 
 pub(crate) async fn run(client: &Client, command: BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Produce(arguments) => produce::run(client, arguments).await,
+        BenchCommand::Consume(arguments) => consume::run(client, arguments).await,
         BenchCommand::Group(command) => group::run(client, command).await,
+        BenchCommand::Cluster(arguments) => cluster::run(client, arguments).await,
+        BenchCommand::Floor(arguments) => floor::run(client.env(), arguments).await,
     }
 }
 
 /// What every measurement is told.
 #[derive(Debug, Args)]
-struct OutputArguments {
+pub(crate) struct OutputArguments {
     /// Directory for the file that the disk is measured with
     #[arg(long, default_value = ".")]
     floor_dir: PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Which processes are measured.
+#[derive(Debug, Args)]
+struct BrokerArguments {
+    /// Process ids of the brokers, on this machine, separated by commas: what they spend is measured
+    #[arg(long, value_delimiter = ',')]
+    broker_pids: Vec<u32>,
+}
+
+/// Tells what brokers spent, if that was measured.
+fn print_broker_cpu(each: &BTreeMap<u32, f64>) {
+    if each.is_empty() {
+        return;
+    }
+    let all: f64 = each.values().sum();
+    let each: Vec<String> = each.iter().map(|(process, percent)| format!("{process}: {percent:.1} %")).collect();
+    println!("brokers: {all:.1} % of one core ({})", each.join(", "));
 }
 
 /// Milliseconds.

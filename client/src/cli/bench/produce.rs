@@ -1,5 +1,6 @@
 //! `lockstep bench produce`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,7 +13,8 @@ use lockstep_env::tokio_env::TokioEnv;
 use serde::Serialize;
 
 use super::floor::{Floor, FloorMeter};
-use super::{OutputArguments, Quantiles, ensure_topic, filler};
+use super::process::CpuMeter;
+use super::{BrokerArguments, OutputArguments, Quantiles, ensure_topic, filler, print_broker_cpu};
 use crate::cli::latency::Latencies;
 use crate::cli::output::print_json;
 use crate::cli::parse_duration;
@@ -29,9 +31,15 @@ pub(crate) struct BenchProduce {
     /// Bytes of a record's value
     #[arg(long, default_value_t = 1_024)]
     record_size: usize,
-    /// Records that wait for their acknowledgement at any time
+    /// Records that wait for their acknowledgement at any time, of all producers together
     #[arg(long, default_value_t = 1_000)]
     in_flight: usize,
+    /// Producers, each with connections and a producer id of its own
+    #[arg(long, default_value_t = 1)]
+    producers: usize,
+    /// Bytes of a batch, before compression; 1 puts each record into a batch of its own
+    #[arg(long, default_value_t = ProducerConfig::default().batch_len_max)]
+    batch_size: usize,
     /// How long to send
     #[arg(long, default_value_t = 10, conflicts_with = "count")]
     seconds: u64,
@@ -45,6 +53,8 @@ pub(crate) struct BenchProduce {
     #[arg(long, value_enum, default_value = "none")]
     compression: CompressionArgument,
     #[command(flatten)]
+    brokers: BrokerArguments,
+    #[command(flatten)]
     output: OutputArguments,
 }
 
@@ -53,16 +63,19 @@ struct Report {
     records: u64,
     record_size: usize,
     in_flight: usize,
+    producers: usize,
     seconds: f64,
     records_per_second: f64,
     megabytes_per_second: f64,
     acknowledgement: Quantiles,
+    /// Of one core, by process; empty without their ids.
+    broker_cpu_percent_each: BTreeMap<u32, f64>,
     floor: Floor,
 }
 
 pub(super) async fn run(client: &Client, arguments: BenchProduce) -> anyhow::Result<()> {
-    if arguments.in_flight == 0 || arguments.partitions < 1 {
-        bail!("--in-flight and --partitions must be at least 1");
+    if arguments.partitions < 1 || arguments.producers == 0 || arguments.in_flight < arguments.producers {
+        bail!("--partitions and --producers must be at least 1, and --in-flight at least --producers");
     }
     ensure_topic(client, &arguments.topic, arguments.partitions).await?;
     let meter = FloorMeter::new(client.env(), &arguments.output.floor_dir);
@@ -70,13 +83,17 @@ pub(super) async fn run(client: &Client, arguments: BenchProduce) -> anyhow::Res
     let config = ProducerConfig {
         linger: arguments.linger,
         compression: Compression::from(arguments.compression),
+        batch_len_max: arguments.batch_size,
         ..ProducerConfig::default()
     };
-    let producer = Arc::new(Producer::new(client, config)?);
+    let producers = open_producers(client, &arguments, &config).await?;
     let latencies = Arc::new(Latencies::new());
+    let cpu = CpuMeter::begin(&arguments.brokers.broker_pids)?;
     let began_at = TokioEnv::now();
-    measure(&arguments, &producer, &latencies).await?;
-    let seconds = (TokioEnv::now() - began_at).as_secs_f64();
+    measure(&arguments, &producers, &latencies).await?;
+    let took = TokioEnv::now() - began_at;
+    let broker_cpu_percent_each = cpu.percent_each(took)?;
+    let seconds = took.as_secs_f64();
     meter.measure().await?;
     let records = latencies.count();
     let records_per_second = records as f64 / seconds;
@@ -84,10 +101,12 @@ pub(super) async fn run(client: &Client, arguments: BenchProduce) -> anyhow::Res
         records,
         record_size: arguments.record_size,
         in_flight: arguments.in_flight,
+        producers: arguments.producers,
         seconds,
         records_per_second,
         megabytes_per_second: records_per_second * arguments.record_size as f64 / 1e6,
         acknowledgement: Quantiles::of(&latencies),
+        broker_cpu_percent_each,
         floor: meter.floor(),
     };
     if arguments.output.json {
@@ -98,14 +117,29 @@ pub(super) async fn run(client: &Client, arguments: BenchProduce) -> anyhow::Res
         arguments.record_size, report.megabytes_per_second
     );
     report.acknowledgement.print("acknowledgement");
+    print_broker_cpu(&report.broker_cpu_percent_each);
     report.floor.print();
     Ok(())
 }
 
-/// As many tasks as records may be in flight, each sending one after another.
+/// Each with a client, and so with connections, of its own.
+async fn open_producers(
+    client: &Client,
+    arguments: &BenchProduce,
+    config: &ProducerConfig,
+) -> Result<Vec<Arc<Producer>>, ClientError> {
+    let mut producers = vec![Arc::new(Producer::new(client, config.clone())?)];
+    while producers.len() < arguments.producers {
+        let client = Client::connect(client.env().clone(), client.config().clone()).await?;
+        producers.push(Arc::new(Producer::new(&client, config.clone())?));
+    }
+    Ok(producers)
+}
+
+/// As many tasks as records may be in flight, each sending one after another; they are spread over the producers.
 async fn measure(
     arguments: &BenchProduce,
-    producer: &Arc<Producer>,
+    producers: &[Arc<Producer>],
     latencies: &Arc<Latencies>,
 ) -> Result<(), ClientError> {
     let left = Arc::new(AtomicI64::new(match arguments.count {
@@ -118,7 +152,8 @@ async fn measure(
     // Not all zeros: a compressing disk or codec would make too much of them.
     let seed = Arc::new(AtomicU64::new(TokioEnv::random_u64()));
     let tasks: Vec<_> = (0..arguments.in_flight)
-        .map(|_| {
+        .map(|number| {
+            let producer = &producers[number % producers.len()];
             let (producer, latencies) = (Arc::clone(producer), Arc::clone(latencies));
             let (left, failed, seed) = (Arc::clone(&left), Arc::clone(&failed), Arc::clone(&seed));
             let (topic, record_size) = (arguments.topic.clone(), arguments.record_size);

@@ -16,9 +16,9 @@ use serde_json::Value;
 
 use super::connections::Connections;
 use super::crowd::{Crowd, Setting};
-use super::process::cpu_time;
 use super::{configure_interval, ensure_partitions, failure_text, group_prefix};
 use crate::cli::bench::floor::{Floor, FloorMeter};
+use crate::cli::bench::process::{cpu_time, cpu_times};
 use crate::cli::bench::{OutputArguments, Quantiles};
 use crate::cli::output::print_json;
 use crate::cli::parse_duration;
@@ -250,10 +250,6 @@ impl Measured {
             floor,
         }
     }
-}
-
-fn cpu_times(processes: &[u32]) -> anyhow::Result<BTreeMap<u32, Duration>> {
-    processes.iter().map(|&process| Ok((process, cpu_time(process)?))).collect()
 }
 
 /// What the processes spend, all together, while nothing is asked of them; at once when there are none.

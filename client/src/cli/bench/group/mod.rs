@@ -7,7 +7,6 @@ mod heartbeats;
 mod join;
 mod member;
 mod pipeline;
-mod process;
 mod scale;
 
 use std::time::Duration;
