@@ -1,6 +1,5 @@
 //! One shard on this node.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use lockstep_core::{ClusterStateMachine, NodeId, Op, Position, Reply, ShardId, TopicId};
 use lockstep_env::{Env, Task, timeout};
-use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 
 use crate::error::{ProposeError, StartError};
@@ -36,6 +35,9 @@ const DIGESTS_REPORTED: usize = 256;
 
 /// Longest wait for a change of membership; it may still happen.
 const MEMBERSHIP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two attempts at the first election of all: about what the others may be behind.
+const STAND_AGAIN: Duration = Duration::from_millis(15);
 
 /// A shard hosted here. Cheap to clone.
 pub struct Shard<E: Env> {
@@ -99,11 +101,16 @@ impl<E: Env> Shard<E> {
             progress,
         ));
         let proposals = Proposals::new(id);
+        let log = context.journal.shard(id);
+        if let Some(voters) = context.founding_voters.clone() {
+            let founded = raft::found(&log, voters).await;
+            founded.map_err(|error| StartError::Raft(format!("{id:?}: {error}")))?;
+        }
         let built = Raft::<E>::new(
             config.node_id,
             Arc::new(raft_config(&config, id)?),
             NetworkFactory { replica: replica.clone(), peers: context.peers.clone() },
-            LogStore::new(context.journal.shard(id)),
+            LogStore::new(log),
             StateMachine::new(replica.clone()),
         )
         .await;
@@ -264,12 +271,16 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    /// Makes the group of these voters, as every one of them does with the same list. Does nothing if the group exists.
-    pub(crate) async fn initialize(&self, voters: BTreeMap<NodeId, Member>) -> Result<(), StartError> {
-        let Some(group) = &self.inner.group else { return Ok(()) };
-        match group.raft.initialize(voters).await {
-            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
-            Err(error) => Err(StartError::Raft(format!("{:?}: {error}", self.id()))),
+    /// Stands for election in a group that has just been founded, so that nobody waits for a time-out: again and again, because the
+    /// others may not be there yet, until there has been an election or `patience` is over.
+    pub(crate) async fn stand_first(&self, patience: Duration) {
+        let Some(group) = &self.inner.group else { return };
+        let deadline = E::now() + patience;
+        while self.raft_status().term == 0 && E::now() < deadline {
+            if group.raft.trigger().elect(true).await.is_err() {
+                return;
+            }
+            E::sleep(STAND_AGAIN).await;
         }
     }
 

@@ -17,6 +17,21 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 /// A follower that lags by more entries than this does not get leadership handed over.
 const LAG_ENTRIES_MAX: u64 = 64;
 
+/// Of a cluster that has just been started: stands for election in the shards that this node should lead.
+pub(super) async fn begin<E: Env>(node: Node<E>) {
+    let patience = node.inner.config.election_timeout_min;
+    let mut standing = Vec::new();
+    for shard in node.shards() {
+        if placement::replicas(&node.inner.config, shard.id())[0] == node.id() {
+            standing.push(E::spawn(async move { shard.stand_first(patience).await }));
+        }
+    }
+    for shard in standing {
+        // Without it there is an election all the same, after a time-out.
+        let _ = shard.await;
+    }
+}
+
 /// One ticker for the heartbeats of all shards led here: they leave together, and a peer gets them in one packet.
 pub(super) async fn beat<E: Env>(node: Node<E>) {
     loop {

@@ -149,11 +149,18 @@ impl<E: Env> Node<E> {
         };
         let cache = Cache::new(inner.config.cache_bytes);
         let checkpoints = Arc::new(Semaphore::new(1));
+        let members = placement::founding_members(&inner.config, cluster);
+        let is_founder = cluster.founders.get(&inner.config.node_id) == Some(&inner.incarnation);
         let mut shards = BTreeMap::new();
         for id in (0..cluster.shards).map(ShardId) {
-            if !placement::replicas(&inner.config, id).contains(&inner.config.node_id) {
+            let replicas = placement::replicas(&inner.config, id);
+            if !replicas.contains(&inner.config.node_id) {
                 continue;
             }
+            // Whoever is no founder waits to be added.
+            let founding_voters = is_founder.then(|| {
+                members.iter().filter(|(node, _)| replicas.contains(node)).map(|(n, m)| (*n, m.clone())).collect()
+            });
             let context = ShardContext {
                 env: inner.env.clone(),
                 id,
@@ -162,21 +169,13 @@ impl<E: Env> Node<E> {
                 journal: inner.journal.clone(),
                 peers: self.peers().clone(),
                 cache: cache.clone(),
+                founding_voters,
                 checkpoints: checkpoints.clone(),
             };
             shards.insert(id, Shard::start(context).await?);
         }
-        let members = placement::founding_members(&inner.config, cluster);
-        for (id, shard) in &shards {
-            // Every founder proposes the same first entry, which openraft allows; whoever is no founder waits to be added.
-            if cluster.founders.get(&inner.config.node_id) == Some(&inner.incarnation) {
-                let replicas = placement::replicas(&inner.config, *id);
-                let voters =
-                    members.iter().filter(|(node, _)| replicas.contains(node)).map(|(n, m)| (*n, m.clone())).collect();
-                shard.initialize(voters).await?;
-            }
-        }
         let _ = inner.shards.set(shards);
+        self.spawn(leadership::begin(self.clone()));
         self.spawn(leadership::beat(self.clone()));
         self.spawn(leadership::balance(self.clone()));
         self.spawn(membership::run(self.clone()));

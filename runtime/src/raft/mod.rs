@@ -8,6 +8,7 @@ mod completion;
 mod duties;
 mod entry_codec;
 pub mod env_runtime;
+mod founding;
 mod group_watch;
 mod handler;
 mod leadership;
@@ -35,6 +36,7 @@ use crate::peer::PeerNetwork;
 use crate::storage::Cache;
 
 pub(crate) use duties::{LeaderDuties, checkpoint, record_changes};
+pub(crate) use founding::found;
 pub use group_watch::GroupWaiter;
 pub(crate) use handler::{Handler, stopped_fault};
 pub(crate) use leadership::Leadership;
@@ -63,6 +65,8 @@ pub(crate) struct ShardContext<E: Env> {
     pub(crate) peers: PeerNetwork<E>,
     /// The node's budget for recent batches in memory.
     pub(crate) cache: Arc<Cache>,
+    /// Who votes at first, if this node is one of those who start the cluster.
+    pub(crate) founding_voters: Option<BTreeMap<NodeId, Member>>,
     /// One permit: shards of a node are checkpointed one after another.
     pub(crate) checkpoints: Arc<Semaphore>,
 }

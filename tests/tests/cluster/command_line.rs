@@ -115,10 +115,56 @@ async fn the_clusters_status_names_nodes_and_shards() {
     assert_eq!(nobody.status.code(), Some(1));
 }
 
-/// Runs a measurement of groups with small numbers.
-async fn bench_group(cluster: &Cluster, arguments: &[&str]) -> Value {
+/// Runs a measurement with small numbers.
+async fn bench(cluster: &Cluster, arguments: &[&str]) -> Value {
     let floor_dir = cluster.directory().to_str().expect("a path of plain text");
-    cluster.lockstep_json(&[&["bench", "group"], arguments, &["--floor-dir", floor_dir]].concat()).await
+    cluster.lockstep_json(&[&["bench"], arguments, &["--floor-dir", floor_dir]].concat()).await
+}
+
+async fn bench_group(cluster: &Cluster, arguments: &[&str]) -> Value {
+    bench(cluster, &[&["group"], arguments].concat()).await
+}
+
+fn process_ids(cluster: &Cluster) -> String {
+    cluster.ids().map(|id| cluster.process_id(id).to_string()).collect::<Vec<_>>().join(",")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn producing_and_consuming_are_measured() {
+    let cluster = Cluster::start(3).await;
+    let processes = process_ids(&cluster);
+    let many = ["produce", "--producers", "4", "--in-flight", "8", "--batch-size", "1", "--count", "100"];
+    let report = bench(&cluster, &[&many[..], &["--partitions", "3", "--broker-pids", &processes]].concat()).await;
+    assert_eq!(report["records"], 100, "{report}");
+    assert_eq!(report["producers"], 4, "{report}");
+    assert_eq!(report["broker_cpu_percent_each"].as_object().map(serde_json::Map::len), Some(3), "{report}");
+    for part in ["disk", "majority", "round_trip"] {
+        assert!(report["floor"][part]["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{part} in {report}");
+    }
+    let read = bench(&cluster, &["consume", "--records", "500", "--partitions", "3", "--rounds", "2"]).await;
+    assert_eq!(read["records"], 1_000, "{read}");
+    assert!(read["megabytes_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{read}");
+    let refused = cluster.lockstep(&["bench", "produce", "--producers", "2", "--in-flight", "1"], "").await;
+    assert_eq!(refused.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_partitions_and_the_machine_are_measured() {
+    let cluster = Cluster::start(3).await;
+    let sizes = ["--partitions", "25", "--partitions-per-topic", "10", "--seconds", "1"];
+    let idle = [&["bench", "cluster"], &sizes[..], &["--broker-pids", &process_ids(&cluster)]].concat();
+    let report = cluster.lockstep_json(&idle).await;
+    for when in ["before", "after"] {
+        let resident = report[when]["resident_bytes_each"].as_object().expect("memory of each broker");
+        assert_eq!(resident.len(), 3, "{report}");
+        assert!(resident.values().all(|bytes| bytes.as_u64().is_some_and(|bytes| bytes > 1 << 20)), "{report}");
+    }
+    let left = cluster.lockstep_json(&["topic", "list"]).await;
+    assert_eq!(left.as_array().map(Vec::len), Some(0), "topics are left behind: {left}");
+    let floor = bench(&cluster, &["floor"]).await;
+    for field in ["replicated_records_per_second", "loopback_megabytes_per_second"] {
+        assert!(floor[field].as_f64().is_some_and(|rate| rate > 1.0), "{field} in {floor}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,7 +190,7 @@ async fn a_large_groups_rebalances_are_measured() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_heartbeats_cost_is_measured() {
     let cluster = Cluster::start(3).await;
-    let processes = cluster.ids().map(|id| cluster.process_id(id).to_string()).collect::<Vec<_>>().join(",");
+    let processes = process_ids(&cluster);
     let sizes = ["heartbeats", "--members", "30", "--groups", "5", "--connections", "6", "--partitions", "12"];
     let time = ["--heartbeat", "200ms", "--seconds", "2", "--broker-pids", &processes];
     let report = bench_group(&cluster, &[&sizes[..], &time].concat()).await;

@@ -110,14 +110,6 @@ impl Cluster {
         for id in 1..=size {
             cluster.start_node(id).await;
         }
-        let members: BTreeMap<NodeId, Member> = (1..=size)
-            .map(|id| (id, Member { address: cluster.addresses[&id].clone(), incarnation: incarnation(id) }))
-            .collect();
-        for node in cluster.nodes.values() {
-            for shard in 0..shard_count {
-                node.shard(shard).initialize(members.clone()).await.unwrap();
-            }
-        }
         cluster
     }
 
@@ -155,6 +147,8 @@ impl Cluster {
         for (other, address) in &self.addresses {
             peers.redirect(*other, address.clone());
         }
+        let founder = |id| (id, Member { address: String::new(), incarnation: incarnation(id) });
+        let founders: BTreeMap<NodeId, Member> = (1..=self.size).map(founder).collect();
         let cache = Cache::new(8 << 20);
         let checkpoints = Arc::new(Semaphore::new(1));
         for shard in (0..self.shard_count).map(ShardId) {
@@ -166,6 +160,7 @@ impl Cluster {
                 journal: journal.clone(),
                 peers: peers.clone(),
                 cache: cache.clone(),
+                founding_voters: Some(founders.clone()),
                 checkpoints: checkpoints.clone(),
             };
             let started = Shard::start(context).await.unwrap();

@@ -22,8 +22,8 @@ const FILE_LEN: u64 = 4 << 20;
 const WRITES: u64 = 400;
 /// Records of a batch whose throughput is measured.
 const BATCH_RECORDS: usize = 1_000;
-const BATCHES: u64 = 256;
-const BATCH_FILE_LEN: u64 = 64 << 20;
+const BATCHES: u64 = 128;
+const BATCH_FILE_LEN: u64 = 32 << 20;
 
 /// Files that are removed when the measurement is over.
 struct Files {
