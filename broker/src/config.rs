@@ -189,6 +189,7 @@ pub struct StorageSection {
     default_partitions: Option<u32>,
     segment_bytes: Option<u64>,
     cache_bytes: Option<u64>,
+    disk_reserve_bytes: Option<u64>,
     durability: Option<DurabilityName>,
 }
 
@@ -471,6 +472,9 @@ impl StorageSection {
                 return Err(ConfigError::new("config.cache_bytes", "must be at least 1048576"));
             }
             node.cache_bytes = bytes;
+        }
+        if let Some(bytes) = self.disk_reserve_bytes {
+            node.disk_reserve_bytes = bytes;
         }
         node.durability = match self.durability {
             None | Some(DurabilityName::Fsync) => Durability::Fsync,

@@ -245,6 +245,12 @@ fn encode_node<E: Env>(encoder: &mut DescriptorEncoder, broker: &Broker<E>) -> f
     });
     encode_gauge(encoder, "topics", "Topics of the cluster", to_i64(topics))?;
     encode_gauge(encoder, "partitions", "Partitions of all topics of the cluster", to_i64(partitions))?;
+    if let Some(free_bytes) = broker.node().disk_free_bytes() {
+        let free_bytes = i64::try_from(free_bytes).unwrap_or(i64::MAX);
+        encode_gauge(encoder, "disk_free_bytes", "Bytes free on the fuller one of the node's disks", free_bytes)?;
+    }
+    let is_short = i64::from(broker.node().is_short_of_space());
+    encode_gauge(encoder, "disk_short", "1 while so little is free that the node takes no records", is_short)?;
     let mut syncs = encoder.encode_descriptor(
         "journal_sync_duration_seconds",
         "How long each fsync of the journal took",

@@ -43,6 +43,8 @@ pub trait Disk: Clone + Debug + Send + Sync + 'static {
     fn remove_dir_all(&self, path: &Path) -> impl Future<Output = io::Result<()>> + Send;
     /// Makes the entries of a directory durable.
     fn sync_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>> + Send;
+    /// Bytes that may still be written to the file system that `path` lies on, which must exist.
+    fn free_bytes(&self, path: &Path) -> impl Future<Output = io::Result<u64>> + Send;
     /// Locks `path` (a file, created when missing) for this process. `WouldBlock` when another holds it.
     fn lock(&self, path: &Path) -> impl Future<Output = io::Result<Self::Lock>> + Send;
 

@@ -216,6 +216,15 @@ impl Disk for TokioDisk {
         blocking(move || File::open(path)?.sync_all()).await
     }
 
+    async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let path = path.to_path_buf();
+        blocking(move || {
+            let found = rustix::fs::statvfs(&path)?;
+            Ok(found.f_bavail.saturating_mul(found.f_frsize))
+        })
+        .await
+    }
+
     async fn lock(&self, path: &Path) -> io::Result<TokioLock> {
         let path = path.to_path_buf();
         blocking(move || {

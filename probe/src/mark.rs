@@ -121,6 +121,12 @@ marks! {
     LeadershipHandedOver,
     /// A shard went back to the node that should lead it.
     LeadershipMovedBack,
+    /// A node had nearly no room left on its disk.
+    DiskSpaceShort,
+    /// A node that had nearly no room left had some again.
+    DiskSpaceBack,
+    /// A node without room on its disk gave a shard to one that had room.
+    LeadershipMovedForSpace,
     /// A vote was refused.
     VoteRefused,
     /// A former leader's entries were refused.
@@ -153,6 +159,12 @@ marks! {
     EntryCarried,
     /// The journal was full and the next file not ready yet.
     JournalWaitedForFile,
+    /// The journal had no room on the disk for another file.
+    JournalWaitedForRoom,
+    /// Segments could not be written because the disk was full.
+    SegmentsWaitedForRoom,
+    /// A checkpoint could not be written because the disk was full.
+    CheckpointWaitedForRoom,
     // Checkpoints and segments.
     /// A checkpoint was written.
     CheckpointTaken,
@@ -204,6 +216,8 @@ marks! {
     ProduceTimedOut,
     /// Produce waited for room in the queue of proposals.
     ProduceHeldUp,
+    /// Produce was refused because the disks were nearly full.
+    RecordsRefusedForSpace,
     /// A group request came to a broker that does not coordinate the group.
     NotCoordinatorAnswered,
     /// A group request came to a coordinator that has just been elected.

@@ -35,6 +35,8 @@ pub struct NodeConfig {
     pub segment_bytes: u64,
     /// Recently appended batches kept in memory for readers, over all partitions of the node.
     pub cache_bytes: u64,
+    /// While less than this is free on one of its disks a node takes no records. 0: it takes them until the disk is full.
+    pub disk_reserve_bytes: u64,
     /// What an acknowledgement means.
     pub durability: Durability,
     /// How long a group's committed offsets are kept once it is empty, or nobody in it subscribes to the topic any more.
@@ -77,6 +79,7 @@ impl NodeConfig {
             journal_file_bytes: 64 << 20,
             segment_bytes: 256 << 20,
             cache_bytes: 64 << 20,
+            disk_reserve_bytes: 512 << 20,
             durability: Durability::Fsync,
             offsets_retention: Duration::from_secs(7 * 24 * 60 * 60),
             offsets_retention_check_interval: Duration::from_secs(600),

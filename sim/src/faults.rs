@@ -77,7 +77,7 @@ pub enum Fault {
     HangingDisk(NodeId),
     /// Reads, writes and syncs of a broker's disk fail now and then. The machine is started anew afterwards.
     FailingDisk(NodeId),
-    /// A broker's disk is full for a time. What stopped because of it is started anew afterwards.
+    /// A broker's disk is full for a time. What stopped because of it (an installation that was under way, say) is started anew afterwards.
     FullDisk(NodeId),
     /// A bit flips in a file that a broker has closed, and the broker is started anew. When it refuses to start, it gets an empty disk.
     FlippedBit(NodeId, AtRest),

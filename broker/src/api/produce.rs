@@ -60,13 +60,22 @@ struct Failure {
     error: ErrorCode,
     /// The shard whose leader the client should be told.
     moved: Option<ShardId>,
+    /// More than the error says by itself.
+    reason: Option<&'static str>,
 }
 
 impl From<ErrorCode> for Failure {
     fn from(error: ErrorCode) -> Self {
-        Self { error, moved: None }
+        Self { error, moved: None, reason: None }
     }
 }
+
+/// The answer to records while disks are nearly full. Clients try again until their time for a delivery is up.
+const NO_SPACE: Failure = Failure {
+    error: ErrorCode::KafkaStorageError,
+    moved: None,
+    reason: Some("The disks are nearly full: no records are taken until there is room."),
+};
 
 /// Batches that go into one proposal.
 #[derive(Default)]
@@ -117,8 +126,16 @@ pub(crate) async fn begin<E: Env>(broker: Broker<E>, context: RequestContext, re
     }
     let mut under_way = Vec::new();
     for (shard, proposals) in by_shard {
+        // Whoever does not lead the shard says that, so that the client goes to the leader.
+        let leads = broker.node().shard(shard).is_some_and(|shard| shard.serving().is_ok());
+        let is_full = leads && !broker.node().takes_records(shard);
         for gathered in proposals {
-            under_way.push(propose(&broker, shard, gathered, deadline).await);
+            if is_full {
+                Mark::RecordsRefusedForSpace.reached();
+                gathered.slots.iter().for_each(|&(topic, partition)| results[topic][partition] = Err(NO_SPACE));
+            } else {
+                under_way.push(propose(&broker, shard, gathered, deadline).await);
+            }
         }
     }
     Begun { broker, context, request, results, under_way, deadline }
@@ -286,7 +303,7 @@ fn outcomes(shard: ShardId, reply: Result<Reply, ProposeError>, count: usize) ->
         }
         Err(error) => {
             let moved = matches!(error, ProposeError::NotLeader { .. }).then_some(shard);
-            vec![Err(Failure { error: ErrorCode::of_partition(&error), moved }); count]
+            vec![Err(Failure { moved, ..ErrorCode::of_partition(&error).into() }); count]
         }
     }
 }
@@ -318,8 +335,9 @@ fn respond<E: Env>(
                         response.error_code = failure.error.code();
                         response.base_offset = -1;
                         response.log_append_time_ms = -1;
-                        if version >= 8 && !failure.error.message().is_empty() {
-                            response.error_message = Some(failure.error.message().into());
+                        let message = failure.reason.unwrap_or(failure.error.message());
+                        if version >= 8 && !message.is_empty() {
+                            response.error_message = Some(message.into());
                         }
                         if let Some(shard) = failure.moved.filter(|_| version >= 10) {
                             let view = view.get_or_insert_with(|| ClusterView::take(broker));

@@ -83,6 +83,7 @@ async fn metrics_count_what_clients_do() {
         ("lockstep_connections_accepted_total ", 2.0),
         ("lockstep_received_bytes_total ", 100.0),
         ("lockstep_sent_bytes_total ", 100.0),
+        ("lockstep_disk_free_bytes ", 1.0),
         ("lockstep_raft_role{shard=\"0\",role=\"leader\"} ", 1.0),
         ("lockstep_raft_serving{shard=\"1\"} ", 1.0),
         ("lockstep_raft_term{shard=\"0\"} ", 1.0),

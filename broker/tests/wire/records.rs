@@ -1,6 +1,10 @@
 //! Records in and out, over the wire.
 
-use crate::support::{TestBroker, TestClient, batch, fetch, produce, values};
+use std::time::Duration;
+
+use crate::support::{PATIENCE, TestBroker, TestClient, batch, fetch, produce, values};
+use lockstep_env::tokio_env::TokioEnv;
+use lockstep_env::{Env, timeout};
 use lockstep_wire::ApiKey;
 use lockstep_wire::codec::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use lockstep_wire::codec::offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic};
@@ -13,6 +17,7 @@ const OFFSET_OUT_OF_RANGE: i16 = 1;
 const CORRUPT_MESSAGE: i16 = 2;
 const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
 const MESSAGE_TOO_LARGE: i16 = 10;
+const KAFKA_STORAGE_ERROR: i16 = 56;
 const FENCED_LEADER_EPOCH: i16 = 74;
 const UNKNOWN_LEADER_EPOCH: i16 = 75;
 
@@ -64,6 +69,29 @@ async fn topics_are_named_by_id_from_version_13_on() {
         assert_eq!(values(&response), ["by id"], "Fetch {version}");
         assert_eq!(response.responses[0].topic_id, id);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_are_refused_while_the_disk_is_nearly_full() {
+    let broker = TestBroker::start_with(|config| config.node.disk_reserve_bytes = u64::MAX).await;
+    let looked = async {
+        while !broker.broker.node().is_short_of_space() {
+            TokioEnv::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout::<TokioEnv, _>(PATIENCE, looked).await.expect("no disk has so much room");
+    broker.create_topic("t", 1).await;
+    let mut client = broker.connect().await;
+    for version in 3..=12 {
+        let response = client.call(version, produce("t", 0, -1, batch(&["value"]))).await;
+        let partition = &response.responses[0].partition_responses[0];
+        assert_eq!((partition.error_code, partition.base_offset), (KAFKA_STORAGE_ERROR, -1), "Produce {version}");
+        let message = partition.error_message.as_deref().unwrap_or_default();
+        assert_eq!(message.contains("nearly full"), version >= 8, "Produce {version}: {message}");
+    }
+    let response = client.call(11, fetch("t", 0, 0, 0)).await;
+    let partition = &response.responses[0].partitions[0];
+    assert_eq!((partition.error_code, partition.high_watermark), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step};
+use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step, select};
 
 use super::format::spare_name;
 use super::read::read_sources;
@@ -25,6 +25,8 @@ const CARRY_FRACTION: u64 = 8;
 const FILL_STEP_BYTES: u64 = 1 << 20;
 /// After each step the disk is left to others for so long.
 const FILL_PAUSE: Duration = Duration::from_millis(5);
+/// While the disk is full it is tried again so often whether there is room for a spare file.
+const ROOM_LOOK_EVERY: Duration = Duration::from_millis(500);
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Keeps the files.
@@ -171,7 +173,8 @@ impl<E: Env> Keeper<E> {
         Ok(())
     }
 
-    /// Creates a spare file. That it cannot be done is a failure only once the writer needs it: until then a file may be recycled.
+    /// Creates a spare file. That it cannot be done is a failure only once the writer needs it: until then a file may be recycled. A full disk is
+    /// no failure at all: the writer waits until there is room, or a file to recycle.
     async fn prepare(&self) {
         let urgent = || {
             let state = self.inner.lock();
@@ -179,6 +182,11 @@ impl<E: Env> Keeper<E> {
         };
         match create_spare(&self.inner, self.inner.options.file_bytes, urgent).await {
             Ok(spare) => self.add_spare(spare),
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && !self.inner.lock().closing => {
+                Mark::JournalWaitedForRoom.reached();
+                tracing::warn!(dir = %self.inner.dir.display(), %error, "no room for a journal file: waiting for it");
+                select(self.inner.wake_keeper.notified(), E::sleep(ROOM_LOOK_EVERY)).await;
+            }
             Err(error) => {
                 tracing::warn!(dir = %self.inner.dir.display(), %error, "no journal file could be created ahead of time");
                 self.inner.lock().spare_error = Some(format!("a new journal file: {error}"));

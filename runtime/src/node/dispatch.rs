@@ -51,8 +51,9 @@ impl<E: Env> PeerHandler for Dispatch<E> {
     }
 
     fn gossip(&self) -> Bytes {
-        self.node()
-            .map_or_else(Bytes::new, |node| message::encode(&Gossip { leads: node.leads(), stopping: node.stopping() }))
+        let Some(node) = self.node() else { return Bytes::new() };
+        let short_of_space = node.is_short_of_space();
+        message::encode(&Gossip { leads: node.leads(), stopping: node.stopping(), short_of_space })
     }
 
     fn on_gossip(&self, from: PeerIdentity, gossip: Bytes) {
@@ -67,6 +68,7 @@ impl<E: Env> PeerHandler for Dispatch<E> {
         }
         drop(leaders);
         node.set_stopping(from, gossip.stopping);
+        node.inner.disk_space.heard(from, gossip.short_of_space);
     }
 }
 

@@ -56,9 +56,24 @@ pub(super) async fn balance<E: Env>(node: Node<E>) {
             }
         }
         for shard in node.shards() {
-            let preferred = placement::replicas(&node.inner.config, shard.id())[0];
-            let here_long = steady.get(&preferred).is_some_and(|at| now.saturating_duration_since(*at) >= STEADY_FOR);
-            if preferred != node.id() && here_long && can_lead(&shard, preferred) {
+            let replicas = placement::replicas(&node.inner.config, shard.id());
+            let here_long = |peer: &NodeId| {
+                steady.get(peer).is_some_and(|at| now.saturating_duration_since(*at) >= STEADY_FOR)
+                    && !node.is_peer_short(*peer)
+            };
+            if node.is_short_of_space() {
+                let heir =
+                    replicas.iter().find(|peer| **peer != node.id() && here_long(peer) && can_lead(&shard, **peer));
+                if let Some(heir) = heir {
+                    tracing::info!(target: "raft", node = node.id(), shard = %shard.id(), to = *heir,
+                        "moving leadership to a replica that has room on its disk");
+                    Mark::LeadershipMovedForSpace.reached();
+                    shard.transfer_leader(*heir).await;
+                }
+                continue;
+            }
+            let preferred = replicas[0];
+            if preferred != node.id() && here_long(&preferred) && can_lead(&shard, preferred) {
                 tracing::info!(target: "raft", node = node.id(), shard = %shard.id(), to = preferred,
                     "moving leadership to the replica that should have it");
                 Mark::LeadershipMovedBack.reached();

@@ -85,6 +85,8 @@ pub(crate) struct Gossip {
     pub leads: Vec<(ShardId, u64)>,
     /// It is stopping: leadership should not move to it.
     pub stopping: bool,
+    /// Its disk is nearly full: it should lead nothing, and not count for where records go.
+    pub short_of_space: bool,
 }
 
 /// Bytes that are not the message expected.

@@ -4,6 +4,7 @@
 //! cluster whole (bootstrap, membership, leadership, the metadata feed).
 
 mod bootstrap;
+mod disk_space;
 mod dispatch;
 mod feed;
 mod forward;
@@ -35,6 +36,7 @@ use crate::raft::ShardContext;
 use crate::shard::Shard;
 use crate::status::{ClusterStatus, NodeReport};
 use crate::storage::Cache;
+use disk_space::DiskSpace;
 use feed::FeedProgress;
 use forward::ProducerIdBlock;
 use identity::{ClusterIdentity, Directories};
@@ -69,6 +71,7 @@ struct Inner<E: Env> {
     leaders: Mutex<BTreeMap<ShardId, (u64, NodeId)>>,
     /// Nodes that said they are stopping.
     stopping_nodes: Mutex<BTreeMap<NodeId, bool>>,
+    disk_space: DiskSpace,
     feed: FeedProgress,
     producer_ids: tokio::sync::Mutex<ProducerIdBlock>,
     empty_directory: Directory,
@@ -110,6 +113,7 @@ impl<E: Env> Node<E> {
             shards: OnceLock::new(),
             leaders: Mutex::default(),
             stopping_nodes: Mutex::default(),
+            disk_space: DiskSpace::default(),
             feed: FeedProgress::default(),
             producer_ids: tokio::sync::Mutex::default(),
             empty_directory: Directory::default(),
@@ -178,6 +182,7 @@ impl<E: Env> Node<E> {
         self.spawn(leadership::begin(self.clone()));
         self.spawn(leadership::beat(self.clone()));
         self.spawn(leadership::balance(self.clone()));
+        self.spawn(disk_space::watch(self.clone()));
         self.spawn(membership::run(self.clone()));
         self.spawn(feed::register_broker(self.clone()));
         self.spawn(watch_failures(self.clone()));

@@ -37,6 +37,8 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A piece that does not come is asked for again so many times.
 const CHUNK_ATTEMPTS: u32 = 4;
 const CHUNK_RETRY_AFTER: Duration = Duration::from_millis(100);
+/// While the disk is full it is tried again so often whether there is room for a checkpoint.
+const ROOM_LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Segments whose local beginning turns out to differ are fetched anew, once.
 const ROUNDS_MAX: u32 = 4;
 
@@ -132,7 +134,18 @@ impl<E: Env> Builder<E> {
             core_snapshot: Bytes::from(self.core.snapshot()),
             segments,
         };
-        replica.checkpoints.write(&manifest).await?;
+        loop {
+            match replica.checkpoints.write(&manifest).await {
+                // Nothing needs it now; without it the journal grows, for which there is no room either.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && !replica.is_stopped() => {
+                    Mark::CheckpointWaitedForRoom.reached();
+                    tracing::warn!(target: "raft", node = replica.node_id, shard = %replica.id, %error,
+                        "no room for a checkpoint: waiting for it");
+                    E::sleep(ROOM_LOOK_EVERY).await;
+                }
+                written => break written?,
+            }
+        }
         replica.env.reached(Step::CheckpointWritten);
         replica.store.checkpointed(view).await;
         tracing::info!(

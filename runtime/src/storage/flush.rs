@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::sync::Notify;
 use crate::storage::segment::{SegmentEntry, SegmentName};
 use crate::storage::state::Partition;
 use crate::storage::store::{Inner, lock};
+use lockstep_probe::Mark;
 
 /// How long applied batches stay in memory only, when they are few.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
@@ -25,6 +27,8 @@ const STEP_BUFFERS_MAX: usize = 1_000;
 /// A segment is synced once so much of it was written: small steps in the background, so that a checkpoint finds little left to do and
 /// its syncs do not hold up those of the journal.
 const SYNC_STEP_BYTES: u64 = 8 << 20;
+/// While the disk is full it is tried again so often whether there is room.
+const ROOM_LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Files synced at the same time.
 const SYNCS_AT_ONCE: usize = 8;
 
@@ -102,14 +106,25 @@ impl<E: Env> Inner<E> {
             if !directory_made {
                 self.root_changes.fetch_add(1, Ordering::AcqRel);
                 let directory = self.directory(partition.key);
-                let made = self.env.disk().create_dir_all(&directory).await;
+                let made = loop {
+                    match self.env.disk().create_dir_all(&directory).await {
+                        Err(error) if self.waits_for_room(&error) => self.wait_for_room(&directory).await,
+                        made => break made,
+                    }
+                };
                 made.map_err(|error| self.fail(&directory, error))?;
                 partition.lock().directory_made = true;
             }
             let mode = if new_file { OpenMode::CreateOrOpen } else { OpenMode::ReadWrite };
-            let written = match self.file(step.segment, step.generation, mode).await {
-                Ok(file) => file.write_at(step.position, step.buffers.clone()).await,
-                Err(error) => Err(error),
+            let written = loop {
+                let written = match self.file(step.segment, step.generation, mode).await {
+                    Ok(file) => file.write_at(step.position, step.buffers.clone()).await,
+                    Err(error) => Err(error),
+                };
+                match written {
+                    Err(error) if self.waits_for_room(&error) => self.wait_for_room(&self.log_path(step.segment)).await,
+                    written => break written,
+                }
             };
             written.map_err(|error| self.fail(&self.log_path(step.segment), error))?;
             {
@@ -126,6 +141,18 @@ impl<E: Env> Inner<E> {
         }
         self.save_closed_indexes(partition).await;
         Ok(())
+    }
+
+    /// A write that finds the disk full has lost nothing, since what it wrote is still in memory: it is made again once there is room. Until then
+    /// [`PartitionStore::writable`](super::store::PartitionStore::writable) holds up what would need more memory.
+    fn waits_for_room(&self, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::StorageFull && !self.closing.load(Ordering::Acquire)
+    }
+
+    async fn wait_for_room(&self, path: &Path) {
+        Mark::SegmentsWaitedForRoom.reached();
+        tracing::warn!(path = %path.display(), "the disk is full: waiting for room");
+        E::sleep(ROOM_LOOK_EVERY).await;
     }
 
     /// Makes these segments durable up to the lengths given. They must be written.

@@ -110,6 +110,8 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) installing: AtomicBool,
     has_failed: AtomicBool,
     failure: Mutex<Option<String>>,
+    /// It is being closed: nothing waits for room on the disk any more.
+    pub(crate) closing: AtomicBool,
     pub(crate) closed: AtomicBool,
     flusher: Mutex<Option<E::Task<()>>>,
 }
@@ -178,6 +180,7 @@ impl<E: Env> PartitionStore<E> {
             installing: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
             failure: Mutex::default(),
+            closing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             flusher: Mutex::default(),
             env,
@@ -324,6 +327,7 @@ impl<E: Env> PartitionStore<E> {
 
     /// Writes what is in memory and stops the background task. Nothing may be applied afterwards.
     pub async fn close(&self) {
+        self.inner.closing.store(true, Ordering::Release);
         if let Err(error) = self.inner.flush().await {
             tracing::warn!(dir = %self.inner.dir.display(), %error, "segments could not be written at the end");
         }

@@ -380,6 +380,10 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    async fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
     async fn lock(&self, _: &Path) -> io::Result<()> {
         Ok(())
     }

@@ -463,6 +463,10 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    async fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(u64::try_from(self.alive()?.free_bytes()).unwrap_or(u64::MAX))
+    }
+
     async fn lock(&self, path: &Path) -> io::Result<SimLock> {
         let mut state = self.alive()?;
         if state.locks.contains_key(path) {
