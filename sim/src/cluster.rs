@@ -438,10 +438,15 @@ impl Cluster {
         true
     }
 
+    /// Every shard.
+    pub fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.options.shards).map(ShardId)
+    }
+
     /// Does every shard have a leader that serves?
     #[must_use]
     pub fn all_led(&self) -> bool {
-        (0..self.options.shards).all(|shard| self.leader(ShardId(shard)).is_some())
+        self.shards().all(|shard| self.leader(shard).is_some())
     }
 
     /// The nodes that would answer for a shard now, each by its own clock. Two at a time are one too many.
@@ -469,7 +474,7 @@ impl Cluster {
     pub fn votes_everywhere(&self, id: NodeId) -> bool {
         let Some(incarnation) = self.node(id).map(|node| node.incarnation()) else { return false };
         let nodes: Vec<Node<SimEnv>> = self.ids().into_iter().filter_map(|id| self.node(id)).collect();
-        (0..self.options.shards).map(ShardId).all(|shard| {
+        self.shards().all(|shard| {
             self.leader(shard).is_some()
                 && nodes
                     .iter()
