@@ -129,6 +129,8 @@ marks! {
     LeadershipMovedForSpace,
     /// A vote was refused.
     VoteRefused,
+    /// A voter that was started anew kept its vote back because the leader of before may rely on it.
+    VoteKeptBack,
     /// A former leader's entries were refused.
     FormerLeaderRefused,
     // Replication.
@@ -176,6 +178,8 @@ marks! {
     SnapshotNoLongerOnOffer,
     /// A replica gave up fetching one checkpoint because another one was offered.
     SnapshotPullBegunAnew,
+    /// A replica was offered what it had accepted but not made durable yet, and did not say that it had it.
+    OfferHeldUntilDurable,
     /// A start ended the installation of a checkpoint that a crash had interrupted.
     InstallationResumed,
     /// A read met files that were just exchanged for those of a checkpoint.

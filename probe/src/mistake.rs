@@ -101,6 +101,10 @@ mistakes! {
     SessionsKeptAcrossTerms,
     /// A vote counts although the voter's disk is not the one that holds the log.
     VoteOfAnotherDisk,
+    /// A voter that is started anew votes for anybody at once, although the leader may still rely on it.
+    RestartedVoterForgetsLease,
+    /// A replica tells its leader that it has a snapshot which it is still installing.
+    SnapshotAcknowledgedBeforeInstalled,
     // The broker.
     /// Produce is answered with success while the batch is not stored yet.
     ProduceAnsweredBeforeCommit,

@@ -1,5 +1,6 @@
 //! One shard on this node.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +11,7 @@ use futures_util::future::BoxFuture;
 use lockstep_core::{ClusterStateMachine, NodeId, Op, Position, Reply, ShardId, TopicId};
 use lockstep_env::{Env, Task, timeout};
 use openraft::errors::{ClientWriteError, RaftError};
+use openraft::storage::RaftLogReader;
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 
 use crate::error::{ProposeError, StartError};
@@ -18,8 +20,8 @@ use crate::partition::PartitionLog;
 use crate::peer::{IncomingRequest, PeerFault, PeerIdentity, PeerReply};
 pub use crate::raft::GroupWaiter;
 use crate::raft::{
-    self, Handler, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Proposals, Raft, RaftStatus,
-    Replica, ShardContext, StateMachine,
+    self, Handler, KeptVote, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Proposals, Raft,
+    RaftStatus, Replica, ShardContext, StateMachine,
 };
 use crate::status::ShardReport;
 use crate::storage::{Checkpoints, PartitionStore, StoreOptions};
@@ -106,11 +108,16 @@ impl<E: Env> Shard<E> {
             let founded = raft::found(&log, voters).await;
             founded.map_err(|error| StartError::Raft(format!("{id:?}: {error}")))?;
         }
+        let mut log_store = LogStore::new(log);
+        let stored_vote = log_store.read_vote().await.map_err(|error| StartError::Raft(format!("{id:?}: {error}")))?;
+        let kept_vote = KeptVote::at_start(stored_vote, config.node_id, E::now(), config.election_timeout_max)
+            .filter(|_| !Mistake::RestartedVoterForgetsLease.is_made());
+        let settings = openraft::Config { enable_elect: kept_vote.is_none(), ..raft_config(&config, id)? };
         let built = Raft::<E>::new(
             config.node_id,
-            Arc::new(raft_config(&config, id)?),
+            Arc::new(settings),
             NetworkFactory { replica: replica.clone(), peers: context.peers.clone() },
-            LogStore::new(log),
+            log_store,
             StateMachine::new(replica.clone()),
         )
         .await;
@@ -137,18 +144,28 @@ impl<E: Env> Shard<E> {
             offsets_retention: config.offsets_retention,
             offsets_retention_check_interval: config.offsets_retention_check_interval,
         };
-        let tasks = vec![
+        let mut tasks = vec![
             E::spawn(proposals.clone().run(context.env.clone(), raft.clone())),
             E::spawn(duties.run()),
             E::spawn(upkeep.run()),
             E::spawn(raft::record_changes(raft.clone(), replica.clone())),
             E::spawn(raft::checkpoint(context.clone(), raft.clone(), replica.clone())),
         ];
-        let handler = Handler { raft: raft.clone(), replica: replica.clone(), peers: context.peers };
+        if let Some(kept_vote) = kept_vote {
+            let raft = raft.clone();
+            tasks.push(E::spawn(async move {
+                E::sleep_until(kept_vote.until()).await;
+                raft.runtime_config().elect(true);
+            }));
+        }
+        let log = context.journal.shard(id);
+        let handler = Handler { raft: raft.clone(), replica: replica.clone(), peers: context.peers, log, kept_vote };
         let group = Group { raft, leadership, handler };
         let shard =
             Self { inner: Arc::new(Inner { replica, proposals, group: Some(group), tasks: Mutex::new(tasks) }) };
-        shard.lead_alone().await;
+        if kept_vote.is_none() {
+            shard.lead_alone().await;
+        }
         Ok(shard)
     }
 
@@ -360,6 +377,12 @@ impl<E: Env> Shard<E> {
         self.inner.replica.digests()
     }
 
+    /// Members that no longer hold what they acknowledged to this node, which leads. None is the rule: a disk lied, or was put back.
+    #[must_use]
+    pub fn reverted(&self) -> BTreeSet<NodeId> {
+        self.raft_status().reverted
+    }
+
     /// Why the shard stopped on this node, if it did.
     pub(crate) fn stopped(&self) -> Option<String> {
         let failure = || self.inner.group.as_ref().and_then(|group| group.leadership.failure());
@@ -433,8 +456,8 @@ impl<E: Env> Shard<E> {
 /// For how long a leader is sure of itself after it was heard by a quorum.
 ///
 /// The others do not vote for anybody else for `election_timeout_max` after they heard of it, each by its own clock. The difference makes up
-/// for clocks that run a tenth too slow here and a tenth too fast there. A voter that was started anew within that time knows nothing of
-/// the lease: openraft does not make it wait, see *Known limits* in ARCHITECTURE.md.
+/// for clocks that run a tenth too slow here and a tenth too fast there. A voter that was started anew within that time keeps its vote back:
+/// see [`KeptVote`].
 fn lease(config: &crate::config::NodeConfig) -> Duration {
     config.election_timeout_max * 4 / 5
 }
@@ -468,6 +491,21 @@ fn raft_config(config: &crate::config::NodeConfig, id: ShardId) -> Result<openra
 
 #[cfg(test)]
 impl<E: Env> Shard<E> {
+    /// No checkpoint is written or installed while this is held.
+    pub(crate) async fn hold_checkpoints(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.inner.replica.checkpointing.clone().lock_owned().await
+    }
+
+    /// The last position that Raft counts as committed here, whether or not it is durable.
+    pub(crate) fn accepted(&self) -> Option<Position> {
+        let metrics = self.group().ok()?.raft.data_metrics();
+        metrics
+            .borrow_watched()
+            .local_committed
+            .as_ref()
+            .map(|at| Position { term: at.leader_id.term, index: at.index })
+    }
+
     /// Puts bytes into the log that may be no op at all.
     pub(crate) async fn propose_raw(&self, op: Bytes) {
         let command = raft::Command { op, payload: Bytes::new() };

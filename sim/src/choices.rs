@@ -116,10 +116,13 @@ impl Choices {
         let clients = draw_clients(rng);
         let members = clients.iter().filter(|client| client.is_member()).count();
         let safety_ms = rng.random_range(5_500..8_000);
-        let faults = faults::draw(rng, nodes, shards, members, safety_ms);
+        let mut faults = faults::draw(rng, nodes, shards, members, safety_ms);
         let gone = (nodes == 3 && rng.random_ratio(1, 10)).then(|| rng.random_range(1..=nodes));
         let grows = rng.random_ratio(1, 4);
         let partitions = [1, 3, 6, 6][rng.random_range(0..4)];
+        // Drawn last, so that everything else is as it would be without them.
+        faults.extend(faults::draw_restarts_beside_cuts(rng, shards, safety_ms));
+        faults.sort_by_key(|planned| planned.at_ms);
         Self { nodes, shards, partitions, grows, clients, faults, safety_ms, gone }
     }
 }

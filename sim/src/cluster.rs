@@ -474,7 +474,7 @@ impl Cluster {
     pub fn votes_everywhere(&self, id: NodeId) -> bool {
         let Some(incarnation) = self.node(id).map(|node| node.incarnation()) else { return false };
         let nodes: Vec<Node<SimEnv>> = self.ids().into_iter().filter_map(|id| self.node(id)).collect();
-        (0..self.options.shards).map(ShardId).all(|shard| {
+        self.shards().all(|shard| {
             self.leader(shard).is_some()
                 && nodes
                     .iter()

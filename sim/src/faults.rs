@@ -23,6 +23,8 @@ const FAULTS: std::ops::Range<usize> = 10..15;
 const REFILL: Duration = Duration::from_secs(30);
 /// For so long no sync ends before power fails.
 const SYNCS_HANG: Duration = Duration::from_millis(40);
+/// Whoever did not hear of a leader for so long stands for election.
+const LEASES_RUN_OUT: Duration = Duration::from_millis(600);
 /// Clocks drift by so many millionths at most: leases allow for a tenth, either way.
 const DRIFT_PPM: std::ops::RangeInclusive<i64> = -90_000..=90_000;
 
@@ -63,6 +65,14 @@ pub enum Fault {
     Ring,
     /// A broker stands still, and then goes on as if nothing had been.
     Pause(NodeId),
+    /// The leader of a shard hears from a bare majority only, one of which is started anew within moments, and then hears from the others but not from
+    /// the leader: it must not vote for one of them while the leader relies on it.
+    RestartBesideCut {
+        /// The shard.
+        shard: u16,
+        /// For how long the follower is away, in milliseconds.
+        away_ms: u64,
+    },
     /// All connections between two brokers break.
     Reset(NodeId, NodeId),
     /// All connections of clients to a broker break, and what it was about to answer is lost.
@@ -160,6 +170,17 @@ pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, sp
         .collect();
     planned.sort_by_key(|planned| planned.at_ms);
     planned
+}
+
+/// Draws what only some runs have beside their other faults.
+pub(crate) fn draw_restarts_beside_cuts(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<Planned> {
+    let count = if rng.random_ratio(1, 4) { rng.random_range(1..=3) } else { 0 };
+    let draw = |_| Planned {
+        at_ms: rng.random_range(0..span_ms),
+        fault: Fault::RestartBesideCut { shard: rng.random_range(0..shards), away_ms: rng.random_range(0..300) },
+        lasts_ms: rng.random_range(100..900),
+    };
+    (0..count).map(draw).collect()
 }
 
 /// Mostly short, sometimes longer than every time-out between brokers.
@@ -310,6 +331,7 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             }
             lift(cluster, blocks, lasts).await;
         }
+        Fault::RestartBesideCut { shard, away_ms } => return restart_beside_cut(victims, shard, away_ms, lasts).await,
         Fault::CutOneWay(from, to) => {
             let block = cluster.network().block(&cluster.host(from), &cluster.host(to));
             lift(cluster, vec![block], lasts).await;
@@ -409,6 +431,29 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             Handle::current().resume(machine.id());
         }
     }
+    true
+}
+
+async fn restart_beside_cut(victims: &Victims, shard: u16, away_ms: u64, lasts: Duration) -> bool {
+    let cluster = &victims.cluster;
+    let Some(leader) = cluster.leader(ShardId(shard)) else { return false };
+    let count = cluster.ids().len() as u64;
+    // The others, beginning with the one after the leader: as many as make a majority with it go on hearing from it.
+    let mut heard: Vec<NodeId> = (1..count).map(|step| 1 + (leader - 1 + step) % count).collect();
+    let unheard = heard.split_off(heard.len() / 2);
+    let Some(follower) = heard.pop() else { return false };
+    let Some(_taken) = victims.take(follower) else { return false };
+    let cut = |other: NodeId| {
+        let (leader, other) = (cluster.host(leader), cluster.host(other));
+        [cluster.network().block(&leader, &other), cluster.network().block(&other, &leader)]
+    };
+    let mut blocks: Vec<BlockId> = unheard.into_iter().flat_map(cut).collect();
+    SimEnv::sleep(LEASES_RUN_OUT).await;
+    cluster.kill(follower, Death::Process);
+    SimEnv::sleep(Duration::from_millis(away_ms)).await;
+    blocks.extend(cut(follower));
+    cluster.start(follower);
+    lift(cluster, blocks, lasts).await;
     true
 }
 

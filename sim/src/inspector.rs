@@ -67,6 +67,12 @@ impl Inspector {
 impl Seen {
     fn look(&mut self, cluster: &Cluster) -> Result<(), String> {
         self.looks += 1;
+        for shard in cluster.shards() {
+            let serving = cluster.serving(shard);
+            if serving.len() > 1 {
+                return Err(format!("two leaders at one time: nodes {serving:?} answer for shard {}", shard.0));
+            }
+        }
         let thorough = self.looks.is_multiple_of(LOOKS_BETWEEN_INVARIANTS);
         for id in cluster.ids() {
             let Some(node) = cluster.node(id) else { continue };
@@ -80,6 +86,12 @@ impl Seen {
                             "two leaders in one term: {first} and {id} lead shard {number} in term {term}"
                         ));
                     }
+                }
+                let reverted = shard.reverted();
+                if let Some(member) = reverted.first() {
+                    return Err(format!(
+                        "a replica lost what it had acknowledged: shard {number} on node {member}, as node {id} found that leads it"
+                    ));
                 }
                 if role == "stopped" && !cluster.is_stopping(id) && !self.excused.contains(&id) {
                     return Err(format!("a shard stopped: shard {number} on node {id}"));

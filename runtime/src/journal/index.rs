@@ -96,6 +96,14 @@ impl ShardIndex {
         }
     }
 
+    /// Is the entry at this position here and in a file? All before it are then too: they are written in order.
+    pub(super) fn is_written(&self, position: Position) -> bool {
+        self.slot_number(position.index).is_some_and(|number| {
+            let slot = &self.slots[number];
+            slot.term == position.term && slot.held_by & PENDING == 0
+        })
+    }
+
     /// Bytes that the entries take in the files.
     pub(super) fn held_bytes(&self) -> u64 {
         self.held_bytes

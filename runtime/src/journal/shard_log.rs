@@ -63,6 +63,14 @@ impl<E: Env> ShardLog<E> {
         self.index(ShardIndex::last)
     }
 
+    /// Is this entry durable, with all before it? What was purged is so elsewhere: see [`ShardLog::purge`].
+    #[must_use]
+    pub fn is_durable(&self, position: Position) -> bool {
+        self.index(|index| {
+            index.purged().is_some_and(|purged| position.index <= purged.index) || index.is_written(position)
+        })
+    }
+
     /// The vote saved last.
     #[must_use]
     pub fn vote(&self) -> Option<Bytes> {

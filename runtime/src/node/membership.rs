@@ -1,5 +1,6 @@
 //! Keeps each shard's membership equal to its placement: a node whose disk was emptied leaves as voter, comes back as a
-//! learner and is promoted when it has caught up. It never votes, nor counts, with a log it has lost.
+//! learner and is promoted when it has caught up. It never votes, nor counts, with a log it has lost. So does one that turns out to lack what it
+//! acknowledged to this leader (`raft/acknowledged.rs`), though nobody knows what it voted for before that was noticed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,7 +20,7 @@ const PROMOTE_LAG_ENTRIES_MAX: u64 = 128;
 /// One step towards the membership that should be.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    /// Its disk is not the one that voted: take it out.
+    /// Its disk is not the one that voted, or no longer holds what it acknowledged: take it out.
     Remove(NodeId),
     /// Replicate to it.
     AddLearner(NodeId, Member),
@@ -79,7 +80,9 @@ fn next_step(
     let known = |node: &NodeId| status.voters.get(node).or_else(|| status.learners.get(node));
     for (node, member) in seen.iter().filter(|(node, _)| **node != me && replicas.contains(node)) {
         match known(node) {
-            Some(known) if known.incarnation != member.incarnation => return Some(Step::Remove(*node)),
+            Some(known) if known.incarnation != member.incarnation || status.reverted.contains(node) => {
+                return Some(Step::Remove(*node));
+            }
             Some(_) => {}
             None => return Some(Step::AddLearner(*node, member.clone())),
         }
@@ -133,6 +136,18 @@ mod tests {
     #[test]
     fn a_learner_whose_disk_is_emptied_again_starts_over() {
         check(&[(1, 1), (3, 3)], &[(2, 8)], &[(2, 990)], &[(1, 1), (2, 9), (3, 3)], Some(Step::Remove(2)));
+    }
+
+    #[test]
+    fn a_node_that_lacks_what_it_acknowledged_starts_over_with_the_same_disk() {
+        let status = RaftStatus {
+            voters: members(&[(1, 1), (2, 2), (3, 3)]),
+            reverted: BTreeSet::from([3]),
+            ..RaftStatus::default()
+        };
+        let seen = members(&[(1, 1), (2, 2), (3, 3)]);
+        assert_eq!(next_step(&BTreeSet::from([1, 2, 3]), &seen, &status, 1), Some(Step::Remove(3)));
+        check(&[(1, 1), (2, 2)], &[], &[], &[(1, 1), (2, 2), (3, 3)], Some(Step::AddLearner(3, member(3))));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use lockstep_core::{NodeId, Position, ShardId};
 use lockstep_env::Env;
+use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
 };
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use super::Raft;
 use super::entry_codec;
+use super::kept_vote::KeptVote;
 use super::log_store::VoteWire;
 use super::message::{
     self, Append, AppendAnswer, Ballot, BallotAnswer, ChunkRequest, Offer, OfferAnswer, Transfer, TransferAnswer,
@@ -23,11 +25,15 @@ use super::message::{
 use super::replica::Replica;
 use super::snapshot::{self, Incoming};
 use super::type_config::{Entry, TypeConfig, Vote, log_id, position};
+use crate::journal::ShardLog;
 use crate::peer::{IncomingRequest, Lane, PeerFault, PeerIdentity, PeerNetwork, PeerReply};
-use lockstep_probe::Mark;
+use lockstep_probe::{Mark, Mistake};
 
 /// How long an offer is answered after at most, when there is nothing new.
 const OFFER_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether what is here is durable by now.
+const DURABLE_LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The shard does not run on this node, or no longer.
 const FAULT_STOPPED: u16 = 1;
@@ -64,11 +70,19 @@ pub(crate) struct Handler<E: Env> {
     pub(crate) raft: Raft<E>,
     pub(crate) replica: Arc<Replica<E>>,
     pub(crate) peers: PeerNetwork<E>,
+    pub(crate) log: ShardLog<E>,
+    pub(crate) kept_vote: Option<KeptVote>,
 }
 
 impl<E: Env> Clone for Handler<E> {
     fn clone(&self) -> Self {
-        Self { raft: self.raft.clone(), replica: self.replica.clone(), peers: self.peers.clone() }
+        Self {
+            raft: self.raft.clone(),
+            replica: self.replica.clone(),
+            peers: self.peers.clone(),
+            log: self.log.clone(),
+            kept_vote: self.kept_vote,
+        }
     }
 }
 
@@ -116,6 +130,11 @@ impl<E: Env> Handler<E> {
     async fn vote(&self, from: NodeId, body: &[u8], pre_vote: bool) -> Answer {
         let ballot: Ballot = read(body)?;
         let vote = owned_vote(from, ballot.vote)?;
+        if self.kept_vote.is_some_and(|kept| kept.is_kept_from(from, ballot.leadership_transfer, E::now())) {
+            Mark::VoteKeptBack.reached();
+            let own = self.raft.server_metrics().borrow_watched().vote;
+            return reply(&BallotAnswer { vote: own.into(), granted: false, last: self.log.last() });
+        }
         let request =
             VoteRequest { vote, last_log_id: ballot.last.map(log_id), leadership_transfer: ballot.leadership_transfer };
         let answer = if pre_vote { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
@@ -166,15 +185,16 @@ impl<E: Env> Handler<E> {
         }
         let (own_vote, committed) = {
             let metrics = self.raft.metrics();
-            let metrics = openraft::async_runtime::WatchReceiver::borrow_watched(&metrics);
+            let metrics = metrics.borrow_watched();
             (metrics.vote, metrics.local_committed.as_ref().map(position))
         };
         // A leader of the past, or a snapshot of what is here already: there is nothing to fetch.
         if own_vote > vote {
             return reply(&OfferAnswer::Done(own_vote.into()));
         }
-        if committed.is_some_and(|committed| committed.index >= offer.position.index) {
-            return reply(&OfferAnswer::Done(vote.into()));
+        let position = offer.position;
+        if committed.is_some_and(|committed| committed.index >= position.index) {
+            return reply(&self.durable(position, vote).await?);
         }
         let incoming = self.incoming(from, offer);
         let answer = match incoming.outcome::<E>(OFFER_PATIENCE).await {
@@ -185,7 +205,8 @@ impl<E: Env> Handler<E> {
             Some(outcome) => {
                 self.forget(&incoming);
                 match outcome {
-                    Ok(vote) => OfferAnswer::Done(vote),
+                    Ok(answered) if Vote::from(answered) > vote => OfferAnswer::Done(answered),
+                    Ok(_) => self.durable(position, vote).await?,
                     Err(reason) => {
                         tracing::warn!(
                             target: "raft", node = self.replica.node_id, shard = %self.replica.id, from = from.node,
@@ -197,6 +218,33 @@ impl<E: Env> Handler<E> {
             }
         };
         reply(&answer)
+    }
+
+    /// The answer to an offer of what is here already: not before it is durable, because the leader counts on it from then on. To Raft something
+    /// is committed here as soon as it is accepted, while entries are still written or a snapshot is still being installed; and it stays so in the
+    /// records of a group that stopped because that failed.
+    async fn durable(&self, position: Position, vote: Vote) -> Result<OfferAnswer, PeerFault> {
+        if Mistake::SnapshotAcknowledgedBeforeInstalled.is_made() || self.is_durable(position) {
+            return Ok(OfferAnswer::Done(vote.into()));
+        }
+        Mark::OfferHeldUntilDurable.reached();
+        let deadline = E::now() + OFFER_PATIENCE;
+        while E::now() < deadline {
+            if self.replica.is_stopped() || self.raft.metrics().borrow_watched().running_state.is_err() {
+                return Err(stopped_fault(self.replica.id));
+            }
+            E::sleep(DURABLE_LOOK_EVERY).await;
+            if self.is_durable(position) {
+                return Ok(OfferAnswer::Done(vote.into()));
+            }
+        }
+        Ok(OfferAnswer::Pulling { done: 0, all: 0 })
+    }
+
+    /// Is this entry, and every one before it, on this disk: in the journal, or in a checkpoint that was adopted?
+    fn is_durable(&self, position: Position) -> bool {
+        let snapshot = self.raft.data_metrics().borrow_watched().snapshot;
+        snapshot.is_some_and(|snapshot| snapshot.index >= position.index) || self.log.is_durable(position)
     }
 
     /// The transmission that this offer is about, begun now if it is new.

@@ -1,6 +1,6 @@
 //! May this node answer for a shard?
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -149,6 +149,7 @@ impl<E: Env> Leadership<E> {
             .flatten()
             .map(|(node, matched)| (*node, matched.as_ref().map(|matched| matched.index)))
             .collect();
+        let reverted = if role == "leader" { self.replica.reverted() } else { BTreeSet::new() };
         RaftStatus {
             role,
             term: metrics.vote.leader_id.term,
@@ -157,6 +158,7 @@ impl<E: Env> Leadership<E> {
             lasting_voters,
             learners,
             matched,
+            reverted,
             last_log: metrics.last_log_index.unwrap_or(0),
             snapshot: metrics.snapshot.map(|at| at.index),
             purged: metrics.purged.map(|at| at.index),

@@ -3,6 +3,7 @@
 //! Entries are kept in the journal ([`log_store`]), applied to the core and the partitions ([`state_machine`]), sent over the peer
 //! network ([`network`], [`handler`]); a snapshot is a checkpoint ([`snapshot`]). [`crate::Shard`] puts it together.
 
+mod acknowledged;
 mod append_stream;
 mod completion;
 mod duties;
@@ -11,6 +12,7 @@ pub mod env_runtime;
 mod founding;
 mod group_watch;
 mod handler;
+mod kept_vote;
 mod leadership;
 mod log_store;
 mod message;
@@ -39,6 +41,7 @@ pub(crate) use duties::{LeaderDuties, checkpoint, record_changes};
 pub(crate) use founding::found;
 pub use group_watch::GroupWaiter;
 pub(crate) use handler::{Handler, stopped_fault};
+pub(crate) use kept_vote::KeptVote;
 pub(crate) use leadership::Leadership;
 pub(crate) use log_store::LogStore;
 pub(crate) use network::NetworkFactory;
@@ -84,6 +87,8 @@ pub(crate) struct RaftStatus {
     pub(crate) learners: BTreeMap<NodeId, Member>,
     /// On the leader: the last entry that each node is known to hold.
     pub(crate) matched: BTreeMap<NodeId, Option<u64>>,
+    /// On the leader: those who no longer hold what they acknowledged to it.
+    pub(crate) reverted: BTreeSet<NodeId>,
     /// Last entry in this node's log.
     pub(crate) last_log: u64,
     /// Last entry that the checkpoint covers.

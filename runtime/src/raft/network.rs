@@ -17,6 +17,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, StorageError};
 
+use super::acknowledged::Acknowledged;
 use super::append_stream::merge_commit_news;
 use super::entry_codec;
 use super::message::{self, Append, AppendAnswer, Ballot, BallotAnswer, Offer, OfferAnswer, Transfer, TransferAnswer};
@@ -42,13 +43,14 @@ pub(crate) struct NetworkFactory<E: Env> {
 }
 
 impl<E: Env> NetworkFactory<E> {
-    fn client(&self, target: NodeId, member: &Member, lane: Lane) -> Network<E> {
+    fn client(&self, target: NodeId, member: &Member, lane: Lane, acknowledged: Arc<Acknowledged>) -> Network<E> {
         Network {
             replica: self.replica.clone(),
             peers: self.peers.clone(),
             target,
             incarnation: member.incarnation,
             lane,
+            acknowledged,
         }
     }
 }
@@ -57,11 +59,15 @@ impl<E: Env> RaftNetworkFactory<TypeConfig<E>> for NetworkFactory<E> {
     type Network = Network<E>;
 
     async fn new_client(&mut self, target: NodeId, node: &Member) -> Network<E> {
-        self.client(target, node, Lane::Bulk)
+        let acknowledged = self.replica.acknowledged(target);
+        self.client(target, node, Lane::Bulk, acknowledged)
     }
 
+    /// openraft asks for it once for each member that it begins to replicate to, before anything else: when the member was added, or this node
+    /// elected. What it then knows of the member begins with nothing.
     async fn new_heartbeat_client(&mut self, target: NodeId, node: &Member) -> Network<E> {
-        self.client(target, node, Lane::Control)
+        let acknowledged = self.replica.begin_replication(target);
+        self.client(target, node, Lane::Control, acknowledged)
     }
 }
 
@@ -72,6 +78,7 @@ pub(crate) struct Network<E: Env> {
     target: NodeId,
     incarnation: [u8; 16],
     lane: Lane,
+    acknowledged: Arc<Acknowledged>,
 }
 
 impl<E: Env> Clone for Network<E> {
@@ -82,12 +89,18 @@ impl<E: Env> Clone for Network<E> {
             target: self.target,
             incarnation: self.incarnation,
             lane: self.lane,
+            acknowledged: self.acknowledged.clone(),
         }
     }
 }
 
 fn garbled<E: Env>(error: &(impl std::error::Error + 'static)) -> Failure<E> {
     RPCError::Network(NetworkError::new(error))
+}
+
+/// A member that no longer has what it acknowledged cannot be asked anything.
+fn reverted<E: Env>(member: NodeId) -> Unreachable<TypeConfig<E>> {
+    Unreachable::new(&io::Error::other(format!("node {member} no longer has what it acknowledged")))
 }
 
 impl<E: Env> Network<E> {
@@ -142,17 +155,41 @@ impl<E: Env> Network<E> {
             self.replica.env.reached(Step::BeforeReplicate);
         }
         let calling = self.call(RPCTypes::AppendEntries, self.lane, message::APPEND, body, payload, timeout);
-        let first = request.prev_log_id.is_none();
+        let previous: Option<LogId> = request.prev_log_id;
+        let last = request.entries.last().map(|entry| entry.log_id).or(previous);
+        let acknowledged = self.acknowledged.clone();
+        let (node, shard, target) = (self.replica.node_id, self.replica.id, self.target);
         // Boxed where it is made: it is long, and would be moved several times on its way into the pipeline.
         Box::pin(async move {
-            match message::decode::<AppendAnswer>(&calling.await?).map_err(|error| garbled(&error))? {
-                AppendAnswer::Success => Ok(AppendEntriesResponse::Success),
-                AppendAnswer::Partial(upto) => Ok(AppendEntriesResponse::PartialSuccess(upto.map(log_id))),
-                // Nothing comes before the first entry, so nothing there can differ.
-                AppendAnswer::Conflict if first => Err(garbled(&io::Error::other("a conflict before the first entry"))),
-                AppendAnswer::Conflict => Ok(AppendEntriesResponse::Conflict),
-                AppendAnswer::HigherVote(vote) => Ok(AppendEntriesResponse::HigherVote(vote.into())),
-            }
+            let answer = match message::decode::<AppendAnswer>(&calling.await?).map_err(|error| garbled(&error))? {
+                AppendAnswer::HigherVote(vote) => return Ok(AppendEntriesResponse::HigherVote(vote.into())),
+                AppendAnswer::Success => {
+                    acknowledged.acknowledge(last);
+                    AppendEntriesResponse::Success
+                }
+                AppendAnswer::Partial(upto) => {
+                    let upto = upto.map(log_id);
+                    if upto < previous || upto > last {
+                        return Err(garbled(&io::Error::other("a part of what was not sent")));
+                    }
+                    acknowledged.acknowledge(upto);
+                    AppendEntriesResponse::PartialSuccess(upto)
+                }
+                AppendAnswer::Conflict => {
+                    // Nothing comes before the first entry, so nothing there can differ.
+                    let Some(previous) = previous else {
+                        return Err(garbled(&io::Error::other("a conflict before the first entry")));
+                    };
+                    if acknowledged.refuse(previous) {
+                        tracing::error!(
+                            target: "raft", node, shard = %shard, member = target, missing = %previous,
+                            "a member of the raft group no longer has what it acknowledged: it does not count until it was added anew"
+                        );
+                    }
+                    AppendEntriesResponse::Conflict
+                }
+            };
+            if acknowledged.is_reverted() { Err(RPCError::Unreachable(reverted(target))) } else { Ok(answer) }
         })
     }
 
@@ -325,7 +362,15 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Network<E> {
         );
         match lockstep_env::select(cancel, self.offer(vote, &outgoing, transmission)).await {
             lockstep_env::Either::First(closed) => Err(StreamingError::Closed(closed)),
-            lockstep_env::Either::Second(Ok(vote)) => Ok(SnapshotResponse::new(vote)),
+            lockstep_env::Either::Second(Ok(_)) if self.acknowledged.is_reverted() => {
+                Err(StreamingError::Unreachable(reverted(self.target)))
+            }
+            lockstep_env::Either::Second(Ok(answered)) => {
+                if answered <= vote {
+                    self.acknowledged.acknowledge(Some(log_id(outgoing.position)));
+                }
+                Ok(SnapshotResponse::new(answered))
+            }
             lockstep_env::Either::Second(Err(error)) => Err(match error {
                 RPCError::Timeout(error) => StreamingError::Timeout(error),
                 RPCError::Unreachable(error) => StreamingError::Unreachable(error),

@@ -10,6 +10,7 @@ use lockstep_core::{ClusterStateMachine, NodeId, Position, SessionTable, ShardId
 use lockstep_env::{Env, watch};
 use tokio::sync::Notify;
 
+use super::acknowledged::Acknowledged;
 use super::group_watch::GroupWatch;
 use super::snapshot::{Incoming, Outgoing};
 use super::type_config::{LogId, StoredMembership, position};
@@ -36,6 +37,8 @@ pub(crate) struct Replica<E: Env> {
     pub(crate) checkpointing: Arc<tokio::sync::Mutex<()>>,
     /// Snapshots that other nodes are fetching from here.
     pub(crate) outgoing: Mutex<BTreeMap<u64, Arc<Outgoing>>>,
+    /// What the members acknowledge to this node while it leads.
+    acknowledged: Mutex<BTreeMap<NodeId, Arc<Acknowledged>>>,
     /// The snapshot that this node is fetching.
     pub(crate) incoming: Mutex<Option<Arc<Incoming>>>,
     /// Groups that need an assignment, for the leader to propose.
@@ -99,6 +102,7 @@ impl<E: Env> Replica<E> {
             applied: watch::channel(applied).0,
             checkpointing: Arc::default(),
             outgoing: Mutex::default(),
+            acknowledged: Mutex::default(),
             incoming: Mutex::default(),
             assignments: Mutex::default(),
             duties: Notify::new(),
@@ -195,6 +199,24 @@ impl<E: Env> Replica<E> {
 
     pub(crate) fn lock_outgoing(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Outgoing>>> {
         lock(&self.outgoing)
+    }
+
+    /// From now on `member` is replicated to anew: whatever it acknowledged before is forgotten.
+    pub(crate) fn begin_replication(&self, member: NodeId) -> Arc<Acknowledged> {
+        let fresh = Arc::<Acknowledged>::default();
+        lock(&self.acknowledged).insert(member, fresh.clone());
+        fresh
+    }
+
+    /// What `member` acknowledged since it was last replicated to anew.
+    pub(crate) fn acknowledged(&self, member: NodeId) -> Arc<Acknowledged> {
+        lock(&self.acknowledged).entry(member).or_default().clone()
+    }
+
+    /// Members that no longer hold what they acknowledged when this node led last.
+    pub(crate) fn reverted(&self) -> BTreeSet<NodeId> {
+        let acknowledged = lock(&self.acknowledged);
+        acknowledged.iter().filter(|(_, member)| member.is_reverted()).map(|(member, _)| *member).collect()
     }
 
     pub(crate) fn lock_incoming(&self) -> MutexGuard<'_, Option<Arc<Incoming>>> {

@@ -31,6 +31,9 @@ impl<E: Env> Checkpoints<E> {
         let failed = |source| StartError::Io { path: path.display().to_string(), source };
         env.disk().create_dir_all(&dir).await.map_err(failed)?;
         env.disk().sync_dir(raft_dir).await.map_err(failed)?;
+        // A checkpoint that was put in place just before the process died may be in the system's memory only. The journal is purged up to what
+        // is read here, so it must not be gone when power fails later.
+        env.disk().sync_dir(&dir).await.map_err(failed)?;
         let manifest = match env.disk().read_file(&path, FILE_LEN_MAX).await {
             Ok(bytes) => Some(Manifest::decode(&Bytes::from(bytes)).map_err(|error| StartError::Damaged {
                 path: path.display().to_string(),

@@ -25,6 +25,7 @@ use crate::storage::Cache;
 /// Longest wait for anything; what is waited for takes a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+pub(super) const ELECTION_TIMEOUT_MAX: Duration = Duration::from_millis(600);
 pub(super) const TOPIC: TopicId = TopicId([7; 16]);
 
 /// Waits until `condition` holds.
@@ -113,15 +114,20 @@ impl Cluster {
         cluster
     }
 
+    /// Where a node's disk is.
+    pub(super) fn directory(&self, id: NodeId) -> PathBuf {
+        self.dir.path().join(id.to_string())
+    }
+
     fn config(&self, id: NodeId) -> NodeConfig {
-        let base: PathBuf = self.dir.path().join(id.to_string());
+        let base = self.directory(id);
         let peers = (1..=self.size).map(|peer| (peer, String::new())).collect();
         NodeConfig {
             shards: self.shard_count,
             checkpoint_journal_bytes: self.checkpoint_journal_bytes,
             journal_file_bytes: 1 << 20,
             election_timeout_min: Duration::from_millis(300),
-            election_timeout_max: Duration::from_millis(600),
+            election_timeout_max: ELECTION_TIMEOUT_MAX,
             offsets_retention_check_interval: Duration::from_millis(50),
             ..NodeConfig::new(id, peers, base.join("raft"), base.join("data"))
         }

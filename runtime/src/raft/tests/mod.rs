@@ -2,6 +2,7 @@
 
 mod cluster;
 mod groups;
+mod promises;
 mod recovery;
 mod replication;
 mod single;

@@ -1,0 +1,208 @@
+//! What a replica promises: its vote, and what it says to hold. And what becomes of a leader when a replica does not keep it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lockstep_core::{NodeId, Position};
+use lockstep_env::Env;
+use lockstep_env::tokio_env::TokioEnv;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::cluster::{Cluster, ELECTION_TIMEOUT_MAX, eventually, incarnation};
+use crate::peer::{IncomingRequest, Lane, PeerIdentity};
+use crate::raft::log_store::VoteWire;
+use crate::raft::message::{self, Ballot, BallotAnswer, Offer, OfferAnswer};
+use crate::shard::Shard;
+
+/// Asks a replica as `from` would.
+async fn ask<A: DeserializeOwned>(shard: &Shard<TokioEnv>, from: NodeId, kind: u8, question: &impl Serialize) -> A {
+    let request = IncomingRequest {
+        kind,
+        shard: 0,
+        lane: Lane::Control,
+        body: message::encode(question),
+        payload: Bytes::new(),
+        timeout: Duration::from_secs(10),
+    };
+    let from = PeerIdentity { node: from, incarnation: incarnation(from) };
+    let answer = shard.handle_raft(from, request).await.unwrap();
+    message::decode(&answer.body).unwrap()
+}
+
+/// A vote for `candidate`, who has more than anybody.
+fn ballot(term: u64, candidate: NodeId, leadership_transfer: bool) -> Ballot {
+    Ballot {
+        vote: VoteWire { term, node: candidate, committed: false },
+        last: Some(Position { term: term - 1, index: 1_000 }),
+        leadership_transfer,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_was_started_anew_keeps_its_vote_back_for_one_lease() {
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    cluster.level(0).await;
+    let leader = cluster.leader(0).await;
+    let (voter, candidate) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    for node in 1..=3 {
+        cluster.stop_node(node).await;
+    }
+    let began = TokioEnv::now();
+    cluster.start_node(voter).await;
+    let shard = cluster.node(voter).shard(0);
+    let term = shard.raft_status().term;
+    for kind in [message::PRE_VOTE, message::VOTE] {
+        let granted = async || {
+            let ballot = ballot(term + 1, candidate, false);
+            ask::<BallotAnswer>(&shard, candidate, kind, &ballot).await.granted
+        };
+        while !granted().await {
+            TokioEnv::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(TokioEnv::now() - began >= ELECTION_TIMEOUT_MAX, "the leader may rely on the voter for so long");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_was_started_anew_votes_for_the_leader_of_before_and_for_its_heir() {
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    cluster.level(0).await;
+    let leader = cluster.leader(0).await;
+    let (voter, heir) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    for node in 1..=3 {
+        cluster.stop_node(node).await;
+    }
+    cluster.start_node(voter).await;
+    let shard = cluster.node(voter).shard(0);
+    let term = shard.raft_status().term;
+    let again = ask::<BallotAnswer>(&shard, leader, message::VOTE, &ballot(term + 1, leader, false)).await;
+    assert!(again.granted);
+    let after = ask::<BallotAnswer>(&shard, heir, message::VOTE, &ballot(term + 2, heir, true)).await;
+    assert!(after.granted);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_is_started_anew_as_a_whole_has_a_leader_again() {
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    cluster.append(1, 10).await;
+    cluster.level(0).await;
+    for _ in 0..2 {
+        for node in 1..=3 {
+            cluster.stop_node(node).await;
+        }
+        for node in 1..=3 {
+            cluster.start_node(node).await;
+        }
+        cluster.append(2, 10).await;
+    }
+    cluster.assert_same_records(&[1, 2, 3], 3).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_acknowledged_only_once_it_is_installed() {
+    let mut cluster = Cluster::start_with(3, 1, 64 << 10).await;
+    cluster.create_topic().await;
+    let late = cluster.leader(0).await % 3 + 1;
+    cluster.level(0).await;
+    cluster.stop_node(late).await;
+    for n in 0..150 {
+        cluster.append(n, 4_000).await;
+    }
+    let leader = cluster.leader(0).await;
+    let shard = cluster.node(leader).shard(0);
+    eventually("the log before is purged", || shard.raft_status().purged.is_some_and(|purged| purged > 100)).await;
+    let snapshot = shard.raft_status().snapshot.unwrap();
+    cluster.start_node(late).await;
+    let arrived = cluster.node(late).shard(0);
+    let installing = arrived.hold_checkpoints().await;
+    eventually("the snapshot is fetched and accepted", || arrived.accepted().is_some_and(|at| at.index >= snapshot))
+        .await;
+    // Offered once more, as a leader does that was not answered yet.
+    let status = shard.raft_status();
+    let offer = Offer {
+        vote: VoteWire { term: status.term, node: leader, committed: true },
+        transmission: 1,
+        position: arrived.accepted().unwrap(),
+        manifest_len: 1,
+    };
+    let answer = ask::<OfferAnswer>(&arrived, leader, message::INSTALL_SNAPSHOT, &offer).await;
+    assert!(matches!(answer, OfferAnswer::Pulling { .. }), "{answer:?}");
+    let matched = shard.raft_status().matched.get(&late).copied().flatten();
+    assert!(matched.is_none_or(|matched| matched < snapshot), "{matched:?} of {snapshot} while it is being installed");
+    drop(installing);
+    cluster.assert_equal(0).await;
+    let answer = ask::<OfferAnswer>(&arrived, leader, message::INSTALL_SNAPSHOT, &offer).await;
+    assert!(matches!(answer, OfferAnswer::Done(_)), "{answer:?}");
+    cluster.stop().await;
+}
+
+/// Copies a directory with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_disk_was_put_back_to_an_older_copy_does_not_take_the_leader_down() {
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    cluster.append(0, 100).await;
+    cluster.level(0).await;
+    let leader = cluster.leader(0).await;
+    let follower = leader % 3 + 1;
+    let (disk, older) = (cluster.directory(follower), cluster.directory(9));
+    cluster.stop_node(follower).await;
+    copy(&disk, &older);
+    cluster.start_node(follower).await;
+    for n in 1..20 {
+        cluster.append(n, 100).await;
+    }
+    cluster.level(0).await;
+    let leader = cluster.leader(0).await;
+    let shard = cluster.node(leader).shard(0);
+    eventually("all is acknowledged", || {
+        let status = shard.raft_status();
+        status.matched.get(&follower).copied().flatten() == Some(status.last_log)
+    })
+    .await;
+    cluster.stop_node(follower).await;
+    std::fs::remove_dir_all(&disk).unwrap();
+    copy(&older, &disk);
+    cluster.start_node(follower).await;
+    eventually("it is noticed", || shard.reverted().contains(&follower) || shard.stopped().is_some()).await;
+    assert_eq!(shard.stopped(), None, "the leader goes on");
+    cluster.append(20, 100).await;
+
+    // What the node does about it: see node/membership.rs.
+    let member = shard.raft_status().voters[&follower].clone();
+    shard.remove_member(follower).await.unwrap();
+    shard.add_learner(follower, member).await.unwrap();
+    assert!(shard.reverted().is_empty(), "nobody expects anything of it now");
+    eventually("the learner holds the log", || {
+        let status = shard.raft_status();
+        status.learners.contains_key(&follower)
+            && status.matched.get(&follower).copied().flatten() == Some(status.last_log)
+    })
+    .await;
+    shard.promote(follower).await.unwrap();
+    cluster.append(21, 100).await;
+    cluster.assert_equal(0).await;
+    cluster.assert_same_records(&[1, 2, 3], 22).await;
+    cluster.stop().await;
+}
