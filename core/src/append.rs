@@ -85,6 +85,7 @@ impl Partitions {
             .get(TIMESTAMP_TYPE)
             .is_some_and(|stamped_by| stamped_by == "LogAppendTime")
             .then_some(now_ms.max(0));
+        let limits = topic.segment_limits();
         // Terms beyond Kafka's epochs: two thousand million elections.
         let leader_epoch = i32::try_from(position.term).unwrap_or(i32::MAX);
         self.extend((append.topic_id, append.partition), leader_epoch, next_offset)?;
@@ -100,6 +101,7 @@ impl Partitions {
             next_offset,
             leader_epoch,
             log_append_time_ms,
+            limits,
         });
         Ok(Ok(Appended { base_offset, log_append_time_ms, log_start_offset, duplicate: false }))
     }

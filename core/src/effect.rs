@@ -3,6 +3,7 @@
 use alloc::string::String;
 
 use crate::ids::TopicId;
+use crate::topic_settings::SegmentLimits;
 
 /// One thing to do, in order. Every replica gets the same effects at the same position.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +41,18 @@ pub enum Effect {
         leader_epoch: i32,
         /// Set when the topic stamps records on append.
         log_append_time_ms: Option<i64>,
+        /// When the batch begins a new segment, by what the topic says at this position.
+        limits: SegmentLimits,
+    },
+    /// A partition's log begins at `start_offset` from now on. Segments with nothing at or above it go; one that holds both is kept whole. When
+    /// nothing is left, an empty segment begins there.
+    TruncateBefore {
+        /// Topic.
+        topic_id: TopicId,
+        /// Partition index.
+        partition: u32,
+        /// The first offset that is kept: above the old one, at most the log's end.
+        start_offset: i64,
     },
     /// Something that waiters of this group (join, sync, describe) or the session table should look at.
     GroupChanged {

@@ -70,7 +70,8 @@ fn offsets_are_monotone(state: &ClusterStateMachine) -> Result<(), String> {
     Ok(())
 }
 
-/// Epochs ascend, each with at least one record, and none is newer than the last op.
+/// Epochs ascend, each with at least one record unless all records were deleted; the first one starts where the log does or later, and none is
+/// newer than the last op.
 fn epochs_ascend(state: &ClusterStateMachine) -> Result<(), String> {
     for (key, partition) in state.partitions.rows() {
         for pair in partition.epochs.windows(2) {
@@ -79,9 +80,13 @@ fn epochs_ascend(state: &ClusterStateMachine) -> Result<(), String> {
                 return Err(format!("partition {key:?}: {later:?} does not follow {earlier:?}"));
             }
         }
-        let first_is_legal = partition.epochs.first().is_none_or(|first| first.epoch >= 0 && first.start_offset >= 0);
+        let first_is_legal = partition
+            .epochs
+            .first()
+            .is_none_or(|first| first.epoch >= 0 && first.start_offset >= partition.log_start_offset);
+        let is_emptied = partition.log_start_offset == partition.next_offset && partition.epochs.len() == 1;
         let last_is_legal = partition.epochs.last().is_none_or(|last| {
-            last.start_offset < partition.next_offset
+            (last.start_offset < partition.next_offset || is_emptied && last.start_offset == partition.next_offset)
                 && u64::try_from(last.epoch).is_ok_and(|epoch| epoch <= state.applied.term)
         });
         let counted = partition.epochs.len() <= crate::partitions::EPOCHS_MAX

@@ -23,6 +23,7 @@ pub mod reply;
 pub mod session;
 mod snapshot;
 pub mod state_machine;
+pub mod topic_settings;
 mod topics;
 pub mod view;
 
@@ -33,3 +34,4 @@ pub use op::Op;
 pub use reply::{GroupError, Reply, TopicError};
 pub use session::SessionTable;
 pub use state_machine::{Applied, ClusterStateMachine, Digest, Violation};
+pub use topic_settings::SegmentLimits;

@@ -49,6 +49,8 @@ pub enum Op {
     ResolveRegularExpression(ResolveRegularExpression),
     /// Code 18.
     CommitOffsets(CommitOffsets),
+    /// Code 19.
+    AdvanceLogStart(AdvanceLogStart),
 }
 
 /// Makes a topic. Partition `p` goes to shard `(s + p) % shard_count`, where `s` is the number of partitions ever created
@@ -458,6 +460,36 @@ pub struct ResolveRegularExpression {
     pub now_ms: i64,
 }
 
+/// Deletes the oldest records of partitions: DeleteRecords, and what retention asks for. Each partition has its own outcome. Nothing is done
+/// when there are more than [`AdvanceLogStart::PARTITIONS_MAX`] of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdvanceLogStart {
+    /// In order.
+    pub partitions: Vec<NewLogStart>,
+}
+
+impl AdvanceLogStart {
+    /// Partitions of one op, at most.
+    pub const PARTITIONS_MAX: usize = 1_000;
+}
+
+/// Where a partition shall begin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewLogStart {
+    /// Topic.
+    pub topic_id: TopicId,
+    /// Partition index.
+    pub partition: u32,
+    /// The first offset that is kept, at most the log's end; [`NewLogStart::END`]: the log's end, wherever that is by then. One at or below the
+    /// present start changes nothing and is no error.
+    pub offset: i64,
+}
+
+impl NewLogStart {
+    /// As an offset: nothing is kept (Kafka's `DeleteRecordsRequest.HIGH_WATERMARK`).
+    pub const END: i64 = -1;
+}
+
 /// Bytes that are not an op or a snapshot of a version known here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeError {
@@ -496,6 +528,7 @@ impl Op {
             Self::ConfigureGroup(_) => 16,
             Self::ResolveRegularExpression(_) => 17,
             Self::CommitOffsets(_) => 18,
+            Self::AdvanceLogStart(_) => 19,
         }
     }
 }

@@ -12,9 +12,11 @@ use crate::digest::{RowSum, kind};
 use crate::directory::TopicRecord;
 use crate::effect::Effect;
 use crate::ids::{ShardId, TopicId};
+use crate::op::{AdvanceLogStart, NewLogStart};
 use crate::producers::Producers;
+use crate::reply::{LogStartError, Reply};
 use crate::view::PartitionView;
-use lockstep_probe::Mistake;
+use lockstep_probe::{Mark, Mistake};
 
 /// Epochs remembered of one partition.
 pub(crate) const EPOCHS_MAX: usize = 1024;
@@ -31,7 +33,7 @@ pub(crate) struct EpochStart {
 pub(crate) struct Partition {
     pub(crate) log_start_offset: i64,
     pub(crate) next_offset: i64,
-    /// Ascending in epoch and in offset.
+    /// Ascending in epoch and in offset. The first one starts where the log does, also when nothing is left of it.
     pub(crate) epochs: Vec<EpochStart>,
 }
 
@@ -108,12 +110,17 @@ impl Partitions {
         if next_offset <= partition.next_offset {
             return Err(format!("partition {key:?} would go from {} to {next_offset}", partition.next_offset));
         }
-        match partition.epochs.last() {
+        match partition.epochs.last().copied() {
             Some(last) if last.epoch == epoch => {}
             Some(last) if last.epoch > epoch => {
                 return Err(format!("partition {key:?} would go from epoch {} to {epoch}", last.epoch));
             }
-            _ => {
+            last => {
+                // All records were deleted, those of this epoch too: it is remembered for its end only, which is where the next one starts.
+                if let Some(gone) = last.filter(|last| last.start_offset == partition.next_offset) {
+                    self.sum.remove(kind::EPOCH, &(key, gone.epoch), &gone.start_offset);
+                    partition.epochs.pop();
+                }
                 // Only applied records are visible, so no log is ever cut at its end, and answering with a later end than an
                 // epoch had misleads nobody. The first entry stays: what lies before it is taken to be gone.
                 if partition.epochs.len() >= EPOCHS_MAX {
@@ -129,6 +136,54 @@ impl Partitions {
         partition.next_offset = next_offset;
         self.sum.add(kind::PARTITION, &key, &(partition.log_start_offset, partition.next_offset));
         Ok(())
+    }
+
+    /// Op 19.
+    pub(crate) fn apply_advance(&mut self, op: &AdvanceLogStart, effects: &mut Vec<Effect>) -> Reply {
+        if op.partitions.len() > AdvanceLogStart::PARTITIONS_MAX {
+            return Reply::Done(false);
+        }
+        let outcomes = op.partitions.iter().map(|wanted| self.advance_one(wanted, effects)).collect();
+        Reply::LogStarts(outcomes)
+    }
+
+    fn advance_one(&mut self, wanted: &NewLogStart, effects: &mut Vec<Effect>) -> Result<i64, LogStartError> {
+        let key = (wanted.topic_id, wanted.partition);
+        let partition = self.get(key.0, key.1).ok_or(LogStartError::UnknownPartition)?;
+        let (start, end) = (partition.log_start_offset, partition.next_offset);
+        let start_offset = match wanted.offset {
+            NewLogStart::END => end,
+            offset if (0..=end).contains(&offset) => offset,
+            _ => return Err(LogStartError::OutOfRange),
+        };
+        if start_offset <= start {
+            return Ok(start);
+        }
+        if start_offset == end {
+            Mark::LogEmptied.reached();
+        }
+        self.advance(key, start_offset);
+        effects.push(Effect::TruncateBefore { topic_id: key.0, partition: key.1, start_offset });
+        Ok(start_offset)
+    }
+
+    /// Moves a partition's start up to `start_offset`, which lies in the log or at its end. Epochs of which nothing is left go, as in Kafka's
+    /// `LeaderEpochFileCache::truncateFromStart`: the one that covers the start begins there now, and the last one always stays.
+    fn advance(&mut self, key: (TopicId, u32), start_offset: i64) {
+        let Some(partition) = self.rows.get_mut(&key) else { return };
+        let partition = Arc::make_mut(partition);
+        let covering = partition.epochs.partition_point(|epoch| epoch.start_offset <= start_offset).saturating_sub(1);
+        for gone in partition.epochs.drain(..covering) {
+            self.sum.remove(kind::EPOCH, &(key, gone.epoch), &gone.start_offset);
+        }
+        if let Some(first) = partition.epochs.first_mut().filter(|first| first.start_offset < start_offset) {
+            self.sum.remove(kind::EPOCH, &(key, first.epoch), &first.start_offset);
+            first.start_offset = start_offset;
+            self.sum.add(kind::EPOCH, &(key, first.epoch), &first.start_offset);
+        }
+        self.sum.remove(kind::PARTITION, &key, &(partition.log_start_offset, partition.next_offset));
+        partition.log_start_offset = start_offset;
+        self.sum.add(kind::PARTITION, &key, &(partition.log_start_offset, partition.next_offset));
     }
 
     /// One partition.
@@ -155,6 +210,9 @@ impl Partitions {
         for (key, mut partition) in rows {
             if Mistake::RestoreForgetsLeaderEpochs.is_made() {
                 partition.epochs.drain(..partition.epochs.len().saturating_sub(1));
+            }
+            if Mistake::RestoreForgetsLogStarts.is_made() {
+                partition.log_start_offset = 0;
             }
             if partitions.rows.last_key_value().is_some_and(|(last, _)| *last >= key) {
                 return Err("partitions of a snapshot do not ascend");
@@ -204,5 +262,77 @@ mod tests {
         assert!(partitions.extend((KEY.0, 1), 4, 1).is_err());
         assert_eq!(partitions.get(KEY.0, 0).unwrap().next_offset, 10);
         assert_eq!(partitions.sum(), partitions.recomputed_sum());
+    }
+
+    fn epochs(partitions: &Partitions) -> Vec<(i32, i64)> {
+        partitions.get(KEY.0, 0).unwrap().epochs.iter().map(|start| (start.epoch, start.start_offset)).collect()
+    }
+
+    fn advance(partitions: &mut Partitions, offset: i64) -> (Result<i64, LogStartError>, Vec<Effect>) {
+        let mut effects = Vec::new();
+        let wanted = NewLogStart { topic_id: KEY.0, partition: 0, offset };
+        let reply = partitions.apply_advance(&AdvanceLogStart { partitions: alloc::vec![wanted] }, &mut effects);
+        assert_eq!(partitions.sum(), partitions.recomputed_sum());
+        let Reply::LogStarts(outcomes) = reply else { panic!("not the reply of op 19") };
+        (outcomes[0], effects)
+    }
+
+    #[test]
+    fn the_start_goes_up_to_the_end_and_never_back() {
+        let mut partitions =
+            Partitions::from_rows(alloc::vec![(KEY, Partition::default())], Producers::default()).unwrap();
+        assert_eq!(advance(&mut partitions, NewLogStart::END), (Ok(0), Vec::new()));
+        partitions.extend(KEY, 4, 10).unwrap();
+        for wrong in [-2, i64::MIN, 11, i64::MAX] {
+            assert_eq!(advance(&mut partitions, wrong), (Err(LogStartError::OutOfRange), Vec::new()), "{wrong}");
+        }
+        let effect = |start_offset| Effect::TruncateBefore { topic_id: KEY.0, partition: 0, start_offset };
+        assert_eq!(advance(&mut partitions, 7), (Ok(7), alloc::vec![effect(7)]));
+        for below in [0, 6, 7] {
+            assert_eq!(advance(&mut partitions, below), (Ok(7), Vec::new()), "{below}");
+        }
+        assert_eq!(advance(&mut partitions, NewLogStart::END), (Ok(10), alloc::vec![effect(10)]));
+        let gone = NewLogStart { topic_id: KEY.0, partition: 1, offset: 0 };
+        let op = AdvanceLogStart { partitions: alloc::vec![gone] };
+        let unknown = Reply::LogStarts(alloc::vec![Err(LogStartError::UnknownPartition)]);
+        assert_eq!(partitions.apply_advance(&op, &mut Vec::new()), unknown);
+    }
+
+    #[test]
+    fn epochs_below_the_start_go_and_the_last_one_stays() {
+        let mut partitions =
+            Partitions::from_rows(alloc::vec![(KEY, Partition::default())], Producers::default()).unwrap();
+        for (epoch, end) in [(1, 10), (3, 20), (4, 30)] {
+            partitions.extend(KEY, epoch, end).unwrap();
+        }
+        advance(&mut partitions, 10).0.unwrap();
+        assert_eq!(epochs(&partitions), [(3, 10), (4, 20)]);
+        advance(&mut partitions, 15).0.unwrap();
+        assert_eq!(epochs(&partitions), [(3, 15), (4, 20)]);
+        let end_of = |partitions: &Partitions, epoch| partitions.get(KEY.0, 0).unwrap().end_offset_for_epoch(epoch);
+        assert_eq!(end_of(&partitions, 1), Some((1, 15)));
+        assert_eq!(end_of(&partitions, 3), Some((3, 20)));
+        advance(&mut partitions, NewLogStart::END).0.unwrap();
+        assert_eq!(epochs(&partitions), [(4, 30)]);
+        assert_eq!(end_of(&partitions, 4), Some((4, 30)));
+        // The next epoch begins where the emptied one ended.
+        partitions.extend(KEY, 6, 31).unwrap();
+        assert_eq!(epochs(&partitions), [(6, 30)]);
+        assert_eq!(end_of(&partitions, 4), Some((4, 30)));
+        assert_eq!(end_of(&partitions, 6), Some((6, 31)));
+        assert_eq!(partitions.sum(), partitions.recomputed_sum());
+    }
+
+    #[test]
+    fn an_op_with_too_many_partitions_does_nothing() {
+        let mut partitions =
+            Partitions::from_rows(alloc::vec![(KEY, Partition::default())], Producers::default()).unwrap();
+        partitions.extend(KEY, 1, 10).unwrap();
+        let wanted = NewLogStart { topic_id: KEY.0, partition: 0, offset: 5 };
+        let op = AdvanceLogStart { partitions: alloc::vec![wanted; AdvanceLogStart::PARTITIONS_MAX + 1] };
+        let mut effects = Vec::new();
+        assert_eq!(partitions.apply_advance(&op, &mut effects), Reply::Done(false));
+        assert!(effects.is_empty());
+        assert_eq!(partitions.get(KEY.0, 0).unwrap().log_start_offset, 0);
     }
 }

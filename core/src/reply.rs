@@ -41,6 +41,8 @@ pub enum Reply {
     Group(Result<(), GroupError>),
     /// CommitOffsets: one outcome for each commit, in order; `None`: its group belongs to another shard, and nothing was done.
     Commits(Vec<Option<CommitOutcome>>),
+    /// AdvanceLogStart: for each partition, in order, its first offset afterwards.
+    LogStarts(Vec<Result<i64, LogStartError>>),
 }
 
 /// What became of the offsets of one request: the request's error, or one outcome a partition, in the order of the request.
@@ -92,6 +94,15 @@ pub enum AppendError {
     CorruptBatch,
     /// Too many producers are remembered in this shard. Kept for peers: the longest unused producer is forgotten instead.
     TooManyProducers,
+}
+
+/// Why records were not deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogStartError {
+    /// The topic is unknown here, or has no such partition in this shard.
+    UnknownPartition,
+    /// Neither an offset nor [`crate::op::NewLogStart::END`], or one beyond the log's end.
+    OutOfRange,
 }
 
 /// A JoinGroup was taken in. Unless it is `ready`, the member waits until

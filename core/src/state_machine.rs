@@ -146,6 +146,7 @@ impl ClusterStateMachine {
             Op::ConfigureGroup(op) => self.groups.apply_configure(directory, position, op, effects),
             Op::ResolveRegularExpression(op) => self.groups.apply_resolve(directory, position, op, effects),
             Op::CommitOffsets(op) => self.apply_commits(position, op, effects).map(Reply::Commits),
+            Op::AdvanceLogStart(op) => Ok(self.partitions.apply_advance(op, effects)),
         }
     }
 
@@ -495,6 +496,7 @@ fn op_group(op: &Op) -> Option<&str> {
         Op::HeartbeatConsumer(HeartbeatConsumer::Seen { .. })
         | Op::ExpireOffsets(_)
         | Op::CommitOffsets(_)
+        | Op::AdvanceLogStart(_)
         | Op::CreateTopic(_)
         | Op::DeleteTopic(_)
         | Op::AppendMessage(_)

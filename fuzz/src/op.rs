@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup, ConsumerHeartbeat,
-    CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember, ExpiryReason,
-    HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit, PartitionAppend, RebalancePartitions,
-    RegisterBroker, ResolveRegularExpression, TopicPartitions, UnregisterBroker, UpdateMetadata,
+    AdvanceLogStart, AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup,
+    ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember,
+    ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, NewLogStart, OffsetToCommit,
+    PartitionAppend, RebalancePartitions, RegisterBroker, ResolveRegularExpression, TopicPartitions, UnregisterBroker,
+    UpdateMetadata,
 };
 use lockstep_core::{BrokerRecord, Op, ShardId, TopicId, TopicRecord};
 
@@ -25,7 +26,7 @@ pub fn op(data: &[u8]) {
 
 /// An op made of whatever the input says, mostly about the same few topics, groups and members, so that ops meet.
 pub fn arbitrary_op(input: &mut Input<'_>) -> Op {
-    match input.below(29) {
+    match input.below(30) {
         0..=2 => Op::CreateTopic(CreateTopic {
             topic_id: topic_id(input),
             name: name(input),
@@ -67,11 +68,16 @@ pub fn arbitrary_op(input: &mut Input<'_>) -> Op {
             now_ms: i64_of(input),
         }),
         27 => Op::CommitOffsets(CommitOffsets { commits: input.list(4, commit) }),
+        28 => Op::AdvanceLogStart(AdvanceLogStart { partitions: input.list(4, new_log_start) }),
         _ => Op::HeartbeatConsumer(match input.below(3) {
             0 => HeartbeatConsumer::Seen { groups: input.list(2, |input| (group_id(input), input.list(3, member_id))) },
             _ => HeartbeatConsumer::Consumer(consumer_heartbeat(input)),
         }),
     }
+}
+
+fn new_log_start(input: &mut Input<'_>) -> NewLogStart {
+    NewLogStart { topic_id: topic_id(input), partition: u32_of(input), offset: i64_of(input) }
 }
 
 fn group_change(input: &mut Input<'_>) -> (String, Option<String>) {

@@ -184,6 +184,16 @@ marks! {
     InstallationResumed,
     /// A read met files that were just exchanged for those of a checkpoint.
     ReadOfExchangedFiles,
+    /// All records of a partition were deleted.
+    LogEmptied,
+    /// Part of a segment's records were deleted.
+    LogStartWithinSegment,
+    /// A read met a segment that was just deleted.
+    ReadOfDeletedSegment,
+    /// A replica that lagged behind removed segments that its leader had deleted.
+    DeletedSegmentsMissedAndRemoved,
+    /// A leader whose clock differs from the others' let no records expire.
+    ExpiryAwaitedClock,
     /// Entries were not applied until segments had been written.
     ApplyWaitedForSegments,
     // The nodes among each other.

@@ -68,6 +68,8 @@ mistakes! {
     RestoreForgetsOffsetsOfEmptyGroups,
     /// Of a partition's leader epochs only the last one is read from a snapshot.
     RestoreForgetsLeaderEpochs,
+    /// Where a partition's log begins is not read from a snapshot.
+    RestoreForgetsLogStarts,
     /// An op does something else on a replica that has just read a snapshot.
     UnreplicatedStateDecides,
     // The node.
@@ -87,6 +89,8 @@ mistakes! {
     TornBatchTrusted,
     /// A checkpoint is made durable before the segments that it lists.
     CheckpointBeforeSegments,
+    /// Files of deleted records are removed while the last checkpoint still lists them.
+    RetentionRemovesFilesBeforeCheckpoint,
     /// Segments that are fetched from a leader are not compared with their checksums.
     SnapshotChecksumIgnored,
     /// A read from the middle of a batch that is in memory begins with the batch behind it.

@@ -104,16 +104,15 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
         return Err(format!("a broker does not start again: {error}"));
     }
     convergence::led(cluster).await?;
-    let stored = within("everything can be read", convergence::read_all(&clients.client)).await??;
+    let stored = within("everything can be read", convergence::read_all(&clients.client, choices.deletion)).await??;
     let done = convergence::group_done(cluster, &clients.client, &stored, clients.members);
     within("the group is stable and has read everything", done).await??;
     let committed = convergence::committed(&clients.client, &stored);
     let committed = within("the committed offsets can be read", committed).await??;
     within("the clients end", clients.end()).await?;
     let at_us = cluster.trace().now_us();
-    for (partition, records) in &stored {
-        let end = records.last().map_or(0, |(offset, _)| offset + 1);
-        history.add_final_records(at_us, "end", partition, (0, end), records);
+    for (partition, log) in &stored {
+        history.add_final_records(at_us, "end", partition, (log.start, log.end), &log.records);
         let (group, offset) = (GROUP.to_owned(), committed.get(partition).copied());
         history.add(at_us, "end", Event::FinalCommitted { group, partition: partition.clone(), offset });
     }

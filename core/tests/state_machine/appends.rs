@@ -1,11 +1,11 @@
 //! Op 3: offsets, epochs and idempotent producers.
 
-use lockstep_core::Effect;
-use lockstep_core::op::PartitionAppend;
+use lockstep_core::op::{AdvanceLogStart, NewLogStart, PartitionAppend};
 use lockstep_core::reply::AppendError::{
     CorruptBatch, DuplicateSequence, InvalidProducerEpoch, OutOfOrderSequence, UnknownPartition,
 };
 use lockstep_core::reply::{AppendError, Appended};
+use lockstep_core::{Effect, Op, Reply, SegmentLimits};
 
 use crate::harness::{Shard, delete, idempotent, plain, set_configs, topic_id};
 
@@ -37,6 +37,7 @@ fn offsets_are_given_in_order_partition_by_partition() {
             next_offset: 5,
             leader_epoch: 1,
             log_append_time_ms: None,
+            limits: SegmentLimits::default(),
         }
     );
     assert_eq!(shard.state.partition(topic_id(1), 0).unwrap().next_offset, 5);
@@ -224,4 +225,30 @@ fn many_epochs_are_forgotten_without_shortening_any() {
         assert!(found <= epoch && end >= i64::from(epoch), "epoch {epoch} ends at {end}");
     }
     assert_eq!(shard.state.end_offset_for_epoch(topic_id(1), 0, 1100), Some((1100, 1100)));
+}
+
+#[test]
+fn a_batch_goes_by_the_topics_segment_settings_at_its_position() {
+    let mut shard = shard_with_topic();
+    let limits = |shard: &mut Shard| match shard.append_all(vec![plain(1, 0, 1)]).1[0] {
+        Effect::Append { limits, .. } => limits,
+        ref other => panic!("not an append: {other:?}"),
+    };
+    assert_eq!(limits(&mut shard), SegmentLimits::default());
+    shard.topic_op(&set_configs(1, &[("segment.bytes", "1000"), ("segment.ms", "60000")])).0.unwrap();
+    assert_eq!(limits(&mut shard), SegmentLimits { bytes: Some(1000), ms: 60_000 });
+    shard.topic_op(&set_configs(1, &[])).0.unwrap();
+    assert_eq!(limits(&mut shard), SegmentLimits::default());
+}
+
+#[test]
+fn producers_are_remembered_when_all_their_records_were_deleted() {
+    let mut shard = shard_with_topic();
+    assert_eq!(stored(shard.append(idempotent(0, 0, 3))), Ok((0, false)));
+    let all = NewLogStart { topic_id: topic_id(1), partition: 0, offset: NewLogStart::END };
+    let deleted = shard.apply(&Op::AdvanceLogStart(AdvanceLogStart { partitions: vec![all] }), 0);
+    assert_eq!(deleted.reply, Reply::LogStarts(vec![Ok(3)]));
+    assert_eq!(stored(shard.append(idempotent(0, 0, 3))), Ok((0, true)));
+    let next = shard.append(idempotent(0, 3, 1)).unwrap();
+    assert_eq!((next.base_offset, next.log_start_offset), (3, 3));
 }

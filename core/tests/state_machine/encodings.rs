@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_core::op::{
-    AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup, ConsumerHeartbeat,
-    CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember, ExpiryReason,
-    HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, OffsetToCommit, PartitionAppend, RebalancePartitions,
-    RegisterBroker, ResolveRegularExpression, TopicPartitions, UnregisterBroker, UpdateMetadata,
+    AdvanceLogStart, AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup,
+    ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember,
+    ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, NewLogStart, OffsetToCommit,
+    PartitionAppend, RebalancePartitions, RegisterBroker, ResolveRegularExpression, TopicPartitions, UnregisterBroker,
+    UpdateMetadata,
 };
 use lockstep_core::{BrokerRecord, Op, ShardId, TopicId, TopicRecord};
 
@@ -287,6 +288,15 @@ fn examples() -> Vec<(&'static str, Op)> {
             }),
         ),
         ("CommitOffsets", Op::CommitOffsets(CommitOffsets { commits: vec![commit(), administrative] })),
+        (
+            "AdvanceLogStart",
+            Op::AdvanceLogStart(AdvanceLogStart {
+                partitions: vec![
+                    NewLogStart { topic_id: id(1), partition: 300, offset: 5_000_000_000 },
+                    NewLogStart { topic_id: id(2), partition: 0, offset: NewLogStart::END },
+                ],
+            }),
+        ),
     ]
 }
 
@@ -315,7 +325,7 @@ fn every_op_is_read_back_as_it_was_written() {
         assert_eq!(Op::decode(&bytes), Ok(op), "{name}");
         codes.insert(bytes[1]);
     }
-    assert_eq!(codes, (1..=18).collect(), "an op without an example");
+    assert_eq!(codes, (1..=19).collect(), "an op without an example");
 }
 
 #[test]
@@ -332,7 +342,7 @@ fn cut_longer_and_unknown_bytes_are_refused() {
         newer[0] = 2;
         assert!(Op::decode(&newer).is_err(), "{name} of another format version");
         let mut unknown = bytes;
-        for code in [0, 19, 255] {
+        for code in [0, 20, 255] {
             unknown[1] = code;
             assert!(Op::decode(&unknown).is_err(), "code {code}");
         }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    AllocateProducerIds, AppendMessage, CreateTopic, DeleteTopic, PartitionAppend, RegisterBroker, UnregisterBroker,
-    UpdateMetadata,
+    AdvanceLogStart, AllocateProducerIds, AppendMessage, CreateTopic, DeleteTopic, NewLogStart, PartitionAppend,
+    RegisterBroker, UnregisterBroker, UpdateMetadata,
 };
 use lockstep_core::{BrokerRecord, Op, ShardId, TopicId, TopicRecord};
 use proptest::prelude::*;
@@ -127,11 +127,23 @@ pub(crate) fn append_op() -> impl Strategy<Value = Op> {
     })
 }
 
+pub(crate) fn advance_op() -> impl Strategy<Value = Op> {
+    let offset = prop_oneof![6 => 0_i64..20, 3 => Just(NewLogStart::END), 1 => any::<i64>()];
+    let partition = prop_oneof![12 => 0_u32..6, 1 => any::<u32>()];
+    let wanted = (topic_id(), partition, offset).prop_map(|(topic_id, partition, offset)| NewLogStart {
+        topic_id,
+        partition,
+        offset,
+    });
+    prop::collection::vec(wanted, 0..4).prop_map(|partitions| Op::AdvanceLogStart(AdvanceLogStart { partitions }))
+}
+
 pub(crate) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         5 => (topic_id(), name(), count(), configs()).prop_map(|(topic_id, name, partitions, configs)| {
             Op::CreateTopic(CreateTopic { topic_id, name, partitions, configs })
         }),
+        4 => advance_op(),
         2 => topic_id().prop_map(|topic_id| Op::DeleteTopic(DeleteTopic { topic_id })),
         10 => append_op(),
         1 => (topic_id(), configs())

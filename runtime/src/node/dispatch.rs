@@ -52,8 +52,12 @@ impl<E: Env> PeerHandler for Dispatch<E> {
 
     fn gossip(&self) -> Bytes {
         let Some(node) = self.node() else { return Bytes::new() };
-        let short_of_space = node.is_short_of_space();
-        message::encode(&Gossip { leads: node.leads(), stopping: node.stopping(), short_of_space })
+        message::encode(&Gossip {
+            leads: node.leads(),
+            stopping: node.stopping(),
+            short_of_space: node.is_short_of_space(),
+            wall_clock_ms: node.inner.env.wall_clock_ms(),
+        })
     }
 
     fn on_gossip(&self, from: PeerIdentity, gossip: Bytes) {
@@ -69,6 +73,9 @@ impl<E: Env> PeerHandler for Dispatch<E> {
         drop(leaders);
         node.set_stopping(from, gossip.stopping);
         node.inner.disk_space.heard(from, gossip.short_of_space);
+        if node.inner.config.peers.contains_key(&from) {
+            node.inner.clocks.heard(from, gossip.wall_clock_ms, E::now());
+        }
     }
 }
 

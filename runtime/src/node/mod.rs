@@ -4,6 +4,7 @@
 //! cluster whole (bootstrap, membership, leadership, the metadata feed).
 
 mod bootstrap;
+mod clocks;
 mod disk_space;
 mod dispatch;
 mod feed;
@@ -36,6 +37,7 @@ use crate::raft::ShardContext;
 use crate::shard::Shard;
 use crate::status::{ClusterStatus, NodeReport};
 use crate::storage::Cache;
+pub(crate) use clocks::Clocks;
 use disk_space::DiskSpace;
 use feed::FeedProgress;
 use forward::ProducerIdBlock;
@@ -72,6 +74,7 @@ struct Inner<E: Env> {
     /// Nodes that said they are stopping.
     stopping_nodes: Mutex<BTreeMap<NodeId, bool>>,
     disk_space: DiskSpace,
+    clocks: Clocks,
     feed: FeedProgress,
     producer_ids: tokio::sync::Mutex<ProducerIdBlock>,
     empty_directory: Directory,
@@ -114,6 +117,7 @@ impl<E: Env> Node<E> {
             leaders: Mutex::default(),
             stopping_nodes: Mutex::default(),
             disk_space: DiskSpace::default(),
+            clocks: Clocks::new(config.peers.len()),
             feed: FeedProgress::default(),
             producer_ids: tokio::sync::Mutex::default(),
             empty_directory: Directory::default(),
@@ -175,6 +179,7 @@ impl<E: Env> Node<E> {
                 cache: cache.clone(),
                 founding_voters,
                 checkpoints: checkpoints.clone(),
+                clocks: inner.clocks.clone(),
             };
             shards.insert(id, Shard::start(context).await?);
         }

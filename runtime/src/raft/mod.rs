@@ -34,6 +34,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::NodeConfig;
 use crate::journal::Journal;
+use crate::node::Clocks;
 use crate::peer::PeerNetwork;
 use crate::storage::Cache;
 
@@ -72,6 +73,7 @@ pub(crate) struct ShardContext<E: Env> {
     pub(crate) founding_voters: Option<BTreeMap<NodeId, Member>>,
     /// One permit: shards of a node are checkpointed one after another.
     pub(crate) checkpoints: Arc<Semaphore>,
+    pub(crate) clocks: Clocks,
 }
 
 /// A Raft group as this node sees it.
