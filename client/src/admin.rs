@@ -260,7 +260,6 @@ impl<E: Env> Admin<E> {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "an outcome for each partition")]
     async fn try_delete_records(
         &self,
         leader: i32,
