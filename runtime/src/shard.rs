@@ -513,6 +513,7 @@ impl<E: Env> Shard<E> {
 
     /// The last position that Raft counts as committed here, whether or not it is durable.
     pub(crate) fn accepted(&self) -> Option<Position> {
+        use openraft::async_runtime::WatchReceiver;
         let metrics = self.group().ok()?.raft.data_metrics();
         metrics
             .borrow_watched()

@@ -174,10 +174,10 @@ pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, sp
 
 /// Draws what only some runs have beside their other faults.
 pub(crate) fn draw_restarts_beside_cuts(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<Planned> {
-    let count = if rng.random_ratio(1, 4) { rng.random_range(1..=3) } else { 0 };
+    let count = if rng.random_ratio(1, 4) { rng.random_range(2..=4) } else { 0 };
     let draw = |_| Planned {
         at_ms: rng.random_range(0..span_ms),
-        fault: Fault::RestartBesideCut { shard: rng.random_range(0..shards), away_ms: rng.random_range(0..300) },
+        fault: Fault::RestartBesideCut { shard: rng.random_range(0..shards), away_ms: rng.random_range(0..150) },
         lasts_ms: rng.random_range(100..900),
     };
     (0..count).map(draw).collect()

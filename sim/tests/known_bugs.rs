@@ -7,16 +7,17 @@ use std::collections::BTreeMap;
 
 use lockstep_probe::Mistake;
 use sim::choices::Case;
-use sim::scenario;
+use sim::{scenario, seeds};
 
-/// Seeds that show each bug, as `power` has found them: a name and a seed a line; or the word `exhaustion` for those that
-/// core/tests/exhaustion_power finds; or `escapes` for those that nothing but chance would find as yet.
+/// Seeds that show each bug, as `power` has found them: a name and a seed a line; or the name of a run in sim/seeds, made for the bug; or the word
+/// `exhaustion` for those that core/tests/exhaustion_power finds; or `escapes` for those that nothing but chance would find as yet.
 const KNOWN: &str = include_str!("known_bugs.txt");
 
 #[test]
 fn every_known_bug_is_caught() {
     let known: BTreeMap<&str, &str> = KNOWN.lines().filter_map(|line| line.split_once(' ')).collect();
     assert!(Mistake::possible(), "known bugs are found in builds with debug assertions");
+    let kept: BTreeMap<String, Case> = seeds::kept().expect("sim/seeds holds runs as JSON").into_iter().collect();
     let mut missed = Vec::new();
     for mistake in Mistake::ALL {
         let Some(seed) = known.get(mistake.name()) else {
@@ -27,7 +28,10 @@ fn every_known_bug_is_caught() {
             println!("{}: {seed}", mistake.name());
             continue;
         }
-        let case = Case::of_seed(seed.parse().expect("tests/known_bugs.txt holds a name and a seed a line"));
+        let case = match seed.parse() {
+            Ok(seed) => Case::of_seed(seed),
+            Err(_) => kept.get(*seed).cloned().expect("tests/known_bugs.txt names a seed or a run in sim/seeds"),
+        };
         mistake.make();
         let verdict = scenario::run(&case).verdict;
         Mistake::make_none();

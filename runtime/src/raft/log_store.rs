@@ -114,13 +114,24 @@ impl<E: Env> RaftLogReader<TypeConfig<E>> for LogStore<E> {
         Ok(entries)
     }
 
-    /// In pieces: what is to be applied after a restart may be as long as the journal.
+    /// In pieces: what is to be applied after a restart may be as long as the journal. A range that is not wholly there is an error: Raft
+    /// takes the end of the stream for the end of the range, and would count entries as applied that a failed journal never took.
     async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
+        let asked = bounds(&range);
         let (from, to) = self.present(&range);
+        let lacks_first = from > asked.0 && !matches!(range.start_bound(), Bound::Unbounded);
+        let lacks_last = to < asked.1 && !matches!(range.end_bound(), Bound::Unbounded);
+        let lacks = lacks_first || lacks_last;
         let pieces = stream::try_unfold((self.log.clone(), from), move |(log, from)| async move {
+            if lacks {
+                return Err(io::Error::other(format!(
+                    "of entries {} .. {} only {from} .. {to} are here",
+                    asked.0, asked.1
+                )));
+            }
             if from >= to {
                 return Ok(None);
             }
