@@ -76,8 +76,7 @@ async fn what_is_deleted_is_gone_from_all_disks_and_what_is_left_outlives_a_rest
     let (start, end) = place(&cluster).await;
     assert!(start > 0 && start < end && end == LINES as i64, "{start}..{end}");
     let kept = read_all(&cluster).await;
-    let expected: Vec<String> =
-        (start..end).map(|offset| format!("{offset} {}", lines[offset as usize])).collect();
+    let expected: Vec<String> = (start..end).map(|offset| format!("{offset} {}", lines[offset as usize])).collect();
     assert!(kept == expected, "{} lines of {start}..{end}", kept.len());
 
     // More on request, in the middle of a batch.
