@@ -38,7 +38,7 @@ impl StoredLog {
 
 /// Everything must come to rest within this long after the faults have stopped, each step of it.
 const CONVERGE: Duration = Duration::from_secs(60);
-/// Records that are to be deleted at all are so after a while: some times the pause between two looks for them.
+/// What was to be deleted is so after some times the pause between two looks for it.
 const RETENTION_SETTLES: Duration = Duration::from_millis(1_500);
 /// Every shard must have a leader within this long after the faults have stopped.
 const ELECT: Duration = Duration::from_secs(20);
@@ -67,7 +67,7 @@ pub(crate) async fn read_all(client: &Client<SimEnv>, deletion: Deletion) -> Res
             if deletion == Deletion::Never {
                 return Ok(stored);
             }
-            // Whoever asked for deletions has ended, and what expires by its age goes on doing so until nothing is left.
+            // Nobody asks for deletions any more, but what was decided before may still be under way.
             SimEnv::sleep(RETENTION_SETTLES).await;
             if starts == offsets(client, OffsetAt::Earliest).await {
                 return Ok(stored);

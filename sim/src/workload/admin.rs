@@ -12,11 +12,15 @@ use lockstep_wire::codec::create_partitions_request::CreatePartitionsTopic;
 use lockstep_wire::codec::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use lockstep_wire::codec::{CreatePartitionsRequest, IncrementalAlterConfigsRequest};
 
+use lockstep_env::Env;
+
 use crate::env::{SimEnv, chance, random_below};
 
 use super::coordinator::{check, text, topic_name};
 use super::{Context, one_of, partition_of, random_between};
 
+/// Kind of the resource that a topic's configuration belongs to.
+const TOPIC_RESOURCE: i8 = 2;
 /// Kind of the resource that a group's configuration belongs to.
 const GROUP_RESOURCE: i8 = 32;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -149,6 +153,30 @@ async fn trim(context: &Context, client: &Client<SimEnv>, topic: &str) -> Result
             );
             Err(error)
         }
+    }
+}
+
+/// Lets nothing expire any more; tries any broker until one does it.
+pub async fn keep_all(client: &Client<SimEnv>, brokers: &[String], topic: &str) {
+    loop {
+        let configs = ["retention.ms", "retention.bytes"].map(|name| {
+            AlterableConfig::default().with_name(text(name)).with_config_operation(0).with_value(Some(text("-1")))
+        });
+        let resource = AlterConfigsResource::default()
+            .with_resource_type(TOPIC_RESOURCE)
+            .with_resource_name(text(topic))
+            .with_configs(configs.to_vec());
+        let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+        let attempt = async {
+            let broker = one_of(brokers).cloned().unwrap_or_default();
+            let connection = client.open_connection(&broker).await?;
+            let response = connection.call(PATIENCE, |_| request).await?;
+            check("IncrementalAlterConfigs", response.responses.first().map_or(0, |result| result.error_code))
+        };
+        if attempt.await.is_ok() {
+            return;
+        }
+        SimEnv::sleep(Duration::from_millis(100)).await;
     }
 }
 
