@@ -37,7 +37,7 @@ use crate::storage::Cache;
 pub(crate) use duties::{LeaderDuties, checkpoint, record_changes};
 pub use group_watch::GroupWaiter;
 pub(crate) use handler::{Handler, stopped_fault};
-pub(crate) use leadership::Leadership;
+pub(crate) use leadership::{Leadership, STOPPED};
 pub(crate) use log_store::LogStore;
 pub(crate) use network::NetworkFactory;
 pub(crate) use proposals::Proposals;
