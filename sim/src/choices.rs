@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::faults::{self, Planned};
 
+/// What clients do in a run, at least: with less a run says little.
+const OPERATIONS_LEAST: u64 = 500;
+
 /// One run, complete: the same case gives the same run, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Case {
@@ -42,6 +45,9 @@ pub struct Choices {
     pub faults: Vec<Planned>,
     /// How long clients work while faults happen, at least; in milliseconds.
     pub safety_ms: u64,
+    /// How much clients do before the faults count as over, at least: they go on for longer where faults kept them from it.
+    #[serde(default)]
+    pub operations_least: u64,
     /// A broker that never comes back after the faults.
     pub gone: Option<NodeId>,
 }
@@ -120,7 +126,7 @@ impl Choices {
         let gone = (nodes == 3 && rng.random_ratio(1, 10)).then(|| rng.random_range(1..=nodes));
         let grows = rng.random_ratio(1, 4);
         let partitions = [1, 3, 6, 6][rng.random_range(0..4)];
-        Self { nodes, shards, partitions, grows, clients, faults, safety_ms, gone }
+        Self { nodes, shards, partitions, grows, clients, faults, safety_ms, operations_least: OPERATIONS_LEAST, gone }
     }
 }
 
