@@ -346,6 +346,42 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Is it a client's doing: a request, or a record that it was given? What became of a record that was sent does not count once more, nor
+    /// do what follows from an answer and what the harness reads in the end.
+    #[must_use]
+    pub fn is_operation(&self) -> bool {
+        match self {
+            Self::Sent { .. }
+            | Self::Read { .. }
+            | Self::EndObserved { .. }
+            | Self::Joined { .. }
+            | Self::Left { .. }
+            | Self::Polled { .. }
+            | Self::Committed { .. }
+            | Self::CommitRefused { .. }
+            | Self::CommitUnknown { .. }
+            | Self::OffsetReset { .. }
+            | Self::OffsetFetched { .. }
+            | Self::GroupObserved(_) => true,
+            Self::Note { .. }
+            | Self::Compacted { .. }
+            | Self::Truncated { .. }
+            | Self::Acknowledged { .. }
+            | Self::Refused { .. }
+            | Self::Unknown { .. }
+            | Self::Fenced { .. }
+            | Self::Assigned { .. }
+            | Self::Released { .. }
+            | Self::LeaderObserved { .. }
+            | Self::FinalRecords { .. }
+            | Self::FinalCommitted { .. }
+            | Self::FinalReplica { .. }
+            | Self::FinalFile { .. } => false,
+        }
+    }
+}
+
 /// A group as a node had it or told of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

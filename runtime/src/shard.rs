@@ -21,7 +21,7 @@ use crate::peer::{IncomingRequest, PeerFault, PeerIdentity, PeerReply};
 pub use crate::raft::GroupWaiter;
 use crate::raft::{
     self, Handler, KeptVote, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Proposals, Raft,
-    RaftStatus, Replica, ShardContext, StateMachine,
+    RaftStatus, Replica, STOPPED, ShardContext, StateMachine,
 };
 use crate::retention::Retention;
 use crate::status::ShardReport;
@@ -212,8 +212,7 @@ impl<E: Env> Shard<E> {
     /// has seen. For people: [`Shard::serving`] says whether it may answer.
     #[must_use]
     pub fn role(&self) -> (&'static str, u64) {
-        let status = self.raft_status();
-        (status.role, status.term)
+        self.inner.group.as_ref().map_or((STOPPED, 0), |group| group.leadership.role())
     }
 
     /// Proposes an op with its payload (at most 7 MiB), in the order of the calls; completes when it is applied here, with its reply.
@@ -383,7 +382,7 @@ impl<E: Env> Shard<E> {
     pub(crate) fn raft_status(&self) -> RaftStatus {
         match &self.inner.group {
             Some(group) => group.leadership.status(),
-            None => RaftStatus { role: "stopped", ..RaftStatus::default() },
+            None => RaftStatus { role: STOPPED, ..RaftStatus::default() },
         }
     }
 

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::faults::{self, Planned};
 
+/// What clients do in a run, at least: with less a run says little.
+const OPERATIONS_LEAST: u64 = 500;
+
 /// One run, complete: the same case gives the same run, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Case {
@@ -42,6 +45,9 @@ pub struct Choices {
     pub faults: Vec<Planned>,
     /// How long clients work while faults happen, at least; in milliseconds.
     pub safety_ms: u64,
+    /// How much clients do before the faults count as over, at least: they go on for longer where faults kept them from it.
+    #[serde(default)]
+    pub operations_least: u64,
     /// A broker that never comes back after the faults.
     pub gone: Option<NodeId>,
     /// How records of the topic are deleted.
@@ -147,7 +153,8 @@ impl Choices {
         // Drawn last, so that everything else is as it would be without them.
         faults.extend(faults::draw_restarts_beside_cuts(rng, shards, safety_ms));
         faults.sort_by_key(|planned| planned.at_ms);
-        Self { nodes, shards, partitions, grows, clients, faults, safety_ms, gone, deletion }
+        let operations_least = OPERATIONS_LEAST;
+        Self { nodes, shards, partitions, grows, clients, faults, safety_ms, operations_least, gone, deletion }
     }
 }
 

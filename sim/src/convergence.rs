@@ -57,6 +57,18 @@ pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> Resu
     timeout::<SimEnv, _>(CONVERGE, work).await.map_err(|_| format!("not within {CONVERGE:?} after the faults: {what}"))
 }
 
+/// Have clients done so much?
+pub(crate) fn is_busy(history: &History, operations: u64) -> bool {
+    history.count(Event::is_operation) as u64 >= operations
+}
+
+/// Waits until they have.
+pub(crate) async fn busy(history: &History, operations: u64) {
+    while !is_busy(history, operations) {
+        SimEnv::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Reads every partition from its start to its end. While records are deleted it begins again.
 pub(crate) async fn read_all(client: &Client<SimEnv>, deletion: Deletion) -> Result<Stored, String> {
     loop {

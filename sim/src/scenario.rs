@@ -92,6 +92,9 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
     let victims = Victims::new(cluster.clone(), clients.machines.clone(), inspector.clone());
     faults::play(&victims, &choices.faults).await;
     SimEnv::sleep_until(begun + Duration::from_millis(choices.safety_ms)).await;
+    if !convergence::is_busy(history, choices.operations_least) {
+        within("clients get on", convergence::busy(history, choices.operations_least)).await?;
+    }
     if let Some(node) = choices.gone {
         faults::leave_dead(cluster, node).await;
     }

@@ -16,8 +16,10 @@ pub struct Swept {
     pub seeds: u64,
     /// What clients did and saw, over all runs.
     pub client_events: u64,
-    /// The fewest in one run.
-    pub client_events_min: u64,
+    /// Operations of clients ([`checker::Event::is_operation`]), over all runs.
+    pub operations: u64,
+    /// The fewest in one run that broke no promise.
+    pub operations_min: Option<u64>,
     /// Faults, over all runs.
     pub faults: u64,
     /// Simulated time, over all runs.
@@ -31,7 +33,11 @@ pub struct Swept {
 impl Swept {
     fn add(&mut self, outcome: &Outcome) {
         let events = outcome.history.with_records(|records| records.len() as u64);
-        self.client_events_min = if self.seeds == 0 { events } else { self.client_events_min.min(events) };
+        let operations = outcome.history.count(checker::Event::is_operation) as u64;
+        self.operations += operations;
+        if outcome.verdict.is_none() {
+            self.operations_min = Some(self.operations_min.map_or(operations, |least| least.min(operations)));
+        }
         self.seeds += 1;
         self.client_events += events;
         self.faults += outcome.case.choices.faults.len() as u64;
@@ -52,11 +58,12 @@ impl Swept {
         );
         let each = |total: u64| total as f64 / self.seeds.max(1) as f64;
         println!(
-            "simulated {:.0} s, {:.1} times as fast as the clock and thread; a seed: {:.0} client events (at least {}), {:.1} faults; eight shards in {} seeds",
+            "simulated {:.0} s, {:.1} times as fast as the clock and thread; a seed: {:.0} client events, {:.0} operations (at least {}), {:.1} faults; eight shards in {} seeds",
             self.simulated.as_secs_f64(),
             self.simulated.as_secs_f64() / seconds / jobs as f64,
             each(self.client_events),
-            self.client_events_min,
+            each(self.operations),
+            self.operations_min.unwrap_or(0),
             each(self.faults),
             self.with_eight_shards
         );

@@ -18,6 +18,9 @@ use lockstep_probe::Mistake;
 
 type Metrics<E> = alias::WatchReceiverOf<TypeConfig<E>, RaftMetrics<TypeConfig<E>>>;
 
+/// The role of a shard that does not go on here.
+pub(crate) const STOPPED: &str = "stopped";
+
 /// Looks at Raft's own records. Cheap to clone, cheap to ask.
 pub(crate) struct Leadership<E: Env> {
     replica: Arc<Replica<E>>,
@@ -122,6 +125,23 @@ impl<E: Env> Leadership<E> {
         self.replica.duties.notify_one();
     }
 
+    /// What this node is in the group, and the highest term it has seen.
+    pub(crate) fn role(&self) -> (&'static str, u64) {
+        let metrics = self.metrics.borrow_watched();
+        (self.role_in(&metrics), metrics.vote.leader_id.term)
+    }
+
+    fn role_in(&self, metrics: &RaftMetrics<TypeConfig<E>>) -> &'static str {
+        match metrics.state {
+            _ if metrics.running_state.is_err() || self.replica.is_stopped() => STOPPED,
+            ServerState::Leader => "leader",
+            ServerState::Candidate => "candidate",
+            ServerState::Follower => "follower",
+            ServerState::Learner => "learner",
+            ServerState::Shutdown => STOPPED,
+        }
+    }
+
     /// Everything that is known of the group.
     pub(crate) fn status(&self) -> RaftStatus {
         let metrics = self.metrics.borrow_watched();
@@ -134,15 +154,6 @@ impl<E: Env> Leadership<E> {
         let lasting_voters =
             voters.keys().filter(|node| configurations.iter().all(|voters| voters.contains(node))).copied().collect();
         let learners = nodes.into_iter().filter(|(node, _)| !voters.contains_key(node)).collect();
-        let stopped = metrics.running_state.is_err() || self.replica.is_stopped();
-        let role = match metrics.state {
-            _ if stopped => "stopped",
-            ServerState::Leader => "leader",
-            ServerState::Candidate => "candidate",
-            ServerState::Follower => "follower",
-            ServerState::Learner => "learner",
-            ServerState::Shutdown => "stopped",
-        };
         let matched = metrics
             .replication
             .iter()
@@ -151,7 +162,7 @@ impl<E: Env> Leadership<E> {
             .collect();
         let reverted = if role == "leader" { self.replica.reverted() } else { BTreeSet::new() };
         RaftStatus {
-            role,
+            role: self.role_in(&metrics),
             term: metrics.vote.leader_id.term,
             leader: metrics.current_leader,
             voters,

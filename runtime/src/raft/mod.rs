@@ -43,7 +43,7 @@ pub(crate) use founding::found;
 pub use group_watch::GroupWaiter;
 pub(crate) use handler::{Handler, stopped_fault};
 pub(crate) use kept_vote::KeptVote;
-pub(crate) use leadership::Leadership;
+pub(crate) use leadership::{Leadership, STOPPED};
 pub(crate) use log_store::LogStore;
 pub(crate) use network::NetworkFactory;
 pub(crate) use proposals::Proposals;

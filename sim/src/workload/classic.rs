@@ -2,11 +2,12 @@
 //! joins, divides the partitions if it leads, reads, keeps its session up, and joins again when it is told to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use checker::Event;
-use lockstep_client::{Client, ClientError, ErrorCode, TopicPartition};
+use lockstep_client::{Client, ClientError, ErrorCode, TopicInfo, TopicPartition};
 use lockstep_env::Env;
 use lockstep_wire::codec::join_group_request::JoinGroupRequestProtocol;
 use lockstep_wire::codec::leave_group_request::MemberIdentity;
@@ -103,10 +104,14 @@ impl Classic {
 pub async fn consume(context: Context, config: Classic) {
     let Some(client) = context.connect().await else { return };
     let mut number = 0;
+    let mut divided = None;
     while !context.finish.is_due() {
         number += 1;
         let mut life = Life::new(&context, &config, &client, format!("{}.{number}", context.name));
-        match life.live().await {
+        life.divided = divided;
+        let ending = life.live().await;
+        divided = life.divided;
+        match ending {
             Ok(_) => context.pause_unless_calm(random_up_to(config.habits.away)).await,
             Err(error) => {
                 context.note(format!("{} gives up: {error}", life.identity.life));
@@ -136,7 +141,8 @@ struct Life<'a> {
     contact_at: Instant,
     committed_at: Instant,
     must_rejoin: bool,
-    /// It leads the group, and divided so many partitions: it watches out for more.
+    /// It leads the group, and divided so many partitions: it watches out for more. A static member whose place was kept while it was away
+    /// divides nothing when it is back (KIP-814), so this is handed from one life to the next.
     divided: Option<usize>,
 }
 
@@ -257,9 +263,12 @@ impl<'a> Life<'a> {
 
     /// How many partitions its topics have.
     async fn count_partitions(&self) -> Result<usize, ClientError> {
-        let topics = self.client.all_topics().await?;
+        Ok(self.count(&self.client.all_topics().await?))
+    }
+
+    fn count(&self, topics: &[Arc<TopicInfo>]) -> usize {
         let read = topics.iter().filter(|topic| self.config.topics.iter().any(|name| **name == *topic.name));
-        Ok(read.map(|topic| topic.partitions.len()).sum())
+        read.map(|topic| topic.partitions.len()).sum()
     }
 
     /// Draws the conclusion from what the coordinator says to a heartbeat or a commit.
@@ -431,13 +440,15 @@ impl<'a> Life<'a> {
             break response;
         };
         self.identity.member_id = joined.member_id.to_string();
-        // Counted before they are divided: what comes in between is noticed afterwards.
+        let version = self.config.subscription_version();
+        let Division { topics, assignments } = divide(&self.client, self.config.protocol, version, &joined).await?;
         self.divided = match joined.leader == joined.member_id {
-            true => Some(self.count_partitions().await?),
+            // Counted in the very answer that was divided: another broker may know of more partitions, or of fewer.
+            true if !joined.skip_assignment => Some(self.count(&topics)),
+            // One that has forgotten what it divided finds any number to be another.
+            true => self.divided.or(Some(0)),
             false => None,
         };
-        let version = self.config.subscription_version();
-        let assignments = assignments(&self.client, self.config.protocol, version, &joined).await?;
         let mut request = SyncGroupRequest::default()
             .with_group_id(group_id(&self.config.group))
             .with_member_id(joined.member_id.clone())
@@ -494,15 +505,24 @@ impl<'a> Life<'a> {
     }
 }
 
+/// What a leader divides.
+#[derive(Default)]
+pub(super) struct Division {
+    /// All topics, as the broker that was asked knew them.
+    topics: Vec<Arc<TopicInfo>>,
+    /// Each member's part.
+    pub(super) assignments: Vec<SyncGroupRequestAssignment>,
+}
+
 /// What the leader divides; nothing for the others, and for a leader whose place was kept (KIP-814).
-pub(super) async fn assignments(
+pub(super) async fn divide(
     client: &Client<SimEnv>,
     protocol: Protocol,
     version: i16,
     joined: &JoinGroupResponse,
-) -> Result<Vec<SyncGroupRequestAssignment>, ClientError> {
+) -> Result<Division, ClientError> {
     if joined.leader != joined.member_id || joined.skip_assignment {
-        return Ok(Vec::new());
+        return Ok(Division::default());
     }
     let mut members = BTreeMap::new();
     for member in &joined.members {
@@ -512,18 +532,17 @@ pub(super) async fn assignments(
     }
     let names: BTreeSet<String> =
         members.values().flat_map(|subscription| subscription.topics.iter().cloned()).collect();
-    let mut topics = BTreeMap::new();
-    for topic in client.all_topics().await? {
-        if names.contains(&*topic.name) {
-            topics.insert(topic.name.to_string(), topic.partitions.len() as i32);
-        }
-    }
-    let assignments = assignor::assign(protocol, &topics, &members);
+    let topics = client.all_topics().await?;
+    let read = topics.iter().filter(|topic| names.contains(&*topic.name));
+    let counts: BTreeMap<String, i32> =
+        read.map(|topic| (topic.name.to_string(), topic.partitions.len() as i32)).collect();
+    let assignments = assignor::assign(protocol, &counts, &members);
     let assignment = |(member, assignment): (String, Assignment)| {
         let bytes: Bytes = encode_assignment(&assignment, version);
         SyncGroupRequestAssignment::default().with_member_id(text(&member)).with_assignment(bytes)
     };
-    Ok(assignments.into_iter().map(assignment).collect())
+    let assignments = assignments.into_iter().map(assignment).collect();
+    Ok(Division { topics, assignments })
 }
 
 fn millis(duration: Duration) -> i32 {

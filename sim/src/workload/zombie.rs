@@ -19,7 +19,7 @@ use lockstep_wire::codec::{
 use crate::env::{SimEnv, chance, random_below};
 
 use super::assignor::{Protocol, Subscription, decode_assignment};
-use super::classic::assignments;
+use super::classic::divide;
 use super::commits::{self, Identity};
 use super::coordinator::{Coordinator, PATIENCE, check, group_id, text};
 use super::heartbeats::{ConsumerMember, HEARTBEAT_VERSION, Wanted};
@@ -277,7 +277,7 @@ impl Ghost<'_> {
             self.coordinator.forget();
         }
         check("JoinGroup", joined.error_code)?;
-        let assignments = assignments(&self.client, protocol, SUBSCRIPTION_VERSION, &joined).await?;
+        let assignments = divide(&self.client, protocol, SUBSCRIPTION_VERSION, &joined).await?.assignments;
         let request = SyncGroupRequest::default()
             .with_group_id(group_id(&self.config.group))
             .with_member_id(joined.member_id.clone())
