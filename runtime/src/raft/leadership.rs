@@ -160,9 +160,10 @@ impl<E: Env> Leadership<E> {
             .flatten()
             .map(|(node, matched)| (*node, matched.as_ref().map(|matched| matched.index)))
             .collect();
+        let role = self.role_in(&metrics);
         let reverted = if role == "leader" { self.replica.reverted() } else { BTreeSet::new() };
         RaftStatus {
-            role: self.role_in(&metrics),
+            role,
             term: metrics.vote.leader_id.term,
             leader: metrics.current_leader,
             voters,
