@@ -108,7 +108,8 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
     }
     convergence::led(cluster).await?;
     if matches!(choices.deletion, Deletion::BySize | Deletion::ByAge) {
-        let kept = admin::keep_all(&clients.client, &cluster.addresses(), TOPIC);
+        let addresses = cluster.addresses();
+        let kept = admin::keep_all(&clients.client, &addresses, TOPIC);
         within("the topic is told to keep its records", kept).await?;
     }
     let stored = within("everything can be read", convergence::read_all(&clients.client, choices.deletion)).await??;

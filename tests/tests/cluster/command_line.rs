@@ -152,7 +152,8 @@ async fn producing_and_consuming_are_measured() {
 async fn idle_partitions_and_the_machine_are_measured() {
     let cluster = Cluster::start(3).await;
     let sizes = ["--partitions", "25", "--partitions-per-topic", "10", "--seconds", "1"];
-    let idle = [&["bench", "cluster"], &sizes[..], &["--broker-pids", &process_ids(&cluster)]].concat();
+    let processes = process_ids(&cluster);
+    let idle = [&["bench", "cluster"], &sizes[..], &["--broker-pids", &processes]].concat();
     let report = cluster.lockstep_json(&idle).await;
     for when in ["before", "after"] {
         let resident = report[when]["resident_bytes_each"].as_object().expect("memory of each broker");
