@@ -71,6 +71,8 @@ struct Group<E: Env> {
     raft: Raft<E>,
     leadership: Leadership<E>,
     handler: Handler<E>,
+    /// There was no vote on the disk at the start: no leader has ever been heard of here.
+    is_new: bool,
 }
 
 impl<E: Env> Shard<E> {
@@ -111,6 +113,7 @@ impl<E: Env> Shard<E> {
         }
         let mut log_store = LogStore::new(log);
         let stored_vote = log_store.read_vote().await.map_err(|error| StartError::Raft(format!("{id:?}: {error}")))?;
+        let is_new = stored_vote.is_none();
         let kept_vote = KeptVote::at_start(stored_vote, config.node_id, E::now(), config.election_timeout_max)
             .filter(|_| !Mistake::RestartedVoterForgetsLease.is_made());
         let settings = openraft::Config { enable_elect: kept_vote.is_none(), ..raft_config(&config, id)? };
@@ -169,7 +172,7 @@ impl<E: Env> Shard<E> {
         }
         let log = context.journal.shard(id);
         let handler = Handler { raft: raft.clone(), replica: replica.clone(), peers: context.peers, log, kept_vote };
-        let group = Group { raft, leadership, handler };
+        let group = Group { raft, leadership, handler, is_new };
         let shard =
             Self { inner: Arc::new(Inner { replica, proposals, group: Some(group), tasks: Mutex::new(tasks) }) };
         if kept_vote.is_none() {
@@ -303,9 +306,10 @@ impl<E: Env> Shard<E> {
     }
 
     /// Stands for election in a group that has just been founded, so that nobody waits for a time-out: again and again, because the
-    /// others may not be there yet, until there has been an election or `patience` is over.
+    /// others may not be there yet, until there has been an election or `patience` is over. Does nothing in a group that may have had a leader: that
+    /// one may rely on the vote of this node, see `raft/kept_vote.rs`.
     pub(crate) async fn stand_first(&self, patience: Duration) {
-        let Some(group) = &self.inner.group else { return };
+        let Some(group) = self.inner.group.as_ref().filter(|group| group.is_new) else { return };
         let deadline = E::now() + patience;
         while self.raft_status().term == 0 && E::now() < deadline {
             if group.raft.trigger().elect(true).await.is_err() {
