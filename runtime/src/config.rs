@@ -41,6 +41,8 @@ pub struct NodeConfig {
     pub offsets_retention: Duration,
     /// How often each shard's leader looks for older ones.
     pub offsets_retention_check_interval: Duration,
+    /// How often each shard's leader looks for records that are to be deleted (`retention.ms`, `retention.bytes`).
+    pub retention_check_interval: Duration,
     /// Host that clients reach this broker under; registered in the directory.
     pub advertised_host: String,
     /// Port that clients reach this broker under.
@@ -80,6 +82,7 @@ impl NodeConfig {
             durability: Durability::Fsync,
             offsets_retention: Duration::from_secs(7 * 24 * 60 * 60),
             offsets_retention_check_interval: Duration::from_secs(600),
+            retention_check_interval: Duration::from_secs(300),
             advertised_host: "localhost".to_owned(),
             advertised_port: 9092,
             rack: None,

@@ -9,6 +9,7 @@ pub mod node;
 pub mod partition;
 pub mod peer;
 pub mod raft;
+mod retention;
 pub mod shard;
 pub mod status;
 pub mod storage;

@@ -7,7 +7,7 @@ use lockstep_env::Env;
 use tokio::sync::Notify;
 
 use crate::storage::batch::{BatchHeader, HEADER_LEN};
-use crate::storage::state::{FileSource, Partition, Source};
+use crate::storage::state::{FileSource, Partition, Segment, Source};
 use crate::storage::store::Inner;
 use lockstep_probe::Mark;
 
@@ -128,7 +128,7 @@ impl<E: Env> PartitionLog<E> {
             match self.store.read_file(&self.partition, &source, offset, bytes_max, at_least_one).await {
                 Ok(read) if read.bytes.is_empty() => return Ok((Vec::new(), offset, true)),
                 Ok(read) => return Ok((vec![read.bytes], read.next_offset, read.full)),
-                // The files may have been exchanged or removed under the read.
+                // The files may have been exchanged, or removed with deleted records, under the read.
                 Err(_) if attempt < ATTEMPTS_MAX && self.exchanged(&source) => {
                     Mark::ReadOfExchangedFiles.reached();
                     attempt += 1;
@@ -140,15 +140,20 @@ impl<E: Env> PartitionLog<E> {
 
     fn exchanged(&self, source: &FileSource) -> bool {
         let state = self.partition.lock();
+        if !state.dropped && state.generation == source.generation && !state.lists(source.segment.base_offset) {
+            Mark::ReadOfDeletedSegment.reached();
+            return true;
+        }
         state.dropped || state.generation != source.generation
     }
 
-    /// The first offset whose batch has a max timestamp ≥ `timestamp_ms`, refined to the record by the caller if it wishes: (timestamp, offset) of the batch.
-    /// That is its max timestamp and its base offset.
-    pub async fn offset_for_time(&self, timestamp_ms: i64) -> Result<Option<(i64, i64)>, ReadError> {
+    /// The first batch with a max timestamp ≥ `timestamp_ms` among those that hold an offset ≥ `from_offset`, refined to the record by the caller if
+    /// it wishes: its max timestamp and its base offset, which lies below the log's start when only the batch's end is left.
+    pub async fn offset_for_time(&self, timestamp_ms: i64, from_offset: i64) -> Result<Option<(i64, i64)>, ReadError> {
         let mut attempt = 1;
         'again: loop {
-            let Some((source, recent)) = self.segment_for_time(timestamp_ms)? else { return Ok(None) };
+            let least = from_offset.max(self.start_offset());
+            let Some((source, recent)) = self.segment_for_time(timestamp_ms, least)? else { return Ok(None) };
             let mut from = source.segment.base_offset;
             let mut found = false;
             if source.recent_from > 0 {
@@ -172,6 +177,7 @@ impl<E: Env> PartitionLog<E> {
             if !found && let Some(offset) = recent {
                 from = offset;
             }
+            from = from.max(least);
             loop {
                 let batches = match self.read(from, TIME_SCAN_BYTES, true).await {
                     Err(ReadError::OutOfRange { .. }) if attempt < ATTEMPTS_MAX => {
@@ -198,15 +204,18 @@ impl<E: Env> PartitionLog<E> {
     }
 
     /// The first segment with such a timestamp, and the first index entry in memory with one.
-    fn segment_for_time(&self, timestamp_ms: i64) -> Result<Option<(FileSource, Option<i64>)>, ReadError> {
+    fn segment_for_time(
+        &self,
+        timestamp_ms: i64,
+        from_offset: i64,
+    ) -> Result<Option<(FileSource, Option<i64>)>, ReadError> {
         let state = self.partition.lock();
         if state.dropped {
             return Err(ReadError::Gone);
         }
-        let segment = state
-            .segments
-            .iter()
-            .find(|segment| segment.entry.len > 0 && segment.entry.max_timestamp_ms >= timestamp_ms);
+        let segment = state.segments().find(|Segment { entry, .. }| {
+            entry.len > 0 && entry.next_offset > from_offset && entry.max_timestamp_ms >= timestamp_ms
+        });
         Ok(segment.map(|segment| {
             let source = FileSource {
                 segment: segment.entry.name,
@@ -222,15 +231,62 @@ impl<E: Env> PartitionLog<E> {
 
     /// The largest timestamp in the log with its batch's last offset (ListOffsets −3); `None` when no record has one.
     pub async fn max_timestamp(&self) -> Result<Option<(i64, i64)>, ReadError> {
-        let state = self.partition.lock();
-        if state.dropped {
-            return Err(ReadError::Gone);
+        let mut attempt = 1;
+        loop {
+            let entries: Vec<_> = {
+                let state = self.partition.lock();
+                if state.dropped {
+                    return Err(ReadError::Gone);
+                }
+                state.segments().map(|segment| segment.entry).collect()
+            };
+            let mut largest: Option<(i64, i64)> = None;
+            let mut take = |here: (i64, i64)| {
+                if here.0 >= 0 && largest.is_none_or(|largest| here.0 > largest.0) {
+                    largest = Some(here);
+                }
+            };
+            let mut again = false;
+            for entry in entries {
+                if entry.max_timestamp_offset >= entry.start_offset {
+                    take((entry.max_timestamp_ms, entry.max_timestamp_offset));
+                    continue;
+                }
+                // The batch that has it is gone: it may be another one's now.
+                match self.max_timestamp_within(entry.start_offset, entry.next_offset).await {
+                    Ok(found) => found.into_iter().for_each(&mut take),
+                    Err(ReadError::OutOfRange { .. }) if attempt < ATTEMPTS_MAX => again = true,
+                    Err(error) => return Err(error),
+                }
+            }
+            if !again {
+                return Ok(largest);
+            }
+            attempt += 1;
         }
+    }
+
+    /// The largest timestamp of the batches from the one that holds `from` to the one that ends at `end`, each with its batch's last offset.
+    async fn max_timestamp_within(&self, mut from: i64, end: i64) -> Result<Option<(i64, i64)>, ReadError> {
         let mut largest: Option<(i64, i64)> = None;
-        for segment in &state.segments {
-            let here = (segment.entry.max_timestamp_ms, segment.entry.max_timestamp_offset);
-            if here.0 >= 0 && largest.is_none_or(|largest| here.0 > largest.0) {
-                largest = Some(here);
+        while from < end {
+            let batches = self.read(from, TIME_SCAN_BYTES, true).await?;
+            if batches.is_empty() {
+                break;
+            }
+            for mut batches in batches {
+                while let Some(header) = BatchHeader::parse(&batches).filter(|header| header.base_offset < end) {
+                    let here = (header.max_timestamp_ms, header.next_offset - 1);
+                    if largest.is_none_or(|largest| here.0 > largest.0) {
+                        largest = Some(here);
+                    }
+                    from = header.next_offset;
+                    let len = header.len.min(batches.len());
+                    bytes::Buf::advance(&mut batches, len);
+                }
+                if BatchHeader::parse(&batches).is_some() {
+                    return Ok(largest);
+                }
             }
         }
         Ok(largest)

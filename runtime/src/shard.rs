@@ -22,8 +22,9 @@ use crate::raft::{
     self, Handler, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Proposals, Raft, RaftStatus,
     Replica, ShardContext, StateMachine,
 };
+use crate::retention::Retention;
 use crate::status::ShardReport;
-use crate::storage::{Checkpoints, PartitionStore, StoreOptions};
+use crate::storage::{Checkpoints, PartitionStore, SegmentEntry, StoreOptions};
 use lockstep_probe::{Mark, Mistake};
 
 /// A payload longer than this does not fit a frame between nodes.
@@ -130,10 +131,18 @@ impl<E: Env> Shard<E> {
             offsets_retention: config.offsets_retention,
             offsets_retention_check_interval: config.offsets_retention_check_interval,
         };
+        let retention = Retention {
+            replica: replica.clone(),
+            leadership: leadership.clone(),
+            proposals: proposals.clone(),
+            clocks: context.clocks.clone(),
+            check_interval: config.retention_check_interval,
+        };
         let tasks = vec![
             E::spawn(proposals.clone().run(context.env.clone(), raft.clone())),
             E::spawn(duties.run()),
             E::spawn(upkeep.run()),
+            E::spawn(retention.run()),
             E::spawn(raft::record_changes(raft.clone(), replica.clone())),
             E::spawn(raft::checkpoint(context.clone(), raft.clone(), replica.clone())),
         ];
@@ -221,6 +230,12 @@ impl<E: Env> Shard<E> {
     #[must_use]
     pub fn log(&self, topic_id: TopicId, partition: u32) -> Option<PartitionLog<E>> {
         self.inner.replica.store.log(topic_id, partition)
+    }
+
+    /// The segments with records of a partition hosted here, ascending, as they are on this node.
+    #[must_use]
+    pub fn segments(&self, topic_id: TopicId, partition: u32) -> Vec<SegmentEntry> {
+        self.inner.replica.store.segments(topic_id, partition)
     }
 
     /// A ticket for changes of a group: take it before reading the state, then await [`GroupWaiter::changed`].

@@ -51,8 +51,13 @@ impl<E: Env> PeerHandler for Dispatch<E> {
     }
 
     fn gossip(&self) -> Bytes {
-        self.node()
-            .map_or_else(Bytes::new, |node| message::encode(&Gossip { leads: node.leads(), stopping: node.stopping() }))
+        self.node().map_or_else(Bytes::new, |node| {
+            message::encode(&Gossip {
+                leads: node.leads(),
+                stopping: node.stopping(),
+                wall_clock_ms: node.inner.env.wall_clock_ms(),
+            })
+        })
     }
 
     fn on_gossip(&self, from: PeerIdentity, gossip: Bytes) {
@@ -67,6 +72,9 @@ impl<E: Env> PeerHandler for Dispatch<E> {
         }
         drop(leaders);
         node.set_stopping(from, gossip.stopping);
+        if node.inner.config.peers.contains_key(&from) {
+            node.inner.clocks.heard(from, gossip.wall_clock_ms, E::now());
+        }
     }
 }
 

@@ -85,6 +85,8 @@ pub(crate) struct Gossip {
     pub leads: Vec<(ShardId, u64)>,
     /// It is stopping: leadership should not move to it.
     pub stopping: bool,
+    /// What its wall clock shows, in milliseconds since 1970.
+    pub wall_clock_ms: i64,
 }
 
 /// Bytes that are not the message expected.

@@ -4,6 +4,7 @@
 //! cluster whole (bootstrap, membership, leadership, the metadata feed).
 
 mod bootstrap;
+mod clocks;
 mod dispatch;
 mod feed;
 mod forward;
@@ -35,6 +36,7 @@ use crate::raft::ShardContext;
 use crate::shard::Shard;
 use crate::status::{ClusterStatus, NodeReport};
 use crate::storage::Cache;
+pub(crate) use clocks::Clocks;
 use feed::FeedProgress;
 use forward::ProducerIdBlock;
 use identity::{ClusterIdentity, Directories};
@@ -69,6 +71,7 @@ struct Inner<E: Env> {
     leaders: Mutex<BTreeMap<ShardId, (u64, NodeId)>>,
     /// Nodes that said they are stopping.
     stopping_nodes: Mutex<BTreeMap<NodeId, bool>>,
+    clocks: Clocks,
     feed: FeedProgress,
     producer_ids: tokio::sync::Mutex<ProducerIdBlock>,
     empty_directory: Directory,
@@ -110,6 +113,7 @@ impl<E: Env> Node<E> {
             shards: OnceLock::new(),
             leaders: Mutex::default(),
             stopping_nodes: Mutex::default(),
+            clocks: Clocks::new(config.peers.len()),
             feed: FeedProgress::default(),
             producer_ids: tokio::sync::Mutex::default(),
             empty_directory: Directory::default(),
@@ -163,6 +167,7 @@ impl<E: Env> Node<E> {
                 peers: self.peers().clone(),
                 cache: cache.clone(),
                 checkpoints: checkpoints.clone(),
+                clocks: inner.clocks.clone(),
             };
             shards.insert(id, Shard::start(context).await?);
         }

@@ -30,6 +30,8 @@ const SILENCE_FORGIVEN_MAX: Duration = Duration::from_millis(500);
 const SEEN_EVERY: Duration = Duration::from_secs(1);
 /// How often the journal's length is looked at.
 const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long files of deleted records and topics wait for the next checkpoint, before which they cannot be removed, until one is taken for their sake.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for one checkpoint before the turn is passed on; it may still finish.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(20);
 /// Longest wait for the log to be purged before it is looked at again: Raft puts it off while a follower is sent these entries.
@@ -256,7 +258,7 @@ fn describe(membership: &openraft::Membership<NodeId, Member>) -> String {
     format!("voters {voters:?}, learners {learners:?}")
 }
 
-/// Checkpoints the shard when its part of the journal has grown, or holds up the whole journal, and purges what the checkpoint covers.
+/// Checkpoints the shard when its part of the journal has grown, or holds up the whole journal, or deleted files wait for it, and purges what the checkpoint covers.
 pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, replica: Arc<Replica<E>>) {
     let log = context.journal.shard(context.id);
     let bytes_max = context.config.checkpoint_journal_bytes;
@@ -264,21 +266,27 @@ pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, 
     let files_max = (bytes_max.saturating_mul(1 + u64::from(context.shard_count) / 2)
         / context.config.journal_file_bytes.max(1))
     .max(JOURNAL_FILES_MIN);
+    let mut removal_awaited_since: Option<Instant> = None;
     loop {
         E::sleep(CHECKPOINT_LOOK_EVERY).await;
         if replica.is_stopped() {
             return;
         }
+        removal_awaited_since =
+            replica.store.removal_awaits_checkpoint().then(|| removal_awaited_since.unwrap_or_else(E::now));
+        let removal_due =
+            removal_awaited_since.is_some_and(|since| E::now().saturating_duration_since(since) >= REMOVAL_PATIENCE);
         let held = context.journal.bytes_since_purge(context.id);
         let large = held > bytes_max;
         let in_the_way = context.journal.files() as u64 > files_max && context.journal.pinned_by() == Some(context.id);
-        if !large && !in_the_way {
+        if !large && !in_the_way && !removal_due {
             continue;
         }
         let covered = {
             let Ok(_turn) = context.checkpoints.acquire().await else { return };
             cover(&raft, &replica).await
         };
+        removal_awaited_since = None;
         let Some(covered) = covered else { continue };
         // Whoever lags only a little is spared a snapshot; but a shard in the way gives up all it can.
         let keep = if in_the_way {

@@ -31,6 +31,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::NodeConfig;
 use crate::journal::Journal;
+use crate::node::Clocks;
 use crate::peer::PeerNetwork;
 use crate::storage::Cache;
 
@@ -65,6 +66,7 @@ pub(crate) struct ShardContext<E: Env> {
     pub(crate) cache: Arc<Cache>,
     /// One permit: shards of a node are checkpointed one after another.
     pub(crate) checkpoints: Arc<Semaphore>,
+    pub(crate) clocks: Clocks,
 }
 
 /// A Raft group as this node sees it.

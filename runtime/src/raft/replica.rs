@@ -46,6 +46,8 @@ pub(crate) struct Replica<E: Env> {
     unresolved_regexes: Mutex<BTreeSet<String>>,
     /// Wakes the leader's upkeep of groups.
     pub(crate) upkeep: Notify,
+    /// Wakes the leader's look for expired records, to end.
+    pub(crate) retention: Notify,
     /// Wakes whoever follows the directory of topics and brokers.
     pub(crate) directory: Notify,
     core: RwLock<ClusterStateMachine>,
@@ -104,6 +106,7 @@ impl<E: Env> Replica<E> {
             duties: Notify::new(),
             unresolved_regexes: Mutex::default(),
             upkeep: Notify::new(),
+            retention: Notify::new(),
             directory: Notify::new(),
             core: RwLock::new(core),
             sessions: Mutex::default(),
@@ -175,6 +178,7 @@ impl<E: Env> Replica<E> {
         self.groups.change_all();
         self.duties.notify_waiters();
         self.upkeep.notify_waiters();
+        self.retention.notify_waiters();
     }
 
     pub(crate) fn stopped(&self) -> Option<String> {

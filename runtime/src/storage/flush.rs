@@ -177,7 +177,8 @@ impl<E: Env> Inner<E> {
             Err(error) => Err(error),
         };
         let mut state = partition.lock();
-        let gone = synced.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) && state.dropped;
+        let is_gone = state.dropped || state.segment(name.base_offset).is_none();
+        let gone = is_gone && synced.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         if gone || state.generation != generation {
             // The files were removed, or exchanged for others that are durable.
             return Ok(());

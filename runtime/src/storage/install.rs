@@ -19,7 +19,7 @@ use crate::storage::checkpoint::Checkpoints;
 use crate::storage::manifest::{Manifest, check_segments};
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
 use crate::storage::state::{Partition, PartitionState};
-use crate::storage::store::{Inner, PartitionStore, lock};
+use crate::storage::store::{Inner, PartitionStore, Pin, lock};
 use lockstep_probe::{Mark, Mistake};
 
 const FETCHING: &str = "installing";
@@ -43,6 +43,8 @@ pub struct MissingRange {
 #[derive(Debug)]
 pub struct Installation<E: Env> {
     store: PartitionStore<E>,
+    /// Parts of segments that were deleted here may be part of segments that were not deleted there.
+    pin: Option<Pin>,
     manifest: Manifest,
     folder: PathBuf,
     /// What is not complete.
@@ -85,6 +87,7 @@ impl<E: Env> Installation<E> {
         let folder = store.inner.dir.join(FETCHING);
         let mut installation = Self {
             store: store.clone(),
+            pin: Some(store.pin()),
             manifest,
             folder,
             missing: BTreeMap::new(),
@@ -201,6 +204,7 @@ impl<E: Env> Installation<E> {
             let done = self.exchange(&inner, checkpoints).await;
             done.map_err(|error| inner.fail(&self.folder, error))?;
         }
+        self.pin = None;
         inner.remove_dropped().await;
         Ok(std::mem::take(&mut self.manifest))
     }
@@ -269,15 +273,21 @@ impl<E: Env> Installation<E> {
                     continue;
                 };
                 let mut state = partition.lock();
-                if state.segments.iter().map(|segment| segment.entry).eq(entries.iter().copied()) {
+                if state.segments().map(|segment| segment.entry).eq(entries.iter().copied()) {
                     continue;
                 }
-                for segment in &state.segments {
+                let start_offset = entries.first().map_or(0, |first| first.start_offset);
+                for segment in state.segments_with_files() {
                     let name = segment.entry.name;
                     match entries.iter().find(|entry| entry.name == name && entry.len > 0) {
                         Some(entry) if segment.entry.len > entry.len => cut.push((name, entry.len)),
                         Some(_) => {}
-                        None => remove.extend([inner.log_path(name), inner.index_path(name)]),
+                        None => {
+                            if segment.entry.next_offset <= start_offset && segment.entry.len > 0 {
+                                Mark::DeletedSegmentsMissedAndRemoved.reached();
+                            }
+                            remove.extend([inner.log_path(name), inner.index_path(name)]);
+                        }
                     }
                 }
                 inner.forget_tail(&mut state);

@@ -56,7 +56,8 @@ impl<E: Env> Inner<E> {
         let from_file = index.covered;
         if from_file < asked {
             self.scan(source, &mut index).await?;
-            if index.covered == asked && (anew || asked - from_file >= SCANNED_BYTES_WORTH_A_FILE) {
+            let listed = self.partition(name.key()).is_some_and(|partition| partition.lock().lists(name.base_offset));
+            if listed && index.covered == asked && (anew || asked - from_file >= SCANNED_BYTES_WORTH_A_FILE) {
                 self.write_index(name, &index).await;
             }
         }
@@ -103,7 +104,7 @@ impl<E: Env> Inner<E> {
         let mut closed = Vec::new();
         {
             let state = partition.lock();
-            for segment in state.segments.iter().rev().skip(1) {
+            for segment in state.segments().rev().skip(1) {
                 if segment.recent.is_empty() || state.dropped {
                     break;
                 }
@@ -136,7 +137,7 @@ impl<E: Env> Inner<E> {
         let (source, moved, covered) = {
             let state = partition.lock();
             let Some(segment) = state.segment(name.base_offset) else { return };
-            let closed = state.segments.back().is_some_and(|last| last.entry.name != name);
+            let closed = state.segments().next_back().is_some_and(|last| last.entry.name != name);
             // The last entry of a growing segment is not finished.
             let (count, covered) = if closed && segment.written == segment.entry.len {
                 (segment.recent.len(), segment.entry.len)

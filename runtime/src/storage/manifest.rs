@@ -24,7 +24,7 @@ pub struct Manifest {
 #[error("not a checkpoint manifest: {0}")]
 pub struct ManifestError(pub String);
 
-const MAGIC: [u8; 8] = *b"LSMANIF1";
+const MAGIC: [u8; 8] = *b"LSMANIF2";
 const HEAD_LEN: usize = 24;
 const CRC_LEN: usize = 4;
 
@@ -38,7 +38,7 @@ struct Body {
 impl Manifest {
     /// The bytes on disk and on the wire: versioned, with a checksum at the end.
     ///
-    /// `LSMANIF1`, the lengths (big-endian) of the three parts (body u32, membership u32, snapshot u64), the parts, and the CRC32C of
+    /// `LSMANIF2`, the lengths (big-endian) of the three parts (body u32, membership u32, snapshot u64), the parts, and the CRC32C of
     /// all that (u32). The body is position and segments, in postcard.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -107,8 +107,13 @@ pub(crate) fn check_segments(segments: &[SegmentEntry]) -> Result<(), ManifestEr
     let mut last: Option<&SegmentEntry> = None;
     for segment in segments {
         let base_offset = segment.name.base_offset;
+        let is_first = last.is_none_or(|last| last.name.key() != segment.name.key());
+        // Of what is listed something can be read, or there is nothing.
+        let starts_within = segment.start_offset == base_offset
+            || is_first && segment.start_offset > base_offset && segment.start_offset < segment.next_offset;
         let possible = base_offset >= 0
             && segment.next_offset >= base_offset
+            && starts_within
             && (segment.len == 0) == (segment.next_offset == base_offset)
             && i64::try_from(segment.len).is_ok()
             && segment.max_timestamp_offset < segment.next_offset;
@@ -140,7 +145,9 @@ mod tests {
             name: SegmentName { topic_id: TopicId([9; 16]), partition, base_offset },
             len: (next_offset - base_offset) as u64 * 100,
             crc32c: 77,
+            start_offset: base_offset,
             next_offset,
+            first_timestamp_ms: -1,
             max_timestamp_ms: -1,
             max_timestamp_offset: -1,
         }
@@ -151,7 +158,13 @@ mod tests {
             position: Some(Position { term: 3, index: 99 }),
             membership: Bytes::from_static(b"members"),
             core_snapshot: Bytes::from(vec![5; 1000]),
-            segments: vec![entry(0, 0, 10), entry(0, 10, 20), entry(1, 0, 0), entry(2, 7, 9)],
+            segments: vec![
+                entry(0, 0, 10),
+                entry(0, 10, 20),
+                entry(1, 0, 0),
+                SegmentEntry { start_offset: 8, ..entry(2, 7, 9) },
+                entry(3, 5, 5),
+            ],
         }
     }
 
@@ -172,6 +185,10 @@ mod tests {
             vec![entry(0, 0, 0), entry(0, 0, 10)],
             vec![entry(0, -5, 10)],
             vec![SegmentEntry { len: 0, ..entry(0, 0, 10) }],
+            vec![SegmentEntry { start_offset: 10, ..entry(0, 0, 10) }],
+            vec![SegmentEntry { start_offset: -1, ..entry(0, 0, 10) }],
+            vec![SegmentEntry { start_offset: 1, ..entry(0, 0, 0) }],
+            vec![entry(0, 0, 10), SegmentEntry { start_offset: 11, ..entry(0, 10, 20) }],
             vec![SegmentEntry { len: u64::MAX, ..entry(0, 0, 10) }],
         ] {
             let bad = Manifest { segments, ..manifest() };

@@ -31,7 +31,8 @@ impl SegmentName {
     }
 }
 
-/// A segment as a checkpoint lists it. A partition without records has one entry of length 0, and no file.
+/// A segment as a checkpoint lists it. A partition without records has one entry of length 0, and no file; all other segments hold records
+/// that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentEntry {
     /// Which one.
@@ -40,8 +41,13 @@ pub struct SegmentEntry {
     pub len: u64,
     /// CRC32C of these bytes.
     pub crc32c: u32,
+    /// First offset that can be read: the base offset, except in a partition's first segment, of which the beginning may have been deleted.
+    pub start_offset: i64,
     /// Offset after the last record.
     pub next_offset: i64,
+    /// Largest timestamp of its first batch in milliseconds, negative when there is none: a later batch may be too late for this segment
+    /// (`segment.ms`).
+    pub first_timestamp_ms: i64,
     /// Largest timestamp of its records in milliseconds, −1 when there is none.
     pub max_timestamp_ms: i64,
     /// Last offset of the first batch that has this timestamp, −1 when there is none.
@@ -51,7 +57,16 @@ pub struct SegmentEntry {
 impl SegmentEntry {
     /// A segment that begins at `name.base_offset` and holds nothing yet.
     pub(crate) fn empty(name: SegmentName) -> Self {
-        Self { name, len: 0, crc32c: 0, next_offset: name.base_offset, max_timestamp_ms: -1, max_timestamp_offset: -1 }
+        Self {
+            name,
+            len: 0,
+            crc32c: 0,
+            start_offset: name.base_offset,
+            next_offset: name.base_offset,
+            first_timestamp_ms: -1,
+            max_timestamp_ms: -1,
+            max_timestamp_offset: -1,
+        }
     }
 }
 

@@ -35,8 +35,11 @@ impl Partition {
 
 #[derive(Debug)]
 pub(crate) struct PartitionState {
-    /// Ascending and without gaps. Never empty: a partition without records has one segment of length 0.
-    pub(crate) segments: VecDeque<Segment>,
+    /// Ascending and without gaps. Those before `deleted` can only be read by replicas that fetch a checkpoint, until their files are removed.
+    segments: VecDeque<Segment>,
+    /// So many segments at the front hold only records that were deleted. There is at least one more: a partition without records has a segment of
+    /// length 0.
+    deleted: usize,
     /// The newest batches: those not written yet, and before them some that are.
     tail: VecDeque<TailBatch>,
     /// So many batches at the front of the tail are written.
@@ -138,6 +141,7 @@ impl PartitionState {
         assert!(!segments.is_empty(), "a partition has a segment");
         Self {
             segments,
+            deleted: 0,
             tail: VecDeque::new(),
             tail_written: 0,
             evict_before: 0,
@@ -154,8 +158,24 @@ impl PartitionState {
         }
     }
 
+    /// The segments that hold what can be read, ascending.
+    pub(crate) fn segments(&self) -> impl DoubleEndedIterator<Item = &Segment> + ExactSizeIterator {
+        self.segments.range(self.deleted..)
+    }
+
+    /// The deleted ones too.
+    pub(crate) fn segments_with_files(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter()
+    }
+
     pub(crate) fn start_offset(&self) -> i64 {
-        self.segments.front().map_or(0, |segment| segment.entry.name.base_offset)
+        self.segments.get(self.deleted).map_or(0, |segment| segment.entry.start_offset)
+    }
+
+    /// Does this segment hold something that can be read?
+    pub(crate) fn lists(&self, base_offset: i64) -> bool {
+        self.segment(base_offset).is_some()
+            && self.segments.get(self.deleted).is_some_and(|first| first.entry.name.base_offset <= base_offset)
     }
 
     pub(crate) fn end_offset(&self) -> i64 {
@@ -172,16 +192,24 @@ impl PartitionState {
         self.segments.get_mut(at)
     }
 
-    /// Does a batch of `len` bytes begin a new segment? That depends on nothing but the batches before it.
-    fn rolls(&self, len: u64, segment_bytes: u64) -> bool {
-        self.segments
-            .back()
-            .is_none_or(|segment| segment.entry.len > 0 && segment.entry.len.saturating_add(len) > segment_bytes)
+    /// Does a batch begin a new segment? That depends on nothing but the batches before it and the limits that come with it. The rules are
+    /// those of Kafka's `LogSegment::shouldRoll`.
+    fn rolls(&self, header: &BatchHeader, segment_bytes: u64, segment_ms: u64) -> bool {
+        self.segments.back().is_none_or(|Segment { entry, .. }| {
+            let too_long = entry.len.saturating_add(header.len as u64) > segment_bytes;
+            let age_ms = i128::from(header.max_timestamp_ms) - i128::from(entry.first_timestamp_ms);
+            let too_old = entry.first_timestamp_ms >= 0 && age_ms > i128::from(segment_ms);
+            entry.len > 0 && (too_long || too_old)
+        })
     }
 
-    /// CRC32C of the segment that the next batch, of `len` bytes, will go to.
-    pub(crate) fn crc_before(&self, len: u64, segment_bytes: u64) -> u32 {
-        if self.rolls(len, segment_bytes) { 0 } else { self.segments.back().map_or(0, |segment| segment.entry.crc32c) }
+    /// CRC32C of the segment that the next batch will go to.
+    pub(crate) fn crc_before(&self, header: &BatchHeader, segment_bytes: u64, segment_ms: u64) -> u32 {
+        if self.rolls(header, segment_bytes, segment_ms) {
+            0
+        } else {
+            self.segments.back().map_or(0, |segment| segment.entry.crc32c)
+        }
     }
 
     /// Appends a stamped batch; `crc32c` is that of its segment with it.
@@ -190,17 +218,13 @@ impl PartitionState {
         key: PartitionKey,
         batch: Bytes,
         header: &BatchHeader,
-        segment_bytes: u64,
+        (segment_bytes, segment_ms): (u64, u64),
         crc32c: u32,
     ) {
         assert!(header.base_offset == self.end_offset() && header.len == batch.len(), "a batch follows the one before");
         let len = batch.len() as u64;
-        if self.rolls(len, segment_bytes) {
-            self.segments.push_back(Segment::empty(SegmentName {
-                topic_id: key.topic_id,
-                partition: key.partition,
-                base_offset: header.base_offset,
-            }));
+        if self.rolls(header, segment_bytes, segment_ms) {
+            self.begin_segment(key, header.base_offset);
         }
         let Some(Segment { entry, recent, .. }) = self.segments.back_mut() else { return };
         index::push(recent, header, entry.len);
@@ -212,11 +236,58 @@ impl PartitionState {
             bytes: batch,
         });
         entry.crc32c = crc32c;
+        if entry.len == 0 {
+            entry.first_timestamp_ms = header.max_timestamp_ms;
+        }
         entry.len += len;
         entry.next_offset = header.next_offset;
         if header.max_timestamp_ms > entry.max_timestamp_ms {
             entry.max_timestamp_ms = header.max_timestamp_ms;
             entry.max_timestamp_offset = header.next_offset - 1;
+        }
+    }
+
+    fn begin_segment(&mut self, key: PartitionKey, base_offset: i64) {
+        let name = SegmentName { topic_id: key.topic_id, partition: key.partition, base_offset };
+        self.segments.push_back(Segment::empty(name));
+    }
+
+    /// Lets the log begin at `start_offset`, which is above its start and at most its end. The names of the segments of which nothing is left: they
+    /// stay known, and what is not written of them will be, until [`PartitionState::forget_deleted`].
+    pub(crate) fn truncate_before(&mut self, key: PartitionKey, start_offset: i64) -> Vec<SegmentName> {
+        let end_offset = self.end_offset();
+        assert!(start_offset > self.start_offset() && start_offset <= end_offset, "a log's start lies in the log");
+        if start_offset == end_offset {
+            // A log that ends above its start has records in its last segment.
+            self.begin_segment(key, start_offset);
+        }
+        let mut gone = Vec::new();
+        while let Some(next) = self.segments.get(self.deleted + 1)
+            && next.entry.name.base_offset <= start_offset
+        {
+            gone.extend(self.segments.get(self.deleted).map(|segment| segment.entry.name));
+            self.deleted += 1;
+        }
+        if let Some(first) = self.segments.get_mut(self.deleted) {
+            first.entry.start_offset = start_offset;
+            let base_offset = first.entry.name.base_offset;
+            self.evict(base_offset);
+        }
+        gone
+    }
+
+    /// The deleted segment's files are about to be removed. False when it is none any more: files were exchanged since then.
+    pub(crate) fn forget_deleted(&mut self, base_offset: i64, generation: u64) -> bool {
+        let at = self.segments.binary_search_by_key(&base_offset, |segment| segment.entry.name.base_offset);
+        match at {
+            Ok(at) if at < self.deleted && self.generation == generation => {
+                if let Some(gone) = self.segments.remove(at) {
+                    assert_eq!(gone.written, gone.entry.len, "nothing of a removed file is written later");
+                }
+                self.deleted -= 1;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -287,6 +358,7 @@ impl PartitionState {
     pub(crate) fn replace_segments(&mut self, segments: impl IntoIterator<Item = SegmentEntry>, generation: u64) {
         assert!(self.tail.is_empty(), "the tail belongs to the old segments");
         self.segments = segments.into_iter().map(Segment::durable).collect();
+        self.deleted = 0;
         assert!(!self.segments.is_empty(), "a partition has a segment");
         self.generation = generation;
         self.hints = [(-1, -1, 0); HINTS];

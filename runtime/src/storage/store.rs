@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use lockstep_core::{Effect, TopicId};
+use lockstep_core::{Effect, SegmentLimits, TopicId};
 use lockstep_env::{Disk, DiskFile, Env, OpenMode};
 use tokio::sync::Notify;
 
@@ -37,7 +37,8 @@ const INDEX_ENTRIES_MAX: usize = 32 << 10;
 /// How a store keeps its segments.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// A segment is closed before it would grow beyond this many bytes (one batch may be larger). The same on every replica, or their files differ.
+    /// A segment is closed before it would grow beyond this many bytes (one batch may be larger), unless its topic says otherwise. The same on every
+    /// replica, or their files differ.
     pub segment_bytes: u64,
     /// The node's budget for batches in memory.
     pub cache: Arc<Cache>,
@@ -63,11 +64,11 @@ pub struct PartitionStore<E: Env> {
 #[derive(Clone, Debug)]
 pub struct SegmentView {
     pub(crate) segments: Vec<(Arc<Partition>, SegmentEntry)>,
-    /// So many partitions had been dropped.
+    /// So many partitions and segments had been dropped.
     drops: u64,
 }
 
-/// While one is held, no file of a dropped partition is removed: another replica may be fetching it.
+/// While one is held, no file of a dropped partition or segment is removed: another replica may be fetching it.
 #[derive(Debug)]
 pub struct Pin {
     _held: Arc<()>,
@@ -114,15 +115,32 @@ pub(crate) struct Inner<E: Env> {
     flusher: Mutex<Option<E::Task<()>>>,
 }
 
-/// Partitions that are gone but whose files may still be listed by the last durable checkpoint.
+/// Partitions and segments that are gone but whose files may still be listed by the last durable checkpoint.
 #[derive(Debug, Default)]
 struct Dropped {
     /// How many were dropped in all.
     count: u64,
     /// With their number; a checkpoint whose view has seen more drops does not list them.
-    waiting: Vec<(u64, Arc<Partition>)>,
-    /// Their files may go.
-    removable: Vec<Arc<Partition>>,
+    waiting: Vec<(u64, Gone)>,
+    /// Their files may go, the first ones first.
+    removable: VecDeque<Gone>,
+}
+
+/// What was dropped.
+#[derive(Debug)]
+enum Gone {
+    Partition(Arc<Partition>),
+    /// A segment of which nothing can be read any more, and the generation of the partition's files then.
+    Segment(Arc<Partition>, SegmentName, u64),
+}
+
+impl Gone {
+    fn partition(&self) -> Option<&Arc<Partition>> {
+        match self {
+            Self::Partition(partition) => Some(partition),
+            Self::Segment(..) => None,
+        }
+    }
 }
 
 impl<E: Env> fmt::Debug for Inner<E> {
@@ -210,6 +228,7 @@ impl<E: Env> PartitionStore<E> {
                 next_offset,
                 leader_epoch,
                 log_append_time_ms,
+                limits,
             } => {
                 let key = PartitionKey { topic_id, partition };
                 let refuse = |reason: String| format!("append to partition {}: {reason}", key.directory());
@@ -224,7 +243,10 @@ impl<E: Env> PartitionStore<E> {
                 let header = BatchHeader::parse(&batch)
                     .filter(|header| header.len == batch.len() && header.next_offset == next_offset)
                     .ok_or_else(|| refuse(format!("no batch of offsets {base_offset}..{next_offset}")))?;
-                inner.append(key, Bytes::from(batch), &header).map_err(refuse)
+                inner.append(key, Bytes::from(batch), &header, limits).map_err(refuse)
+            }
+            Effect::TruncateBefore { topic_id, partition, start_offset } => {
+                inner.truncate_before(PartitionKey { topic_id, partition }, start_offset)
             }
             Effect::GroupChanged { .. }
             | Effect::AssignmentNeeded { .. }
@@ -270,7 +292,7 @@ impl<E: Env> PartitionStore<E> {
         let mut segments = Vec::new();
         for partition in lock(&self.inner.partitions).values() {
             let state = partition.lock();
-            segments.extend(state.segments.iter().map(|segment| (Arc::clone(partition), segment.entry)));
+            segments.extend(state.segments().map(|segment| (Arc::clone(partition), segment.entry)));
         }
         SegmentView { segments, drops }
     }
@@ -285,7 +307,7 @@ impl<E: Env> PartitionStore<E> {
         Ok(view.segments.iter().map(|(_, entry)| *entry).collect())
     }
 
-    /// To be called when the checkpoint made from `view` is durable: files of partitions that it no longer has are removed.
+    /// To be called when the checkpoint made from `view` is durable: files of partitions and segments that it no longer has are removed.
     pub async fn checkpointed(&self, view: SegmentView) {
         {
             let mut dropped = lock(&self.inner.dropped);
@@ -293,12 +315,26 @@ impl<E: Env> PartitionStore<E> {
                 std::mem::take(&mut dropped.waiting).into_iter().partition(|(number, _)| *number < view.drops);
             dropped.waiting = waiting;
             let gone: Vec<_> = gone;
-            dropped.removable.extend(gone.into_iter().map(|(_, partition)| partition));
+            dropped.removable.extend(gone.into_iter().map(|(_, gone)| gone));
         }
         self.inner.remove_dropped().await;
     }
 
-    /// Keeps files of dropped partitions from being removed; for as long as another replica fetches a checkpoint from here. Take it before reading the manifest to be sent.
+    /// Do files wait for the next checkpoint before they can be removed?
+    #[must_use]
+    pub fn removal_awaits_checkpoint(&self) -> bool {
+        !lock(&self.inner.dropped).waiting.is_empty()
+    }
+
+    /// A partition's segments with records, ascending, as its log consists of them now.
+    #[must_use]
+    pub fn segments(&self, topic_id: TopicId, partition: u32) -> Vec<SegmentEntry> {
+        let Some(partition) = self.inner.partition(PartitionKey { topic_id, partition }) else { return Vec::new() };
+        let state = partition.lock();
+        state.segments().map(|segment| segment.entry).filter(|entry| entry.len > 0).collect()
+    }
+
+    /// Keeps files of dropped partitions and segments from being removed; for as long as another replica fetches a checkpoint from here. Take it before reading the manifest to be sent.
     #[must_use]
     pub fn pin(&self) -> Pin {
         Pin { _held: Arc::clone(&self.inner.pins) }
@@ -346,8 +382,8 @@ impl<E: Env> Inner<E> {
     fn partition_or_dropped(&self, key: PartitionKey) -> Option<Arc<Partition>> {
         self.partition(key).or_else(|| {
             let dropped = lock(&self.dropped);
-            let waiting = dropped.waiting.iter().map(|(_, partition)| partition);
-            waiting.chain(&dropped.removable).find(|partition| partition.key == key).cloned()
+            let waiting = dropped.waiting.iter().map(|(_, gone)| gone);
+            waiting.chain(&dropped.removable).filter_map(Gone::partition).find(|gone| gone.key == key).cloned()
         })
     }
 
@@ -430,7 +466,7 @@ impl<E: Env> Inner<E> {
             let mut dropped = lock(&self.dropped);
             let number = dropped.count;
             dropped.count += 1;
-            dropped.waiting.push((number, partition));
+            dropped.waiting.push((number, Gone::Partition(partition)));
         }
         for waiter in waiters {
             waiter.notify_one();
@@ -438,23 +474,61 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    fn append(&self, key: PartitionKey, batch: Bytes, header: &BatchHeader) -> Result<(), String> {
+    fn truncate_before(&self, key: PartitionKey, start_offset: i64) -> Result<(), String> {
+        let refuse = |reason: String| {
+            Err(format!("deletion of the records before {start_offset} of {}: {reason}", key.directory()))
+        };
+        let Some(partition) = self.partition(key) else { return refuse("it does not exist".to_owned()) };
+        let mut state = partition.lock();
+        let (start, end) = (state.start_offset(), state.end_offset());
+        if start_offset <= start || start_offset > end {
+            return refuse(format!("the log holds {start}..{end}"));
+        }
+        let gone = state.truncate_before(key, start_offset);
+        if state.segments().next().is_some_and(|first| first.entry.name.base_offset < start_offset) {
+            Mark::LogStartWithinSegment.reached();
+        }
+        let early = Mistake::RetentionRemovesFilesBeforeCheckpoint.is_made();
+        let mut dropped = lock(&self.dropped);
+        for name in gone {
+            let is_written = state.segment(name.base_offset).is_some_and(|it| it.written == it.entry.len);
+            let gone = Gone::Segment(Arc::clone(&partition), name, state.generation);
+            if early && is_written {
+                dropped.removable.push_back(gone);
+                self.work.notify_one();
+                continue;
+            }
+            // A checkpoint prepared before this lists it with all it had.
+            let number = dropped.count;
+            dropped.count += 1;
+            dropped.waiting.push((number, gone));
+        }
+        Ok(())
+    }
+
+    fn append(
+        &self,
+        key: PartitionKey,
+        batch: Bytes,
+        header: &BatchHeader,
+        limits: SegmentLimits,
+    ) -> Result<(), String> {
         let partition = self.partition(key).ok_or_else(|| "it does not exist".to_owned())?;
-        let segment_bytes = self.options.segment_bytes;
+        let (segment_bytes, segment_ms) = (limits.bytes.unwrap_or(self.options.segment_bytes), limits.ms);
         let len = batch.len() as u64;
         let crc_before = {
             let state = partition.lock();
             if state.end_offset() != header.base_offset {
                 return Err(format!("at offset {}, but the log ends at {}", header.base_offset, state.end_offset()));
             }
-            state.crc_before(len, segment_bytes)
+            state.crc_before(header, segment_bytes, segment_ms)
         };
         // Only `apply` appends, one entry at a time, so the segment is the same still. Readers need not wait for the checksum.
         let crc = crc32c::crc32c_append(crc_before, &batch);
         let before = self.unwritten.fetch_add(len, Ordering::AcqRel);
         let (newly_queued, waiters) = {
             let mut state = partition.lock();
-            state.append(key, batch, header, segment_bytes, crc);
+            state.append(key, batch, header, (segment_bytes, segment_ms), crc);
             (!std::mem::replace(&mut state.queued, true), state.waiters())
         };
         if newly_queued {
@@ -478,26 +552,33 @@ impl<E: Env> Inner<E> {
         self.unwritten.fetch_sub(state.forget_tail(), Ordering::AcqRel);
     }
 
-    /// Lets the files of partitions go: these, which were taken out of the map, and all that were dropped.
+    /// Lets files go: those of these partitions, which were taken out of the map, and of all that was dropped.
     pub(crate) fn removable(&self, partitions: Vec<Arc<Partition>>) {
         let mut dropped = lock(&self.dropped);
         let waiting = std::mem::take(&mut dropped.waiting);
-        dropped.removable.extend(waiting.into_iter().map(|(_, partition)| partition));
-        dropped.removable.extend(partitions);
+        dropped.removable.extend(waiting.into_iter().map(|(_, gone)| gone));
+        dropped.removable.extend(partitions.into_iter().map(Gone::Partition));
     }
 
-    /// Removes the files of dropped partitions that no checkpoint lists, unless they are pinned.
+    /// Removes the files of what was dropped and no checkpoint lists, unless they are pinned.
     pub(crate) async fn remove_dropped(&self) {
         let _writing = self.writing.lock().await;
         loop {
-            let partition = {
+            let gone = {
                 let mut dropped = lock(&self.dropped);
                 if Arc::strong_count(&self.pins) > 1 {
                     return;
                 }
-                dropped.removable.pop()
+                dropped.removable.pop_front()
             };
-            let Some(partition) = partition else { return };
+            let partition = match gone {
+                Some(Gone::Partition(partition)) => partition,
+                Some(Gone::Segment(partition, name, generation)) => {
+                    self.remove_segment(&partition, name, generation).await;
+                    continue;
+                }
+                None => return,
+            };
             self.forget_tail(&mut partition.lock());
             match self.env.disk().remove_dir_all(&self.directory(partition.key)).await {
                 Ok(()) => {}
@@ -506,6 +587,26 @@ impl<E: Env> Inner<E> {
                 Err(error) => {
                     tracing::warn!(partition = partition.key.directory(), %error, "files of a deleted partition stay");
                 }
+            }
+        }
+    }
+
+    /// Removes the files of a segment that was deleted, unless they were exchanged since then.
+    async fn remove_segment(&self, partition: &Partition, name: SegmentName, generation: u64) {
+        // Whoever would write its index finds the segment gone, or is done with it.
+        let _indexing = self.indexing.lock().await;
+        if !partition.lock().forget_deleted(name.base_offset, generation) {
+            return;
+        }
+        lock(&self.files).remove((name, generation));
+        lock(&self.indexes).remove((name, generation));
+        for path in [self.log_path(name), self.index_path(name)] {
+            match self.env.disk().remove_file(&path).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    // The next start tries again.
+                    tracing::warn!(path = %path.display(), %error, "a file of deleted records stays");
+                }
+                _ => {}
             }
         }
     }

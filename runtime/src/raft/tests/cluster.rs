@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use crate::config::{Durability, NodeConfig};
 use crate::error::ProposeError;
 use crate::journal::{Journal, JournalOptions};
+use crate::node::Clocks;
 use crate::peer::{IncomingRequest, PeerFault, PeerHandler, PeerIdentity, PeerNetwork, PeerOptions, PeerReply};
 use crate::raft::{Member, ShardContext, stopped_fault};
 use crate::shard::Shard;
@@ -167,6 +168,7 @@ impl Cluster {
                 peers: peers.clone(),
                 cache: cache.clone(),
                 checkpoints: checkpoints.clone(),
+                clocks: Clocks::new(1),
             };
             let started = Shard::start(context).await.unwrap();
             shards.lock().unwrap().insert(shard, started);

@@ -8,7 +8,7 @@ use crate::storage::tests::scenario::{
     Entry, Replica, Shape, assert_same_files, model, random_entries, reference_files, small,
 };
 
-const SHAPE: Shape = Shape { entries: 120, content_max: 2_000, drops: true };
+const SHAPE: Shape = Shape { entries: 120, content_max: 2_000, drops: true, deletes: true };
 
 /// Applies, flushes and checkpoints until the end or until the power goes.
 async fn work(replica: &mut Replica, entries: &[Entry], seed: u64) -> Result<(), String> {

@@ -11,7 +11,7 @@ use crate::storage::tests::scenario::{
 };
 use crate::storage::{Cache, Installation, Manifest, StoreOptions};
 
-const SHAPE: Shape = Shape { entries: 150, content_max: 2_000, drops: true };
+const SHAPE: Shape = Shape { entries: 150, content_max: 2_000, drops: true, deletes: true };
 
 /// Fetches what is missing, in chunks of random lengths; the number of bytes fetched.
 async fn fetch(installation: &mut Installation<MemoryEnv>, leader: &Replica, seed: u64) -> io::Result<u64> {
@@ -92,7 +92,7 @@ async fn an_emptied_node_fetches_everything() {
 #[tokio::test]
 async fn a_lagging_node_fetches_only_the_rest() {
     for seed in 10..20 {
-        let entries = random_entries(seed, SHAPE);
+        let entries = random_entries(seed, Shape { deletes: false, ..SHAPE });
         let (mut leader, manifest) = leader(&entries[..100]).await;
         let mut follower = Replica::open(&MemoryDisk::default(), small()).await.unwrap();
         follower.apply(&entries[..40]).unwrap();
@@ -102,7 +102,7 @@ async fn a_lagging_node_fetches_only_the_rest() {
         let before: usize = model(&entries[..70])
             .iter()
             .filter(|(key, _)| kept.contains_key(key))
-            .flat_map(|(_, batches)| batches)
+            .flat_map(|(_, log)| &log.batches)
             .map(|batch| batch.bytes.len())
             .sum();
         let fetched = install(&mut follower, &leader, &manifest, seed).await.unwrap();
@@ -149,6 +149,7 @@ async fn a_local_part_that_differs_is_fetched_too() {
         next_offset: end + 1,
         leader_epoch: 9,
         log_append_time_ms: None,
+        limits: lockstep_core::SegmentLimits::default(),
     };
     follower.store.apply(&effect, &other.into()).unwrap();
     follower.checkpoint().await.unwrap();
@@ -253,5 +254,28 @@ async fn a_crash_leaves_the_old_or_the_new_state() {
             assert_same_files(&follower.log_files(), &expected, &format!("seed {seed}, power off at {at}"));
         }
         assert!(old > 0 && new > 0, "seed {seed}: {old} old, {new} new");
+    }
+}
+
+/// A replica that missed the deletion of what it has, and all that followed.
+#[tokio::test]
+async fn segments_that_the_leader_has_deleted_go_with_the_installation() {
+    for seed in 70..80 {
+        let shape = Shape { entries: 150, content_max: 2_000, drops: false, deletes: false };
+        let mut entries = random_entries(seed, shape);
+        // Everything that there is by entry 90 is deleted then.
+        let effects =
+            model(&entries[..90]).into_iter().filter(|(_, log)| log.end > 0).map(|((topic_id, partition), log)| {
+                lockstep_core::Effect::TruncateBefore { topic_id, partition, start_offset: log.end }
+            });
+        entries.insert(90, Entry { effects: effects.collect(), payload: bytes::Bytes::new() });
+        let (mut leader, manifest) = leader(&entries[..100]).await;
+        let mut follower = Replica::open(&MemoryDisk::default(), small()).await.unwrap();
+        follower.apply(&entries[..40]).unwrap();
+        follower.checkpoint().await.unwrap();
+        follower.apply(&entries[..70]).unwrap();
+        let fetched = install(&mut follower, &leader, &manifest, seed).await.unwrap();
+        assert_eq!(fetched, total(&manifest), "seed {seed}: nothing of what it had is left");
+        check_installed(follower, small(), &mut leader, &entries, 100).await;
     }
 }

@@ -4,15 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_core::{Effect, TopicId};
+use lockstep_core::{Effect, SegmentLimits, TopicId};
 use tokio::sync::Notify;
 
 use crate::error::StartError;
 use crate::partition::ReadError;
-use crate::storage::SegmentName;
 use crate::storage::tests::batch::batch;
 use crate::storage::tests::memory_env::MemoryDisk;
 use crate::storage::tests::scenario::{Replica, Shape, random_entries, small};
+use crate::storage::{SegmentName, StoreOptions};
 
 const TOPIC: TopicId = TopicId([7; 16]);
 
@@ -35,6 +35,7 @@ fn append(replica: &Replica, partition: u32, base_offset: i64) -> Result<(), Str
         next_offset: base_offset + 1,
         leader_epoch: 1,
         log_append_time_ms: None,
+        limits: SegmentLimits::default(),
     };
     replica.store.apply(&effect, &payload)
 }
@@ -111,6 +112,7 @@ async fn effects_that_contradict_the_log_are_refused() {
             next_offset,
             leader_epoch: 1,
             log_append_time_ms: Some(5),
+            limits: SegmentLimits::default(),
         };
         assert!(replica.store.apply(&effect, &payload).is_err(), "{effect:?}");
     }
@@ -119,7 +121,7 @@ async fn effects_that_contradict_the_log_are_refused() {
 
 #[tokio::test]
 async fn segments_that_a_checkpoint_lists_must_be_there() {
-    let entries = random_entries(3, Shape { entries: 40, content_max: 900, drops: false });
+    let entries = random_entries(3, Shape { entries: 40, content_max: 900, drops: false, deletes: false });
     let disk = MemoryDisk::default();
     let mut replica = Replica::open(&disk, small()).await.unwrap();
     replica.apply(&entries).unwrap();
@@ -171,4 +173,126 @@ async fn the_store_writes_behind_on_its_own() {
     }
     replica.store.writable().await;
     replica.store.close().await;
+}
+
+fn truncate(replica: &Replica, start_offset: i64) -> Result<(), String> {
+    replica.store.apply(&Effect::TruncateBefore { topic_id: TOPIC, partition: 0, start_offset }, &Bytes::new())
+}
+
+/// Partition 0 with so many segments of one record each.
+async fn segments_of_one(disk: &MemoryDisk, count: i64) -> Replica {
+    let options = StoreOptions { segment_bytes: 1, ..small() };
+    let mut replica = Replica::open(disk, options).await.unwrap();
+    replica.store.apply(&create(0), &Bytes::new()).unwrap();
+    for offset in 0..count {
+        append(&replica, 0, offset).unwrap();
+    }
+    replica.applied = 1;
+    replica
+}
+
+fn bases(replica: &Replica) -> Vec<i64> {
+    replica.log_files().keys().map(|path| path.file_stem().unwrap().to_str().unwrap().parse().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn files_of_deleted_records_outlive_the_checkpoint_that_lists_them() {
+    let disk = MemoryDisk::default();
+    let replica = segments_of_one(&disk, 5).await;
+    replica.checkpoint().await.unwrap();
+    append(&replica, 0, 5).unwrap();
+    let before = replica.store.prepare_checkpoint();
+    truncate(&replica, 3).unwrap();
+    assert!(replica.store.removal_awaits_checkpoint());
+    assert_eq!(replica.store.segments(TOPIC, 0).len(), 3);
+    // A checkpoint from before the deletion lists all segments.
+    let segments = replica.store.sync_for(&before).await.unwrap();
+    assert_eq!(segments.len(), 6);
+    replica.store.checkpointed(before).await;
+    assert_eq!(bases(&replica), [0, 1, 2, 3, 4, 5]);
+
+    let pin = replica.store.pin();
+    let manifest = replica.checkpoint().await.unwrap();
+    assert_eq!(manifest.segments.iter().map(|entry| entry.name.base_offset).collect::<Vec<_>>(), [3, 4, 5]);
+    assert!(!replica.store.removal_awaits_checkpoint());
+    assert_eq!(bases(&replica), [0, 1, 2, 3, 4, 5], "pinned");
+    let read = replica.store.read_chunk(&segments[1].name, 0, 1 << 20).await.unwrap();
+    assert_eq!(read.len() as u64, segments[1].len);
+    drop(pin);
+    replica.checkpoint().await.unwrap();
+    assert_eq!(bases(&replica), [3, 4, 5]);
+    assert_eq!(
+        replica.store.read_chunk(&segments[1].name, 0, 10).await.unwrap_err().kind(),
+        std::io::ErrorKind::NotFound
+    );
+    replica.store.close().await;
+    let replica = Replica::open(&disk, small()).await.unwrap();
+    let log = replica.log((TOPIC, 0));
+    assert_eq!((log.start_offset(), log.end_offset()), (3, 6));
+}
+
+#[tokio::test]
+async fn a_log_of_which_all_was_deleted_goes_on_where_it_ended() {
+    let disk = MemoryDisk::default();
+    let mut replica = segments_of_one(&disk, 3).await;
+    truncate(&replica, 3).unwrap();
+    let log = replica.log((TOPIC, 0));
+    assert_eq!((log.start_offset(), log.end_offset()), (3, 3));
+    assert!(log.read(3, 100, true).await.unwrap().is_empty());
+    assert!(matches!(log.read(2, 100, true).await, Err(ReadError::OutOfRange { start: 3, end: 3 })));
+    assert_eq!(log.offset_for_time(0, 0).await.unwrap(), None);
+    assert_eq!(log.max_timestamp().await.unwrap(), None);
+    replica.checkpoint().await.unwrap();
+    assert_eq!(bases(&replica), [0_i64; 0]);
+    replica.store.close().await;
+    replica = Replica::open(&disk, small()).await.unwrap();
+    assert_eq!((replica.log((TOPIC, 0)).start_offset(), replica.log((TOPIC, 0)).end_offset()), (3, 3));
+    append(&replica, 0, 3).unwrap();
+    replica.checkpoint().await.unwrap();
+    assert_eq!(bases(&replica), [3]);
+}
+
+#[tokio::test]
+async fn deletions_that_contradict_the_log_are_refused() {
+    let replica = segments_of_one(&MemoryDisk::default(), 3).await;
+    truncate(&replica, 1).unwrap();
+    for start_offset in [-1, 0, 1, 4, i64::MAX] {
+        assert!(truncate(&replica, start_offset).is_err(), "{start_offset}");
+    }
+    let elsewhere = Effect::TruncateBefore { topic_id: TOPIC, partition: 1, start_offset: 1 };
+    assert!(replica.store.apply(&elsewhere, &Bytes::new()).is_err());
+}
+
+#[tokio::test]
+async fn a_segment_ends_when_a_batch_is_too_late_or_too_long_for_it() {
+    let replica = Replica::open(&MemoryDisk::default(), small()).await.unwrap();
+    replica.store.apply(&create(0), &Bytes::new()).unwrap();
+    let mut offset = 0;
+    let mut send = |timestamp_ms: i64, limits: SegmentLimits| {
+        let payload = Bytes::from(batch(1, timestamp_ms, b"content"));
+        let effect = Effect::Append {
+            topic_id: TOPIC,
+            partition: 0,
+            payload_start: 0,
+            payload_len: payload.len() as u32,
+            base_offset: offset,
+            next_offset: offset + 1,
+            leader_epoch: 1,
+            log_append_time_ms: None,
+            limits,
+        };
+        offset += 1;
+        replica.store.apply(&effect, &payload).unwrap();
+        replica.store.segments(TOPIC, 0).iter().map(|entry| entry.name.base_offset).collect::<Vec<_>>()
+    };
+    let ms = |ms| SegmentLimits { bytes: None, ms };
+    assert_eq!(send(1_000, ms(100)), [0]);
+    assert_eq!(send(1_100, ms(100)), [0], "as late as it may be");
+    assert_eq!(send(50, ms(100)), [0], "earlier than the first");
+    assert_eq!(send(1_101, ms(100)), [0, 3]);
+    assert_eq!(send(5_000, ms(10_000)), [0, 3], "the setting at this position counts");
+    let short = SegmentLimits { bytes: Some(2 * (61 + 7)), ms: 10_000 };
+    assert_eq!(send(5_000, short), [0, 3, 5]);
+    assert_eq!(send(5_000, short), [0, 3, 5]);
+    assert_eq!(send(5_000, short), [0, 3, 5, 7]);
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use crate::partition::ReadError;
 use crate::storage::batch::BatchHeader;
 use crate::storage::tests::memory_env::MemoryDisk;
-use crate::storage::tests::scenario::{ModelBatch, Replica, Shape, model, random_entries, small};
+use crate::storage::tests::scenario::{ModelBatch, ModelLog, Replica, Shape, model, random_entries, small};
 use crate::storage::{Cache, StoreOptions};
 
 /// What a read must give.
@@ -21,32 +21,36 @@ fn expected(batches: &[ModelBatch], offset: i64, bytes_max: usize, at_least_one:
     bytes
 }
 
-/// The first batch with such a timestamp.
-fn expected_time(batches: &[ModelBatch], timestamp_ms: i64) -> Option<(i64, i64)> {
-    let batch = batches.iter().find(|batch| batch.max_timestamp_ms >= timestamp_ms)?;
+/// The first batch with such a timestamp and an offset that is not below `from`.
+fn expected_time(batches: &[ModelBatch], from: i64, timestamp_ms: i64) -> Option<(i64, i64)> {
+    let batch = batches.iter().find(|batch| batch.next_offset > from && batch.max_timestamp_ms >= timestamp_ms)?;
     Some((batch.max_timestamp_ms, batch.base_offset))
 }
 
-async fn check_some(replica: &Replica, batches: &[ModelBatch], reads: &[(u16, u32, bool)]) {
+async fn check_some(replica: &Replica, expected_log: &ModelLog, reads: &[(u16, u32, bool)]) {
+    let ModelLog { start, end, batches } = expected_log;
+    let (start, end) = (*start, *end);
     let log = replica.log((lockstep_core::TopicId([1; 16]), 0));
-    let end = log.end_offset();
+    assert_eq!((log.start_offset(), log.end_offset()), (start, end));
     for (at, bytes_max, at_least_one) in reads {
-        let offset = i64::from(*at) % (end + 1);
+        let offset = start + i64::from(*at) % (end + 1 - start);
         let read = log.read(offset, *bytes_max as usize, *at_least_one).await.unwrap();
         assert!(
             read.concat() == expected(batches, offset, *bytes_max as usize, *at_least_one),
             "offset {offset} of {end}, {bytes_max} bytes, {at_least_one}"
         );
         let timestamp_ms = 850 + i64::from(*at) % 500;
-        assert_eq!(log.offset_for_time(timestamp_ms).await.unwrap(), expected_time(batches, timestamp_ms));
+        assert_eq!(log.offset_for_time(timestamp_ms, 0).await.unwrap(), expected_time(batches, 0, timestamp_ms));
+        let found = log.offset_for_time(timestamp_ms, offset).await.unwrap();
+        assert_eq!(found, expected_time(batches, offset, timestamp_ms));
     }
     let largest = batches.iter().map(|batch| batch.max_timestamp_ms).max();
     let first = batches.iter().find(|batch| Some(batch.max_timestamp_ms) == largest);
     let first = first.map(|batch| (batch.max_timestamp_ms, batch.next_offset - 1));
     assert_eq!(log.max_timestamp().await.unwrap(), first);
-    for outside in [-1, end + 1] {
+    for outside in [start - 1, end + 1] {
         assert!(
-            matches!(log.read(outside, 100, true).await, Err(ReadError::OutOfRange { start: 0, end: e }) if e == end)
+            matches!(log.read(outside, 100, true).await, Err(ReadError::OutOfRange { start: s, end: e }) if (s, e) == (start, end))
         );
     }
 }
@@ -61,12 +65,14 @@ proptest! {
         cache_bytes in prop_oneof![Just(0), 0u64..100_000, Just(1 << 30)],
         flush_at in proptest::collection::vec(0usize..100, 0..6),
         reopen in any::<bool>(),
+        deletes in any::<bool>(),
         reads in proptest::collection::vec((any::<u16>(), 0u32..300_000, any::<bool>()), 1..40),
     ) {
-        let shape = Shape { entries: 100, content_max: if large { 60_000 } else { 1_500 }, drops: false };
+        let content_max = if large { 60_000 } else { 1_500 };
+        let shape = Shape { entries: 100, content_max, drops: false, deletes };
         let entries = random_entries(seed, shape);
         let model = model(&entries);
-        let batches = &model[&(lockstep_core::TopicId([1; 16]), 0)];
+        let log = &model[&(lockstep_core::TopicId([1; 16]), 0)];
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let options = StoreOptions::new(segment_bytes, Cache::new(cache_bytes));
@@ -86,22 +92,22 @@ proptest! {
                 replica = Replica::open(&disk, options).await.unwrap();
             }
             replica.apply(&entries).unwrap();
-            check_some(&replica, batches, &reads).await;
+            check_some(&replica, log, &reads).await;
         });
     }
 }
 
 /// A log of several segments with several index entries each, on disk only.
-async fn cold(disk: &MemoryDisk) -> (Replica, Vec<ModelBatch>, StoreOptions) {
-    let entries = random_entries(77, Shape { entries: 300, content_max: 40_000, drops: false });
+async fn cold(disk: &MemoryDisk) -> (Replica, ModelLog, StoreOptions) {
+    let entries = random_entries(77, Shape { entries: 300, content_max: 40_000, drops: false, deletes: false });
     let options = StoreOptions::new(400_000, Cache::new(0));
     let mut replica = Replica::open(disk, options.clone()).await.unwrap();
     replica.apply(&entries).unwrap();
     replica.checkpoint().await.unwrap();
     replica.store.close().await;
-    let batches = model(&entries)[&(lockstep_core::TopicId([1; 16]), 0)].clone();
+    let log = model(&entries)[&(lockstep_core::TopicId([1; 16]), 0)].clone();
     let replica = Replica::open(disk, options.clone()).await.unwrap();
-    (replica, batches, options)
+    (replica, log, options)
 }
 
 fn every_read(batches: &[ModelBatch]) -> Vec<(u16, u32, bool)> {
@@ -111,8 +117,9 @@ fn every_read(batches: &[ModelBatch]) -> Vec<(u16, u32, bool)> {
 #[tokio::test]
 async fn an_index_that_is_missing_or_damaged_is_made_again() {
     let disk = MemoryDisk::default();
-    let (replica, batches, options) = cold(&disk).await;
-    check_some(&replica, &batches, &every_read(&batches)).await;
+    let (replica, expected_log, options) = cold(&disk).await;
+    let batches = &expected_log.batches;
+    check_some(&replica, &expected_log, &every_read(batches)).await;
     let indexes = || {
         let mut files = disk.files();
         files.retain(|path, content| path.extension().is_some_and(|it| it == "index") && content.len() > 100);
@@ -129,7 +136,7 @@ async fn an_index_that_is_missing_or_damaged_is_made_again() {
         }
     }
     let replica = Replica::open(&disk, options.clone()).await.unwrap();
-    check_some(&replica, &batches, &every_read(&batches)).await;
+    check_some(&replica, &expected_log, &every_read(batches)).await;
     // One that is whole but says something wrong.
     for (path, content) in indexes() {
         let base_offset: i64 = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
@@ -141,7 +148,7 @@ async fn an_index_that_is_missing_or_damaged_is_made_again() {
     }
     let replica = Replica::open(&disk, options).await.unwrap();
     let log = replica.log((lockstep_core::TopicId([1; 16]), 0));
-    for batch in &batches {
+    for batch in batches {
         let read = log.read(batch.base_offset, 1, true).await.unwrap();
         assert_eq!(read.concat(), batch.bytes);
     }
@@ -149,14 +156,14 @@ async fn an_index_that_is_missing_or_damaged_is_made_again() {
 
 #[tokio::test]
 async fn a_damaged_byte_is_never_served() {
-    let entries = random_entries(5, Shape { entries: 60, content_max: 1_000, drops: false });
+    let entries = random_entries(5, Shape { entries: 60, content_max: 1_000, drops: false, deletes: false });
     let disk = MemoryDisk::default();
     let mut replica = Replica::open(&disk, small()).await.unwrap();
     replica.apply(&entries).unwrap();
     replica.checkpoint().await.unwrap();
     replica.store.close().await;
     let key = (lockstep_core::TopicId([1; 16]), 0);
-    let batches = model(&entries)[&key].clone();
+    let batches = model(&entries)[&key].batches.clone();
     let directory = format!("/{}-{}/", key.0, key.1);
     for (path, content) in replica.log_files() {
         if !path.to_str().unwrap().contains(&directory) {
@@ -203,7 +210,7 @@ async fn a_damaged_byte_is_never_served() {
 #[tokio::test]
 async fn a_read_of_many_small_batches_is_one_read_of_the_file() {
     let disk = MemoryDisk::default();
-    let (replica, batches, _) = cold(&disk).await;
+    let (replica, ModelLog { batches, .. }, _) = cold(&disk).await;
     let log = replica.log((lockstep_core::TopicId([1; 16]), 0));
     let read = log.read(0, 200_000, false).await.unwrap();
     assert_eq!(read.len(), 1, "batches of one file come in one piece");
@@ -213,7 +220,7 @@ async fn a_read_of_many_small_batches_is_one_read_of_the_file() {
 
 #[tokio::test]
 async fn log_append_time_is_stamped_with_a_good_checksum() {
-    let entries = random_entries(8, Shape { entries: 80, content_max: 500, drops: false });
+    let entries = random_entries(8, Shape { entries: 80, content_max: 500, drops: false, deletes: false });
     let disk = MemoryDisk::default();
     let mut replica = Replica::open(&disk, small()).await.unwrap();
     replica.apply(&entries).unwrap();

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use lockstep_core::{Effect, Position, ShardId, TopicId};
+use lockstep_core::{Effect, Position, SegmentLimits, ShardId, TopicId};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::error::StartError;
-use crate::partition::PartitionLog;
+use crate::partition::{PartitionLog, ReadError};
 use crate::storage::tests::batch::batch;
 use crate::storage::tests::memory_env::{MemoryDisk, MemoryEnv};
 use crate::storage::{Cache, Checkpoints, Manifest, PartitionStore, StoreOptions};
@@ -32,7 +32,16 @@ pub(crate) struct ModelBatch {
     pub(crate) bytes: Vec<u8>,
 }
 
-pub(crate) type Model = BTreeMap<Key, Vec<ModelBatch>>;
+/// A log as it must be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ModelLog {
+    pub(crate) start: i64,
+    pub(crate) end: i64,
+    /// Those with an offset at or above the start.
+    pub(crate) batches: Vec<ModelBatch>,
+}
+
+pub(crate) type Model = BTreeMap<Key, ModelLog>;
 
 /// What entries look like.
 #[derive(Clone, Copy, Debug)]
@@ -41,11 +50,15 @@ pub(crate) struct Shape {
     /// Contents are shorter than this, most of them much.
     pub(crate) content_max: usize,
     pub(crate) drops: bool,
+    /// Records are deleted, and topics change what their segments are like.
+    pub(crate) deletes: bool,
 }
 
 pub(crate) fn random_entries(seed: u64, shape: Shape) -> Vec<Entry> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut ends: BTreeMap<Key, i64> = BTreeMap::new();
+    let mut starts: BTreeMap<Key, i64> = BTreeMap::new();
+    let mut limits = SegmentLimits::default();
     let mut topics = 0u8;
     let mut entries = Vec::new();
     let mut term = 1;
@@ -63,7 +76,21 @@ pub(crate) fn random_entries(seed: u64, shape: Shape) -> Vec<Entry> {
         if shape.drops && ends.len() > 1 && random.random_bool(0.03) {
             let (topic_id, partition) = *ends.keys().nth(random.random_range(0..ends.len())).unwrap();
             ends.remove(&(topic_id, partition));
+            starts.remove(&(topic_id, partition));
             effects.push(Effect::DropPartition { topic_id, partition });
+        }
+        if shape.deletes && random.random_bool(0.1) {
+            let (&(topic_id, partition), &end) = ends.iter().nth(random.random_range(0..ends.len())).unwrap();
+            let start = starts.entry((topic_id, partition)).or_default();
+            if *start < end {
+                let within = random.random_range(*start + 1..=end);
+                *start = if random.random_bool(0.2) { end } else { within };
+                effects.push(Effect::TruncateBefore { topic_id, partition, start_offset: *start });
+            }
+        }
+        if shape.deletes && random.random_bool(0.05) {
+            let bytes = random.random_bool(0.5).then(|| random.random_range(100..5_000));
+            limits = SegmentLimits { bytes, ms: random.random_range(1..300) };
         }
         for _ in 0..random.random_range(1..4) {
             let at = random.random_range(0..ends.len());
@@ -81,6 +108,7 @@ pub(crate) fn random_entries(seed: u64, shape: Shape) -> Vec<Entry> {
                 next_offset: *end + i64::from(records),
                 leader_epoch: term,
                 log_append_time_ms: random.random_bool(0.2).then_some(5_000 + number as i64),
+                limits,
             });
             *end += i64::from(records);
             payload.extend(sent);
@@ -97,7 +125,7 @@ pub(crate) fn model(entries: &[Entry]) -> Model {
         for effect in &entry.effects {
             match *effect {
                 Effect::CreatePartition { topic_id, partition } => {
-                    model.insert((topic_id, partition), Vec::new());
+                    model.insert((topic_id, partition), ModelLog::default());
                 }
                 Effect::DropPartition { topic_id, partition } => {
                     model.remove(&(topic_id, partition)).unwrap();
@@ -111,6 +139,7 @@ pub(crate) fn model(entries: &[Entry]) -> Model {
                     next_offset,
                     leader_epoch,
                     log_append_time_ms,
+                    ..
                 } => {
                     let mut bytes = entry.payload[payload_start as usize..][..payload_len as usize].to_vec();
                     bytes[..8].copy_from_slice(&base_offset.to_be_bytes());
@@ -122,12 +151,14 @@ pub(crate) fn model(entries: &[Entry]) -> Model {
                         bytes[17..21].copy_from_slice(&crc.to_be_bytes());
                     }
                     let max_timestamp_ms = i64::from_be_bytes(bytes[35..43].try_into().unwrap());
-                    model.get_mut(&(topic_id, partition)).unwrap().push(ModelBatch {
-                        base_offset,
-                        next_offset,
-                        max_timestamp_ms,
-                        bytes,
-                    });
+                    let log = model.get_mut(&(topic_id, partition)).unwrap();
+                    log.end = next_offset;
+                    log.batches.push(ModelBatch { base_offset, next_offset, max_timestamp_ms, bytes });
+                }
+                Effect::TruncateBefore { topic_id, partition, start_offset } => {
+                    let log = model.get_mut(&(topic_id, partition)).unwrap();
+                    log.start = start_offset;
+                    log.batches.retain(|batch| batch.next_offset > start_offset);
                 }
                 _ => {}
             }
@@ -203,12 +234,13 @@ impl Replica {
             view.segments.iter().map(|(partition, _)| (partition.key.topic_id, partition.key.partition)).collect();
         present.dedup();
         assert_eq!(present, model.keys().copied().collect::<Vec<_>>());
-        for (key, batches) in model {
+        for (key, expected) in model {
             let log = self.log(*key);
-            assert_eq!(log.start_offset(), 0);
-            assert_eq!(log.end_offset(), batches.last().map_or(0, |last| last.next_offset));
-            let read = log.read(0, usize::MAX, false).await.unwrap().concat();
-            let expected: Vec<u8> = batches.iter().flat_map(|batch| batch.bytes.clone()).collect();
+            assert_eq!((log.start_offset(), log.end_offset()), (expected.start, expected.end), "{key:?}");
+            let below = log.read(expected.start - 1, 1, true).await;
+            assert!(matches!(below, Err(ReadError::OutOfRange { start, .. }) if start == expected.start), "{below:?}");
+            let read = log.read(expected.start, usize::MAX, false).await.unwrap().concat();
+            let expected: Vec<u8> = expected.batches.iter().flat_map(|batch| batch.bytes.clone()).collect();
             assert!(read == expected, "{key:?}: {} bytes read, {} expected", read.len(), expected.len());
         }
     }
