@@ -15,6 +15,9 @@ const DEFAULT_PORT: u16 = 9092;
 /// Bound on a number that is taken for a mistake beyond it.
 pub const WORKER_THREADS_MAX: usize = 256;
 
+/// A day: who looks less often for records that are to be deleted keeps them all.
+const RETENTION_CHECK_INTERVAL_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
 /// What is wrong with a configuration, on one line: `cluster.peers[1].address: missing`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
@@ -188,6 +191,7 @@ pub struct StorageSection {
     auto_create_topics: Option<bool>,
     default_partitions: Option<u32>,
     segment_bytes: Option<u64>,
+    retention_check_interval_ms: Option<u64>,
     cache_bytes: Option<u64>,
     durability: Option<DurabilityName>,
 }
@@ -466,6 +470,15 @@ impl StorageSection {
             }
             node.segment_bytes = bytes;
         }
+        if let Some(milliseconds) = self.retention_check_interval_ms {
+            if !(1..=RETENTION_CHECK_INTERVAL_MS_MAX).contains(&milliseconds) {
+                return Err(ConfigError::new(
+                    "config.retention_check_interval_ms",
+                    format!("must lie between 1 and {RETENTION_CHECK_INTERVAL_MS_MAX}"),
+                ));
+            }
+            node.retention_check_interval = Duration::from_millis(milliseconds);
+        }
         if let Some(bytes) = self.cache_bytes {
             if bytes < 1 << 20 {
                 return Err(ConfigError::new("config.cache_bytes", "must be at least 1048576"));
@@ -606,6 +619,7 @@ mod tests {
             (r#"{"server":{"worker_threads":0}}"#, "server.worker_threads: "),
             (r#"{"config":{"durability":"maybe"}}"#, "config.durability: "),
             (r#"{"config":{"default_partitions":0}}"#, "config.default_partitions: "),
+            (r#"{"config":{"retention_check_interval_ms":0}}"#, "config.retention_check_interval_ms: "),
             (r#"{"cluster":{"enabled":true}}"#, "cluster.node_id: missing"),
             (r#"{"cluster":{"enabled":true,"node_id":1}}"#, "cluster.peers: missing"),
             (r#"{"cluster":{"enabled":true,"node_id":1,"peers":[]}}"#, "cluster.peers: "),

@@ -56,6 +56,7 @@ pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContex
         Request::ClusterStatus(request) => api::cluster::status(broker, context, request).await.into(),
         Request::CreateTopics(request) => api::create_topics::handle(broker, context, request).await.into(),
         Request::DeleteTopics(request) => api::delete_topics::handle(broker, context, request).await.into(),
+        Request::DeleteRecords(request) => api::delete_records::handle(broker, context, request).await.into(),
         Request::CreatePartitions(request) => api::create_partitions::handle(broker, context, request).await.into(),
         Request::AlterConfigs(request) => api::alter_configs::replace(broker, context, request).await.into(),
         Request::IncrementalAlterConfigs(request) => {

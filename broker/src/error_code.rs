@@ -1,6 +1,6 @@
 //! Kafka's error numbers: the only place that knows them, and how our errors map to them.
 
-use lockstep_core::reply::AppendError;
+use lockstep_core::reply::{AppendError, LogStartError};
 use lockstep_core::{GroupError, TopicError};
 use lockstep_runtime::{LogReadError, ProposeError, ReadError};
 use lockstep_wire::BatchError;
@@ -165,6 +165,15 @@ impl ErrorCode {
             AppendError::UnknownProducer => Self::UnknownProducerId,
             AppendError::CorruptBatch => Self::CorruptMessage,
             AppendError::TooManyProducers => Self::PolicyViolation,
+        }
+    }
+
+    /// Records that `core` did not delete.
+    #[must_use]
+    pub const fn of_log_start(error: LogStartError) -> Self {
+        match error {
+            LogStartError::UnknownPartition => Self::UnknownTopicOrPartition,
+            LogStartError::OutOfRange => Self::OffsetOutOfRange,
         }
     }
 

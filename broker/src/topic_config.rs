@@ -1,7 +1,7 @@
 //! Topic configuration by Kafka's names: what there is, its defaults, and which values are legal.
 //!
-//! `max.message.bytes` and `message.timestamp.type` change what the broker does. The others are kept and shown: nothing is
-//! ever deleted earlier than they allow.
+//! `max.message.bytes`, `message.timestamp.type`, and those that `lockstep_core::topic_settings` reads (`cleanup.policy`, `retention.*`,
+//! `segment.bytes`, `segment.ms`) change what the cluster does. The others are kept and shown: nothing is ever deleted earlier than they allow.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,8 @@ use lockstep_core::TopicRecord;
 pub(crate) const MAX_MESSAGE_BYTES_DEFAULT: usize = 1_048_588;
 /// The setting that says so.
 const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
+/// The setting whose default is the broker's configuration.
+const SEGMENT_BYTES: &str = "segment.bytes";
 
 /// The type of a setting's value, with Kafka's `ConfigDef.Type` numbers (DescribeConfigs v3+).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +151,7 @@ pub(crate) const SETTINGS: &[TopicSetting] = &[
     setting("preallocate", "false", ConfigType::Boolean, Legal::Boolean, "Whether files are allocated ahead."),
     setting("retention.bytes", "-1", ConfigType::Long, at_least(-1), "How much of a partition is kept; -1: all."),
     setting("retention.ms", "604800000", ConfigType::Long, at_least(-1), "How long records are kept; -1: for ever."),
-    setting("segment.bytes", "1073741824", ConfigType::Int, int_at_least(14), "The size of a segment file."),
+    setting(SEGMENT_BYTES, "1073741824", ConfigType::Int, int_at_least(14), "The size of a segment file."),
     setting("segment.index.bytes", "10485760", ConfigType::Int, int_at_least(4), "The size of an index file."),
     setting("segment.jitter.ms", "0", ConfigType::Long, at_least(0), "How much the rolling of segments is spread."),
     setting(
@@ -230,11 +232,37 @@ pub(crate) fn max_message_bytes(topic: &TopicRecord) -> usize {
         .unwrap_or(MAX_MESSAGE_BYTES_DEFAULT)
 }
 
-/// A setting as a client is shown it: its value, and whether the topic itself says so.
-pub(crate) fn shown(configs: &BTreeMap<String, String>) -> impl Iterator<Item = (&'static TopicSetting, String, bool)> {
-    SETTINGS.iter().map(|setting| match configs.get(setting.name) {
-        Some(value) => (setting, value.clone(), true),
-        None => (setting, setting.default.to_owned(), false),
+/// A setting as a client is shown it.
+pub(crate) struct Shown {
+    pub(crate) setting: &'static TopicSetting,
+    pub(crate) value: String,
+    /// What says so.
+    pub(crate) source: Source,
+    /// What would be so if the topic said nothing.
+    pub(crate) default: String,
+}
+
+/// Who decides a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Topic,
+    /// The broker's own configuration.
+    Broker,
+    Default,
+}
+
+/// All settings of a topic, where brokers close segments at `segment_bytes` unless topics say otherwise.
+pub(crate) fn shown(configs: &BTreeMap<String, String>, segment_bytes: u64) -> impl Iterator<Item = Shown> {
+    SETTINGS.iter().map(move |setting| {
+        let of_broker = (setting.name == SEGMENT_BYTES).then(|| segment_bytes.to_string());
+        let default = of_broker.clone().unwrap_or_else(|| setting.default.to_owned());
+        match configs.get(setting.name) {
+            Some(value) => Shown { setting, value: value.clone(), source: Source::Topic, default },
+            None => {
+                let source = if of_broker.is_some() { Source::Broker } else { Source::Default };
+                Shown { setting, value: default.clone(), source, default }
+            }
+        }
     })
 }
 

@@ -215,6 +215,8 @@ apis! {
     CreateTopics = 19, advertised 2, served 2..=7, CreateTopicsRequest, CreateTopicsResponse;
     /// Deletes topics.
     DeleteTopics = 20, advertised 1, served 1..=6, DeleteTopicsRequest, DeleteTopicsResponse;
+    /// Deletes the beginning of partitions.
+    DeleteRecords = 21, advertised 0, served 0..=2, DeleteRecordsRequest, DeleteRecordsResponse;
     /// Gives out producer ids.
     InitProducerId = 22, advertised 0, served 0..=5, InitProducerIdRequest, InitProducerIdResponse;
     /// Finds where a leader epoch ends.

@@ -165,6 +165,7 @@ pub fn request_len_max(api_key: i16) -> usize {
             | ApiKey::IncrementalAlterConfigs
             | ApiKey::CreatePartitions
             | ApiKey::DeleteTopics
+            | ApiKey::DeleteRecords
             | ApiKey::LeaveGroup,
         ) => MIB,
         Some(ApiKey::FindCoordinator) => 256 * KIB,

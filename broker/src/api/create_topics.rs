@@ -9,6 +9,7 @@ use lockstep_wire::codec::create_topics_request::CreatableTopic;
 use lockstep_wire::codec::create_topics_response::{CreatableTopicConfigs, CreatableTopicResult};
 use lockstep_wire::codec::{CreateTopicsRequest, CreateTopicsResponse, TopicName};
 
+use crate::api::describe_configs::source_code;
 use crate::broker::Broker;
 use crate::dispatch::RequestContext;
 use crate::error_code::ErrorCode;
@@ -19,9 +20,6 @@ use crate::topics::{self, Refusal};
 const TIMEOUT_MIN_MS: i32 = 1_000;
 /// No request waits longer.
 const TIMEOUT_MAX_MS: i32 = 120_000;
-/// Kafka's numbers for where a value comes from.
-const SOURCE_TOPIC: i8 = 1;
-const SOURCE_DEFAULT: i8 = 5;
 
 /// How long to wait for what a request of an administrator asks for.
 pub(crate) fn admin_timeout(timeout_ms: i32) -> Duration {
@@ -206,11 +204,12 @@ fn created<E: Env>(broker: &Broker<E>, version: i16, topic: &TopicRecord) -> Cre
     if version >= 5 {
         let shard = topic.partitions.first().copied().unwrap_or(ShardId::METADATA);
         let replicas = broker.node().replicas(shard).len();
-        let configs = topic_config::shown(&topic.configs).map(|(setting, value, is_set)| {
+        let segment_bytes = broker.config().node.segment_bytes;
+        let configs = topic_config::shown(&topic.configs, segment_bytes).map(|shown| {
             CreatableTopicConfigs::default()
-                .with_name(setting.name.into())
-                .with_value(Some(value.into()))
-                .with_config_source(if is_set { SOURCE_TOPIC } else { SOURCE_DEFAULT })
+                .with_name(shown.setting.name.into())
+                .with_value(Some(shown.value.into()))
+                .with_config_source(source_code(shown.source))
         });
         result = result
             .with_num_partitions(i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX))

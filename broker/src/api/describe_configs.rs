@@ -101,16 +101,25 @@ fn topic_entries<E: Env>(broker: &Broker<E>, name: &str) -> Result<Vec<Entry>, R
         .node()
         .directory(|directory| directory.topic(name).map(|topic| topic.configs.clone()))
         .ok_or(ErrorCode::UnknownTopicOrPartition)?;
-    let entries = topic_config::shown(&configs).map(|(setting, value, is_set)| Entry {
-        name: setting.name,
-        value,
-        default: Some(setting.default.to_owned()),
+    let segment_bytes = broker.config().node.segment_bytes;
+    let entries = topic_config::shown(&configs, segment_bytes).map(|shown| Entry {
+        name: shown.setting.name,
+        value: shown.value,
+        default: Some(shown.default),
         read_only: false,
-        source: if is_set { SOURCE_TOPIC } else { SOURCE_DEFAULT },
-        config_type: setting.config_type,
-        documentation: setting.documentation,
+        source: source_code(shown.source),
+        config_type: shown.setting.config_type,
+        documentation: shown.setting.documentation,
     });
     Ok(entries.collect())
+}
+
+pub(crate) fn source_code(source: topic_config::Source) -> i8 {
+    match source {
+        topic_config::Source::Topic => SOURCE_TOPIC,
+        topic_config::Source::Broker => SOURCE_STATIC_BROKER,
+        topic_config::Source::Default => SOURCE_DEFAULT,
+    }
 }
 
 async fn group_entries<E: Env>(
@@ -210,6 +219,12 @@ fn broker_entries<E: Env>(broker: &Broker<E>, name: &str) -> Result<Vec<Entry>, 
         entry("listeners", listener(&config.host, port), Text, "Where this broker listens."),
         entry("lockstep.durability", durability.to_owned(), Text, "What an acknowledged write has survived."),
         entry("log.dirs", node.data_dir.display().to_string(), List, "Where partitions are stored."),
+        entry(
+            "log.retention.check.interval.ms",
+            node.retention_check_interval.as_millis().to_string(),
+            Long,
+            "How often it is looked for records that are to be deleted.",
+        ),
         entry("log.segment.bytes", node.segment_bytes.to_string(), Long, "The size of a segment file."),
         entry("max.connections", config.connections_max.to_string(), Int, "Connections served at one time."),
         entry(

@@ -117,31 +117,43 @@ async fn find<E: Env>(
             .map_err(failed)?
             .map_or(NOTHING, |(timestamp, offset)| (timestamp, offset, -1))),
         LATEST_TIERED => Ok(NOTHING),
-        timestamp if timestamp >= 0 => match log.offset_for_time(timestamp).await.map_err(failed)? {
-            Some(batch) => Ok(first_record_since(&log, timestamp, batch).await),
-            None => Ok(NOTHING),
-        },
+        timestamp if timestamp >= 0 => first_record_since(&log, timestamp).await.map_err(failed),
         _ => Err(ErrorCode::InvalidRequest),
     }
 }
 
-/// Within the batch that holds it, the first record at or after `timestamp_ms`. A batch that cannot be read that closely
-/// gives its own first offset, from which the consumer finds the record too.
-async fn first_record_since<E: Env>(log: &PartitionLog<E>, timestamp_ms: i64, batch: (i64, i64)) -> Found {
-    let (batch_timestamp, batch_offset) = batch;
-    let whole = (batch_timestamp, batch_offset, -1);
-    let Ok(batches) = log.read(batch_offset, 1, true).await else { return whole };
-    let Some(bytes) = batches.first() else { return whole };
-    decode_first_since(bytes, timestamp_ms)
-        .map_or(whole, |(timestamp, offset)| (timestamp, offset.max(log.start_offset()), -1))
+/// The first record that is kept at or after `timestamp_ms`.
+async fn first_record_since<E: Env>(log: &PartitionLog<E>, timestamp_ms: i64) -> Result<Found, LogReadError> {
+    let mut from = 0;
+    while let Some((batch_timestamp, batch_offset)) = log.offset_for_time(timestamp_ms, from).await? {
+        let start = log.start_offset().max(from);
+        // A batch that cannot be read that closely gives its own first offset, from which the consumer finds the record too.
+        let whole = (batch_timestamp, batch_offset.max(start), -1);
+        let Ok(batches) = log.read(batch_offset.max(start), 1, true).await else { return Ok(whole) };
+        let Some(bytes) = batches.first() else { return Ok(whole) };
+        match decode_first_since(bytes, timestamp_ms, start) {
+            Some(Ok((timestamp, offset))) => return Ok((timestamp, offset, -1)),
+            // What was late enough of this batch is deleted.
+            Some(Err(next_offset)) if next_offset > from => from = next_offset,
+            Some(Err(_)) | None => return Ok(whole),
+        }
+    }
+    Ok(NOTHING)
 }
 
-fn decode_first_since(bytes: &Bytes, timestamp_ms: i64) -> Option<(i64, i64)> {
+/// The batch's first record at or above offset `start` and at or after `timestamp_ms`; the error is the offset after the batch, when there is none.
+/// Nothing when the batch cannot be decoded.
+fn decode_first_since(bytes: &Bytes, timestamp_ms: i64, start: i64) -> Option<Result<(i64, i64), i64>> {
     let (header, records) = records::decode_batch(bytes, DECODED_BYTES_MAX).ok()?;
     if header.is_log_append_time() {
-        return Some((header.max_timestamp, header.base_offset));
+        return Some(Ok((header.max_timestamp, header.base_offset.max(start))));
     }
-    records.iter().find(|record| record.timestamp >= timestamp_ms).map(|record| (record.timestamp, record.offset))
+    let mut kept = records.iter().filter(|record| record.offset >= start);
+    let found = kept.find(|record| record.timestamp >= timestamp_ms);
+    Some(match found {
+        Some(record) => Ok((record.timestamp, record.offset)),
+        None => Err(header.base_offset.saturating_add(i64::from(header.last_offset_delta)).saturating_add(1)),
+    })
 }
 
 fn check_serving<E: Env>(version: i16, shard: &Shard<E>) -> Result<(), ErrorCode> {
@@ -169,9 +181,12 @@ mod tests {
             builder.push(timestamp, None, Some(b"value"), &[]);
         }
         let batch = builder.finish(Compression::Lz4, None).expect("batch");
-        assert_eq!(decode_first_since(&batch, 50), Some((100, 0)));
-        assert_eq!(decode_first_since(&batch, 150), Some((300, 1)));
-        assert_eq!(decode_first_since(&batch, 301), None);
+        assert_eq!(decode_first_since(&batch, 50, 0), Some(Ok((100, 0))));
+        assert_eq!(decode_first_since(&batch, 150, 0), Some(Ok((300, 1))));
+        assert_eq!(decode_first_since(&batch, 301, 0), Some(Err(3)));
+        // Of the first two nothing is left.
+        assert_eq!(decode_first_since(&batch, 50, 2), Some(Ok((200, 2))));
+        assert_eq!(decode_first_since(&batch, 250, 2), Some(Err(3)));
     }
 
     #[test]

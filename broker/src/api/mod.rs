@@ -7,6 +7,7 @@ pub(crate) mod cluster;
 pub(crate) mod coordinator;
 pub(crate) mod create_partitions;
 pub(crate) mod create_topics;
+pub(crate) mod delete_records;
 pub(crate) mod delete_topics;
 pub(crate) mod describe_configs;
 pub(crate) mod fetch;

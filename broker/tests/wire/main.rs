@@ -11,5 +11,6 @@ mod groups_deletion;
 mod groups_timeline;
 mod http;
 mod records;
+mod retention;
 mod support;
 mod topics;
