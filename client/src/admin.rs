@@ -1,22 +1,25 @@
 //! Topics, groups and the cluster itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_env::Env;
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_wire::codec::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use lockstep_wire::codec::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use lockstep_wire::codec::delete_topics_request::DeleteTopicState;
 use lockstep_wire::codec::describe_configs_request::DescribeConfigsResource;
 use lockstep_wire::codec::{
-    CreateTopicsRequest, DeleteTopicsRequest, DescribeConfigsRequest, ListGroupsRequest, StrBytes, TopicName, Uuid,
+    CreateTopicsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeConfigsRequest, ListGroupsRequest,
+    StrBytes, TopicName, Uuid,
 };
 use lockstep_wire::private::ClusterStatusRequest;
 use serde::Serialize;
 
 use crate::client::{Client, Purpose};
 use crate::error::{ClientError, ErrorCode, check_code};
+use crate::offsets::TopicPartition;
 use crate::topology::TopicInfo;
 
 /// A topic to create.
@@ -200,6 +203,98 @@ impl<E: Env> Admin<E> {
             .await?;
         let result = response.responses.first().ok_or_else(|| ClientError::bad_answer(&address, "no result"))?;
         check_code(|| format!("deleting topic {name}"), result.error_code, result.error_message.as_deref())
+    }
+
+    /// Deletes the records of partitions below the given offsets, or all that there are by then (`None`). Gives each partition's first offset
+    /// afterwards, which is higher than asked for where more was deleted before.
+    ///
+    /// # Errors
+    /// A partition does not exist or ends before the offset, its topic is compacted only, or a leader did not answer in time. Records
+    /// of other partitions may be deleted then.
+    pub async fn delete_records(
+        &self,
+        before: &BTreeMap<TopicPartition, Option<i64>>,
+    ) -> Result<BTreeMap<TopicPartition, i64>, ClientError> {
+        let mut starts = BTreeMap::new();
+        let mut left = before.clone();
+        let mut retry = self.client.retry("deleting records");
+        loop {
+            let topics: BTreeSet<Arc<str>> = left.keys().map(|at| Arc::clone(&at.topic)).collect();
+            for name in topics {
+                self.client.topic(&name, false).await?;
+            }
+            let mut by_leader: BTreeMap<i32, BTreeMap<TopicPartition, Option<i64>>> = BTreeMap::new();
+            let mut failed = None;
+            for (at, offset) in &left {
+                let topic = self.client.cached_topic(&at.topic);
+                let refused = |code: ErrorCode| ClientError::broker(format!("partition {at}"), code.code(), None);
+                match topic.as_ref().map(|topic| topic.partition(at.partition)) {
+                    Some(None) => return Err(refused(ErrorCode::UnknownTopicOrPartition)),
+                    Some(Some(partition)) if partition.leader.is_some() => {
+                        by_leader.entry(partition.leader.unwrap_or(-1)).or_default().insert(at.clone(), *offset);
+                    }
+                    _ => failed = Some(refused(ErrorCode::LeaderNotAvailable)),
+                }
+            }
+            for (leader, wanted) in by_leader {
+                match self.try_delete_records(leader, &wanted).await {
+                    Ok(results) => {
+                        for (at, result) in results {
+                            match result {
+                                Ok(start) => {
+                                    left.remove(&at);
+                                    starts.insert(at, start);
+                                }
+                                Err(error) => failed = Some(error),
+                            }
+                        }
+                    }
+                    Err(error) => failed = Some(error),
+                }
+            }
+            if left.is_empty() {
+                return Ok(starts);
+            }
+            let unanswered = || ClientError::bad_answer("the leader", "nothing said of some partitions");
+            retry.pause(failed.unwrap_or_else(unanswered)).await?;
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "an outcome for each partition")]
+    async fn try_delete_records(
+        &self,
+        leader: i32,
+        wanted: &BTreeMap<TopicPartition, Option<i64>>,
+    ) -> Result<Vec<(TopicPartition, Result<i64, ClientError>)>, ClientError> {
+        /// Kafka's `DeleteRecordsRequest.HIGH_WATERMARK`.
+        const END: i64 = -1;
+        let timeout_ms = self.timeout_ms();
+        let address = self.client.address_of(leader)?;
+        let request = |_| {
+            let mut topics: BTreeMap<&Arc<str>, DeleteRecordsTopic> = BTreeMap::new();
+            for (at, offset) in wanted {
+                let topic = topics.entry(&at.topic).or_default();
+                topic.name = topic_name(&at.topic);
+                let mut partition = DeleteRecordsPartition::default();
+                partition.partition_index = at.partition;
+                partition.offset = offset.unwrap_or(END);
+                topic.partitions.push(partition);
+            }
+            let mut request = DeleteRecordsRequest::default();
+            request.topics = topics.into_values().collect();
+            request.timeout_ms = timeout_ms;
+            request
+        };
+        let response = self.client.ask(&address, Purpose::General, self.client.patience(), request).await?;
+        let mut results = Vec::with_capacity(wanted.len());
+        for topic in response.topics {
+            for partition in topic.partitions {
+                let at = TopicPartition::new(topic.name.as_str(), partition.partition_index);
+                let outcome = check_code(|| format!("deleting records of {at}"), partition.error_code, None);
+                results.push((at, outcome.map(|()| partition.low_watermark)));
+            }
+        }
+        Ok(results)
     }
 
     /// All topics.

@@ -193,6 +193,11 @@ impl Cluster {
         self.node(id).config_file()
     }
 
+    /// Where a node keeps its partitions.
+    pub fn data_dir(&self, id: u64) -> PathBuf {
+        self.node(id).directory.join("data")
+    }
+
     /// A client that knows all nodes.
     ///
     /// # Panics

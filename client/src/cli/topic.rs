@@ -42,11 +42,47 @@ pub(crate) enum TopicCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Deletes the oldest messages of a partition, or of all of them
+    DeleteRecords {
+        /// Name of the topic
+        topic: String,
+        /// Partition; all if not given
+        #[arg(long, short)]
+        partition: Option<i32>,
+        /// The first offset that is kept, or `end` to keep nothing
+        #[arg(long, value_name = "OFFSET", value_parser = first_kept)]
+        before: FirstKept,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Deletes a topic with all its messages
     Delete {
         /// Name of the topic
         topic: String,
     },
+}
+
+/// Where a partition shall begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FirstKept {
+    Offset(i64),
+    End,
+}
+
+fn first_kept(text: &str) -> Result<FirstKept, String> {
+    match text.parse::<i64>() {
+        Ok(offset) if offset >= 0 => Ok(FirstKept::Offset(offset)),
+        _ if text == "end" => Ok(FirstKept::End),
+        _ => Err("is neither an offset nor `end`".to_owned()),
+    }
+}
+
+#[derive(Serialize)]
+struct BegunAnew {
+    topic: String,
+    partition: i32,
+    start: i64,
 }
 
 #[derive(Serialize)]
@@ -112,11 +148,46 @@ pub(crate) async fn run(client: &Client, command: TopicCommand) -> anyhow::Resul
             table.print()?;
         }
         TopicCommand::Describe { topic, json } => describe(client, &admin, &topic, json).await?,
+        TopicCommand::DeleteRecords { topic, partition, before, json } => {
+            delete_records(&admin, &topic, partition, before, json).await?;
+        }
         TopicCommand::Delete { topic } => {
             admin.delete_topic(&topic).await?;
             println!("deleted topic {topic}");
         }
     }
+    Ok(())
+}
+
+async fn delete_records(
+    admin: &Admin,
+    topic: &str,
+    partition: Option<i32>,
+    before: FirstKept,
+    json: bool,
+) -> anyhow::Result<()> {
+    let partitions: Vec<i32> = match partition {
+        Some(partition) => vec![partition],
+        None => admin.describe_topic(topic).await?.partitions.iter().map(|partition| partition.index).collect(),
+    };
+    let offset = match before {
+        FirstKept::Offset(offset) => Some(offset),
+        FirstKept::End => None,
+    };
+    let before = partitions.into_iter().map(|partition| (TopicPartition::new(topic, partition), offset)).collect();
+    let starts = admin.delete_records(&before).await?;
+    let rows: Vec<_> = starts
+        .into_iter()
+        .map(|(at, start)| BegunAnew { topic: at.topic.to_string(), partition: at.partition, start })
+        .collect();
+    if json {
+        return print_json(&rows);
+    }
+    let mut table = Table::new(&["TOPIC", "PARTITION", "START"]);
+    for row in rows {
+        table.row(vec![row.topic, row.partition.to_string(), row.start.to_string()]);
+    }
+    table.print()?;
     Ok(())
 }
 

@@ -8,3 +8,4 @@ mod failures;
 mod groups;
 mod hostile_bytes;
 mod http;
+mod retention;
