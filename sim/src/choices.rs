@@ -44,6 +44,24 @@ pub struct Choices {
     pub safety_ms: u64,
     /// A broker that never comes back after the faults.
     pub gone: Option<NodeId>,
+    /// How records of the topic are deleted.
+    #[serde(default)]
+    pub deletion: Deletion,
+}
+
+/// How the oldest records of a topic go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deletion {
+    /// Not at all.
+    #[default]
+    Never,
+    /// An administrator asks for it.
+    OnRequest,
+    /// The topic keeps so many bytes only.
+    BySize,
+    /// The topic keeps records for a short time only.
+    ByAge,
 }
 
 /// A client, by what it does; its name and its times are its own.
@@ -120,7 +138,13 @@ impl Choices {
         let gone = (nodes == 3 && rng.random_ratio(1, 10)).then(|| rng.random_range(1..=nodes));
         let grows = rng.random_ratio(1, 4);
         let partitions = [1, 3, 6, 6][rng.random_range(0..4)];
-        Self { nodes, shards, partitions, grows, clients, faults, safety_ms, gone }
+        let deletion = match rng.random_range(0..12) {
+            0 | 1 => Deletion::OnRequest,
+            2 => Deletion::BySize,
+            3 => Deletion::ByAge,
+            _ => Deletion::Never,
+        };
+        Self { nodes, shards, partitions, grows, clients, faults, safety_ms, gone, deletion }
     }
 }
 

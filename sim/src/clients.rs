@@ -1,13 +1,14 @@
 //! The clients of a run, as it has chosen them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use checker::History;
+use checker::{Event, History, Partition};
 use lockstep_client::{Admin, Client, NewTopic};
 use madsim::runtime::NodeHandle;
 use madsim::task::JoinHandle;
 
-use crate::choices::{Choices, ClientChoice, ProducerChoice};
+use crate::choices::{Choices, ClientChoice, Deletion, ProducerChoice};
 use crate::cluster::Cluster;
 use crate::convergence::within;
 use crate::env::SimEnv;
@@ -24,6 +25,8 @@ use crate::workload::{Context, Finish, GROUP, Habits, TOPIC};
 /// Session time-outs are short, so that sessions run out while a run goes on.
 pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_millis(2_500);
 const REBALANCE_TIMEOUT: Duration = Duration::from_secs(4);
+/// How many partitions a topic that grows gets, at most.
+const PARTITIONS_MORE: i32 = 4;
 
 /// All clients, at work.
 pub(crate) struct Clients {
@@ -52,9 +55,16 @@ impl Clients {
         let (own, _) = context("admin".to_owned(), &finish);
         let client = own.connect().await.ok_or("no broker answers")?;
         let admin = Admin::new(&client);
-        within("the topic is made", admin.create_topic(&NewTopic::new(TOPIC, choices.partitions)))
-            .await?
-            .map_err(|error| format!("no topic: {error}"))?;
+        let mut topic = NewTopic::new(TOPIC, choices.partitions);
+        topic.configs = configs(choices.deletion);
+        if matches!(choices.deletion, Deletion::BySize | Deletion::ByAge) {
+            // Whatever is deleted is old or more than enough; how much that is when, only the cluster knows.
+            for index in 0..choices.partitions + PARTITIONS_MORE {
+                let partition = Partition::new(TOPIC, index);
+                history.add(cluster.trace().now_us(), "admin", Event::Truncated { partition, start: i64::MAX });
+            }
+        }
+        within("the topic is made", admin.create_topic(&topic)).await?.map_err(|error| format!("no topic: {error}"))?;
 
         let mut clients = Self {
             client,
@@ -65,6 +75,13 @@ impl Clients {
             writing: Vec::new(),
             others: Vec::new(),
         };
+        if choices.deletion == Deletion::OnRequest {
+            let (context, machine) = context("t".to_owned(), &clients.finish);
+            let mut config = Administrator::new(Vec::new());
+            config.trims = vec![TOPIC.to_owned()];
+            config.pause = Duration::from_millis(100)..Duration::from_millis(500);
+            clients.others.push(machine.spawn(admin::administer(context, config)));
+        }
         for (number, choice) in choices.clients.iter().enumerate() {
             let letter = match choice {
                 ClientChoice::Producer(_) => 'p',
@@ -111,7 +128,11 @@ impl Clients {
                     config.habits = habits(has_whims);
                     machine.spawn(regex::consume(context, config))
                 }
-                ClientChoice::Reader => machine.spawn(reader::read(context, Reader::new(topics()))),
+                ClientChoice::Reader => {
+                    let mut config = Reader::new(topics());
+                    config.is_kept = choices.deletion == Deletion::Never;
+                    machine.spawn(reader::read(context, config))
+                }
                 ClientChoice::Observer => {
                     machine.spawn(observer::observe(context, Observer::new(vec![GROUP.to_owned()], topics())))
                 }
@@ -119,7 +140,7 @@ impl Clients {
                     let mut config = Administrator::new(vec!["passing".to_owned(), "records-of-others".to_owned()]);
                     config.configures = vec![GROUP.to_owned()];
                     if choices.grows {
-                        config.growing = vec![(TOPIC.to_owned(), choices.partitions + 4)];
+                        config.growing = vec![(TOPIC.to_owned(), choices.partitions + PARTITIONS_MORE)];
                     }
                     machine.spawn(admin::administer(context, config))
                 }
@@ -153,6 +174,17 @@ impl Clients {
             task.await.unwrap_or_else(|error| panic!("a client died: {error}"));
         }
     }
+}
+
+/// Settings of a topic whose records are deleted so. Segments are small, or nothing would go.
+fn configs(deletion: Deletion) -> BTreeMap<String, String> {
+    let configs: &[(&str, &str)] = match deletion {
+        Deletion::Never => &[],
+        Deletion::OnRequest => &[("segment.bytes", "1500"), ("segment.ms", "2000")],
+        Deletion::BySize => &[("segment.bytes", "1000"), ("retention.bytes", "4000")],
+        Deletion::ByAge => &[("segment.ms", "700"), ("retention.ms", "2500")],
+    };
+    configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 fn producer(choice: ProducerChoice, grows: bool) -> Produce {

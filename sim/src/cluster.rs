@@ -38,6 +38,8 @@ pub struct ClusterOptions {
     pub checkpoint_journal_bytes: u64,
     /// Size of a segment.
     pub segment_bytes: u64,
+    /// How often it is looked for records that are to be deleted.
+    pub retention_check_interval: Duration,
     /// Bytes of recent batches kept in memory.
     pub cache_bytes: u64,
     /// Session time-out of consumer groups.
@@ -54,6 +56,7 @@ impl Default for ClusterOptions {
             journal_file_bytes: 64 << 10,
             checkpoint_journal_bytes: 48 << 10,
             segment_bytes: 16 << 10,
+            retention_check_interval: Duration::from_millis(400),
             cache_bytes: 32 << 10,
             session_timeout_ms: 2_500,
             heartbeat_interval_ms: 500,
@@ -236,6 +239,7 @@ impl Cluster {
         node.journal_file_bytes = options.journal_file_bytes;
         node.checkpoint_journal_bytes = options.checkpoint_journal_bytes;
         node.segment_bytes = options.segment_bytes;
+        node.retention_check_interval = options.retention_check_interval;
         node.cache_bytes = options.cache_bytes;
         let mut config = BrokerConfig::new(node);
         config.host = self.host(id);

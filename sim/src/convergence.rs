@@ -6,20 +6,40 @@ use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use checker::{Event, History, Partition};
-use lockstep_client::{Client, Consumer, FetchConfig, OffsetAt, OffsetReset, StartAt, TopicPartition};
+use lockstep_client::{
+    Client, ClientError, Consumer, ErrorCode, FetchConfig, OffsetAt, OffsetReset, StartAt, TopicPartition,
+};
 use lockstep_core::ShardId;
 use lockstep_core::view::GroupState;
 use lockstep_env::{Env, timeout};
 
+use crate::choices::Deletion;
 use crate::cluster::Cluster;
 use crate::env::SimEnv;
 use crate::workload::{GROUP, TOPIC};
 
-/// What is stored in the end: by partition, offsets and values.
-pub(crate) type Stored = BTreeMap<Partition, Vec<(i64, String)>>;
+/// What is stored in the end, by partition.
+pub(crate) type Stored = BTreeMap<Partition, StoredLog>;
+
+/// What a partition holds.
+pub(crate) struct StoredLog {
+    pub(crate) start: i64,
+    pub(crate) end: i64,
+    /// Offsets and values.
+    pub(crate) records: Vec<(i64, String)>,
+}
+
+impl StoredLog {
+    /// The offset after the last record that was read.
+    fn next(&self) -> i64 {
+        self.records.last().map_or(self.start, |(offset, _)| offset + 1)
+    }
+}
 
 /// Everything must come to rest within this long after the faults have stopped, each step of it.
 const CONVERGE: Duration = Duration::from_secs(60);
+/// What was to be deleted is so after some times the pause between two looks for it.
+const RETENTION_SETTLES: Duration = Duration::from_millis(1_500);
 /// Every shard must have a leader within this long after the faults have stopped.
 const ELECT: Duration = Duration::from_secs(20);
 
@@ -37,36 +57,75 @@ pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> Resu
     timeout::<SimEnv, _>(CONVERGE, work).await.map_err(|_| format!("not within {CONVERGE:?} after the faults: {what}"))
 }
 
-pub(crate) async fn read_all(client: &Client<SimEnv>) -> Result<Stored, String> {
-    let consumer = Consumer::new(client, FetchConfig { reset: OffsetReset::Fail, ..FetchConfig::default() });
-    let text = |error: lockstep_client::ClientError| format!("reading everything: {error}");
-    consumer.assign_topic(TOPIC, StartAt::Place(OffsetAt::Earliest)).await.map_err(text)?;
-    let ends = loop {
-        match consumer.end_offsets().await {
-            Ok(ends) => break ends,
-            Err(_) => SimEnv::sleep(Duration::from_millis(100)).await,
-        }
-    };
-    let named = |at: &TopicPartition| Partition::new(&*at.topic, at.partition);
-    let mut stored: Stored = ends.keys().map(|at| (named(at), Vec::new())).collect();
-    let complete = |stored: &Stored| {
-        ends.iter().all(|(at, end)| {
-            let last = stored.get(&named(at)).and_then(|records| records.last());
-            *end == 0 || last.is_some_and(|(offset, _)| offset + 1 >= *end)
-        })
-    };
-    while !complete(&stored) {
-        for message in consumer.poll(10_000, Duration::from_secs(1)).await.map_err(text)? {
-            let value = String::from_utf8_lossy(message.value.as_deref().unwrap_or_default()).into_owned();
-            let partition = Partition::new(&*message.topic, message.partition);
-            let records = stored.entry(partition.clone()).or_default();
-            if records.last().map_or(0, |(offset, _)| offset + 1) != message.offset {
-                return Err(format!("a gap: in {partition} before offset {}", message.offset));
+/// Reads every partition from its start to its end. While records are deleted it begins again.
+pub(crate) async fn read_all(client: &Client<SimEnv>, deletion: Deletion) -> Result<Stored, String> {
+    loop {
+        let starts = offsets(client, OffsetAt::Earliest).await;
+        let ends = offsets(client, OffsetAt::Latest).await;
+        let stored = read_from(client, &starts, &ends).await?;
+        if let Some(stored) = stored {
+            if deletion == Deletion::Never {
+                return Ok(stored);
             }
-            records.push((message.offset, value));
+            // Nobody asks for deletions any more, but what was decided before may still be under way.
+            SimEnv::sleep(RETENTION_SETTLES).await;
+            if starts == offsets(client, OffsetAt::Earliest).await {
+                return Ok(stored);
+            }
         }
     }
-    Ok(stored)
+}
+
+/// Starts or ends of the topic's partitions.
+async fn offsets(client: &Client<SimEnv>, place: OffsetAt) -> BTreeMap<TopicPartition, i64> {
+    loop {
+        if let Ok(info) = client.topic(TOPIC, false).await {
+            let partitions = info.partitions.iter();
+            let places = partitions.map(|info| (TopicPartition::new(TOPIC, info.index), place)).collect();
+            if let Ok(offsets) = client.offsets(&places).await {
+                return offsets;
+            }
+        }
+        SimEnv::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// `None`: records were deleted meanwhile.
+async fn read_from(
+    client: &Client<SimEnv>,
+    starts: &BTreeMap<TopicPartition, i64>,
+    ends: &BTreeMap<TopicPartition, i64>,
+) -> Result<Option<Stored>, String> {
+    let consumer = Consumer::new(client, FetchConfig { reset: OffsetReset::Fail, ..FetchConfig::default() });
+    let text = |error: ClientError| format!("reading everything: {error}");
+    let from = starts.iter().map(|(at, start)| (at.clone(), StartAt::Offset(*start))).collect();
+    consumer.assign(&from).await.map_err(text)?;
+    let named = |at: &TopicPartition| Partition::new(&*at.topic, at.partition);
+    let mut stored = Stored::new();
+    for (at, end) in ends {
+        let start = starts.get(at).copied().unwrap_or(0);
+        if start > *end {
+            return Err(format!("{at} begins at {start}, above its end {end}"));
+        }
+        stored.insert(named(at), StoredLog { start, end: *end, records: Vec::new() });
+    }
+    while stored.values().any(|log| log.next() < log.end) {
+        let messages = match consumer.poll(10_000, Duration::from_secs(1)).await {
+            Err(error) if error.code() == Some(ErrorCode::OffsetOutOfRange) => return Ok(None),
+            polled => polled.map_err(text)?,
+        };
+        for message in messages {
+            let value = String::from_utf8_lossy(message.value.as_deref().unwrap_or_default()).into_owned();
+            let partition = Partition::new(&*message.topic, message.partition);
+            let Some(log) = stored.get_mut(&partition) else { continue };
+            if log.next() != message.offset {
+                return Err(format!("a gap: in {partition} before offset {}", message.offset));
+            }
+            log.records.push((message.offset, value));
+            log.end = log.end.max(message.offset + 1);
+        }
+    }
+    Ok(Some(stored))
 }
 
 pub(crate) async fn committed(client: &Client<SimEnv>, stored: &Stored) -> Result<BTreeMap<Partition, i64>, String> {
@@ -103,9 +162,9 @@ pub(crate) async fn group_done(
             continue;
         }
         let committed = committed(client, stored).await?;
-        let done = stored.iter().all(|(partition, records)| {
-            let end = records.last().map_or(0, |(offset, _)| offset + 1);
-            end == 0 || committed.get(partition).is_some_and(|offset| *offset >= end)
+        // Of a partition without records there is nothing to commit.
+        let done = stored.iter().all(|(partition, log)| {
+            log.start == log.end || committed.get(partition).is_some_and(|offset| *offset >= log.end)
         });
         if done {
             return Ok(());
@@ -138,7 +197,7 @@ pub(crate) async fn replicas(cluster: &Cluster, history: &History) -> Result<(),
             let digest = format!("{:032x}", digest.0);
             let seen = Event::FinalReplica { node, shard: shard.0, term, index, digest, violation };
             history.add(at_us, "end", seen);
-            for (topic, partition, _) in replica.read(|state| state.partitions()) {
+            for (topic, partition, view) in replica.read(|state| state.partitions()) {
                 let name = replica.read(|state| state.directory().topics.get(&topic).map(|topic| topic.name.clone()));
                 let Some(log) = replica.log(topic, partition) else {
                     return Err(format!("a log is missing: node {node}, partition {partition}"));
@@ -146,6 +205,12 @@ pub(crate) async fn replicas(cluster: &Cluster, history: &History) -> Result<(),
                 let partition =
                     Partition::new(name.unwrap_or_else(|| topic.to_string()), i32::try_from(partition).unwrap_or(-1));
                 let (start, end) = (log.start_offset(), log.end_offset());
+                if (start, end) != (view.log_start_offset, view.next_offset) {
+                    let known = (view.log_start_offset, view.next_offset);
+                    return Err(format!(
+                        "a log is not what the state says: node {node}, {partition}: {start}..{end}, not {known:?}"
+                    ));
+                }
                 let (mut offset, mut length, mut hasher) = (start, 0, DefaultHasher::new());
                 while offset < end {
                     let unreadable =

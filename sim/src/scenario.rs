@@ -6,7 +6,7 @@ use std::time::Duration;
 use checker::{Broken, Event, Header, History, check_all};
 use lockstep_env::{Env, Task};
 
-use crate::choices::{Case, Choices};
+use crate::choices::{Case, Choices, Deletion};
 use crate::clients::Clients;
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::convergence::{self, within};
@@ -16,7 +16,7 @@ use crate::env::net::LinkOptions;
 use crate::env::trace::{Event as TraceEvent, Trace};
 use crate::faults::{self, Victims};
 use crate::inspector::Inspector;
-use crate::workload::GROUP;
+use crate::workload::{GROUP, TOPIC, admin};
 
 /// What a run gives.
 #[derive(Clone, Debug)]
@@ -104,16 +104,19 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
         return Err(format!("a broker does not start again: {error}"));
     }
     convergence::led(cluster).await?;
-    let stored = within("everything can be read", convergence::read_all(&clients.client)).await??;
+    if matches!(choices.deletion, Deletion::BySize | Deletion::ByAge) {
+        let kept = admin::keep_all(&clients.client, &cluster.addresses(), TOPIC);
+        within("the topic is told to keep its records", kept).await?;
+    }
+    let stored = within("everything can be read", convergence::read_all(&clients.client, choices.deletion)).await??;
     let done = convergence::group_done(cluster, &clients.client, &stored, clients.members);
     within("the group is stable and has read everything", done).await??;
     let committed = convergence::committed(&clients.client, &stored);
     let committed = within("the committed offsets can be read", committed).await??;
     within("the clients end", clients.end()).await?;
     let at_us = cluster.trace().now_us();
-    for (partition, records) in &stored {
-        let end = records.last().map_or(0, |(offset, _)| offset + 1);
-        history.add_final_records(at_us, "end", partition, (0, end), records);
+    for (partition, log) in &stored {
+        history.add_final_records(at_us, "end", partition, (log.start, log.end), &log.records);
         let (group, offset) = (GROUP.to_owned(), committed.get(partition).copied());
         history.add(at_us, "end", Event::FinalCommitted { group, partition: partition.clone(), offset });
     }

@@ -1,6 +1,6 @@
 //! Makes a failing case smaller: fewer faults, fewer clients, shorter, while it still breaks the same promise.
 
-use crate::choices::{Case, Choices};
+use crate::choices::{Case, Choices, Deletion};
 use crate::scenario::{self, Outcome};
 
 /// A smaller schedule changes everything that follows from it, so a failure may need another seed to show itself again.
@@ -72,6 +72,8 @@ pub fn shrink(case: &Case, mut progress: impl FnMut(&str)) -> Option<Outcome> {
 const SIMPLER: &[fn(&mut Choices)] = &[
     |choices| choices.gone = None,
     |choices| choices.grows = false,
+    |choices| choices.deletion = Deletion::Never,
+    |choices| choices.deletion = choices.deletion.min(Deletion::OnRequest),
     |choices| choices.shards = choices.shards.min(1),
     |choices| choices.partitions = 1,
     |choices| choices.safety_ms = choices.safety_ms.min((choices.safety_ms / 2).max(SAFETY_LEAST_MS)),

@@ -3,13 +3,12 @@
 
 use lockstep_wire::versions::advertised;
 
-/// What is missing, and the number of the request by which it would be known (AddPartitionsToTxn, EndTxn, TxnOffsetCommit, DeleteRecords,
+/// What is missing, and the number of the request by which it would be known (AddPartitionsToTxn, EndTxn, TxnOffsetCommit,
 /// UpdateFeatures).
 const PENDING: &[(i16, &str)] = &[
     (24, "transactions: a read of an aborted write"),
     (26, "transactions: a read of an aborted write"),
     (28, "transactions: offsets and records of one transaction"),
-    (21, "a log that begins later: readers and groups below its start"),
     (57, "two feature levels side by side, and raising the level under faults"),
 ];
 

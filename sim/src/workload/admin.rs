@@ -1,19 +1,26 @@
 //! Administrators: topics come, grow, go and come again by the same name; groups without members are reset, deleted and configured.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
 use checker::{Event, Partition};
-use lockstep_client::{Admin, Client, ClientError, ErrorCode, NewTopic, ResetTo, TopicSelection};
+use lockstep_client::{
+    Admin, Client, ClientError, ErrorCode, NewTopic, OffsetAt, ResetTo, TopicPartition, TopicSelection,
+};
 use lockstep_wire::codec::create_partitions_request::CreatePartitionsTopic;
 use lockstep_wire::codec::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use lockstep_wire::codec::{CreatePartitionsRequest, IncrementalAlterConfigsRequest};
 
+use lockstep_env::Env;
+
 use crate::env::{SimEnv, chance, random_below};
 
 use super::coordinator::{check, text, topic_name};
-use super::{Context, one_of, random_between};
+use super::{Context, one_of, partition_of, random_between};
 
+/// Kind of the resource that a topic's configuration belongs to.
+const TOPIC_RESOURCE: i8 = 2;
 /// Kind of the resource that a group's configuration belongs to.
 const GROUP_RESOURCE: i8 = 32;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,6 +32,8 @@ pub struct Administrator {
     pub topics: Vec<String>,
     /// Topics that get more partitions, and how many at most.
     pub growing: Vec<(String, i32)>,
+    /// Topics of which it deletes the oldest records; readers must know that these may be gone.
+    pub trims: Vec<String>,
     /// Groups whose offsets of a topic it resets, when they have no members.
     pub resets: Vec<(String, String)>,
     /// Groups that it deletes, when they have no members, with all topics that they read.
@@ -42,6 +51,7 @@ impl Administrator {
         Self {
             topics,
             growing: Vec::new(),
+            trims: Vec::new(),
             resets: Vec::new(),
             deletes: Vec::new(),
             configures: Vec::new(),
@@ -56,6 +66,7 @@ pub async fn administer(context: Context, config: Administrator) {
     let mut deeds = Vec::new();
     deeds.extend(config.topics.iter().map(Deed::Topic));
     deeds.extend(config.growing.iter().map(|(topic, max)| Deed::Grow(topic, *max)));
+    deeds.extend(config.trims.iter().map(Deed::Trim));
     deeds.extend(config.resets.iter().map(|(group, topic)| Deed::Reset(group, topic)));
     deeds.extend(config.deletes.iter().map(|(group, topics)| Deed::Delete(group, topics)));
     deeds.extend(config.configures.iter().map(Deed::Configure));
@@ -65,6 +76,7 @@ pub async fn administer(context: Context, config: Administrator) {
         let outcome = match deed {
             Deed::Topic(topic) => change_topic(&client, topic).await,
             Deed::Grow(topic, max) => grow(&context, &client, topic, *max).await,
+            Deed::Trim(topic) => trim(&context, &client, topic).await,
             Deed::Reset(group, topic) => reset(&context, &client, group, topic).await,
             Deed::Delete(group, topics) => delete(&context, &client, group, topics).await,
             Deed::Configure(group) => configure(&context, &client, group).await,
@@ -78,6 +90,7 @@ pub async fn administer(context: Context, config: Administrator) {
 enum Deed<'a> {
     Topic(&'a String),
     Grow(&'a String, i32),
+    Trim(&'a String),
     Reset(&'a String, &'a String),
     Delete(&'a String, &'a Vec<String>),
     Configure(&'a String),
@@ -109,6 +122,62 @@ async fn grow(context: &Context, client: &Client<SimEnv>, topic: &str, max: i32)
     let connection = client.open_connection(&context.any_broker()).await?;
     let response = connection.call(PATIENCE, |_| request).await?;
     check("CreatePartitions", response.results.first().map_or(0, |result| result.error_code))
+}
+
+/// Deletes some of a partition's oldest records, seldom all.
+async fn trim(context: &Context, client: &Client<SimEnv>, topic: &str) -> Result<(), ClientError> {
+    let admin = Admin::new(client);
+    let count = admin.describe_topic(topic).await?.partitions.len() as u64;
+    let at = TopicPartition::new(topic, random_below(count) as i32);
+    let ask = |place| BTreeMap::from([(at.clone(), place)]);
+    let start = client.offsets(&ask(OffsetAt::Earliest)).await?.get(&at).copied().unwrap_or(0);
+    let end = client.offsets(&ask(OffsetAt::Latest)).await?.get(&at).copied().unwrap_or(0);
+    assert!(start <= end, "{at} begins at {start}, above its end {end}");
+    let all = chance(50);
+    let before = if all { end } else { (start + random_below(12) as i64).min(end) };
+    // What comes meanwhile goes too.
+    let must_stay = if all { i64::MAX } else { before };
+    context.record(Event::Truncated { partition: partition_of(&at), start: must_stay });
+    let wanted = BTreeMap::from([(at.clone(), (!all).then_some(before))]);
+    match admin.delete_records(&wanted).await {
+        Ok(starts) => {
+            let now = starts.get(&at).copied().unwrap_or(-1);
+            assert!(now >= before, "{at} begins at {now} although all before {before} was deleted");
+            Ok(())
+        }
+        Err(error) => {
+            assert_ne!(
+                error.code(),
+                Some(ErrorCode::OffsetOutOfRange),
+                "{at} does not have {before} of {start}..{end}"
+            );
+            Err(error)
+        }
+    }
+}
+
+/// Lets nothing expire any more; tries any broker until one does it.
+pub async fn keep_all(client: &Client<SimEnv>, brokers: &[String], topic: &str) {
+    loop {
+        let configs = ["retention.ms", "retention.bytes"].map(|name| {
+            AlterableConfig::default().with_name(text(name)).with_config_operation(0).with_value(Some(text("-1")))
+        });
+        let resource = AlterConfigsResource::default()
+            .with_resource_type(TOPIC_RESOURCE)
+            .with_resource_name(text(topic))
+            .with_configs(configs.to_vec());
+        let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+        let attempt = async {
+            let broker = one_of(brokers).cloned().unwrap_or_default();
+            let connection = client.open_connection(&broker).await?;
+            let response = connection.call(PATIENCE, |_| request).await?;
+            check("IncrementalAlterConfigs", response.responses.first().map_or(0, |result| result.error_code))
+        };
+        if attempt.await.is_ok() {
+            return;
+        }
+        SimEnv::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 async fn reset(context: &Context, client: &Client<SimEnv>, group: &str, topic: &str) -> Result<(), ClientError> {
