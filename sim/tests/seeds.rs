@@ -31,6 +31,7 @@ const TOO_RARE: &[Mark] = &[
     Mark::InstallationResumed,
     Mark::JournalWaitedForFile,
     Mark::MemberFenced,
+    Mark::OfferHeldUntilDurable,
     Mark::OffsetNotAvailable,
     Mark::OffsetsExpired,
     Mark::OnlyAbsentStaticMembersLeft,
