@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lockstep_client::{
     Admin, Client, ClientConfig, ClientError, Consumer, FetchConfig, GroupConsumer, GroupConsumerConfig, NewTopic,
-    OffsetAt, Producer, ProducerConfig, ProducerRecord, StartAt,
+    OffsetAt, Producer, ProducerConfig, ProducerRecord, StartAt, TopicPartition,
 };
 use lockstep_core::NodeId;
 use lockstep_env::Env;
@@ -78,7 +78,14 @@ fn records_are_refused_by_full_disks_while_groups_and_reads_go_on() {
         let group = GroupConsumer::new(&client, GroupConsumerConfig::new("readers", "me", vec![TOPIC.to_owned()]))
             .expect("a member");
         group.join_group().await.expect("joined");
+        let third = TopicPartition::new(TOPIC, 3);
+        let mut messages = group.subscribe().await.expect("subscribed");
+        while !group.assignment().contains(&third) {
+            messages.poll(Duration::from_millis(100)).await.expect("polled");
+        }
+        drop(messages);
         group.commit_offset(TOPIC, 3, 1).await.expect("committed");
+        assert_eq!(group.fetch_committed_offset(TOPIC, 3).await.expect("fetched"), Some(1));
         group.leave_group().await.expect("left");
         Admin::new(&client).create_topic(&NewTopic::new("another", 3)).await.expect("created");
 
