@@ -83,7 +83,6 @@ fn records_are_refused_by_full_disks_while_groups_and_reads_go_on() {
         while !group.assignment().contains(&third) {
             messages.poll(Duration::from_millis(100)).await.expect("polled");
         }
-        drop(messages);
         group.commit_offset(TOPIC, 3, 1).await.expect("committed");
         assert_eq!(group.fetch_committed_offset(TOPIC, 3).await.expect("fetched"), Some(1));
         group.leave_group().await.expect("left");
