@@ -39,6 +39,7 @@ pub(crate) const ALL: &[Check] = &[
     groups::EPOCH_HAS_ONE_ASSIGNMENT,
     groups::OWNED_ONCE,
     groups::STABLE_OWNS_ALL,
+    groups::ANSWERED_BY_COORDINATOR,
     replicas::ONE_LEADER,
     replicas::END_GROWS,
     replicas::END_IS_BEHIND_ALL,

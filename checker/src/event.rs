@@ -281,6 +281,26 @@ pub enum Event {
     },
     /// A group was seen.
     GroupObserved(GroupObserved),
+    /// A broker answered a member's heartbeat, and had no objection.
+    HeartbeatAnswered {
+        /// The broker.
+        node: u64,
+        /// Group.
+        group: String,
+        /// When it was sent.
+        started_at_us: u64,
+    },
+    /// All the time a broker was the group's coordinator, so that no other one may have been.
+    Coordinated {
+        /// The broker.
+        node: u64,
+        /// Group.
+        group: String,
+        /// When it was seen to be first.
+        from_us: u64,
+        /// When it was seen to be last.
+        until_us: u64,
+    },
 
     // ---- Raft
     /// A node says that it leads a shard.
@@ -373,6 +393,8 @@ impl Event {
             | Self::Fenced { .. }
             | Self::Assigned { .. }
             | Self::Released { .. }
+            | Self::HeartbeatAnswered { .. }
+            | Self::Coordinated { .. }
             | Self::LeaderObserved { .. }
             | Self::FinalRecords { .. }
             | Self::FinalCommitted { .. }

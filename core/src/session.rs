@@ -120,6 +120,12 @@ struct SyncTimer {
 }
 
 impl SessionTable {
+    /// The term that it was started for.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
     /// A new leader's table for `term`: every member of every group gets a fresh session.
     #[must_use]
     pub fn start(state: &ClusterStateMachine, term: u64, now_ms: u64) -> Self {

@@ -56,6 +56,8 @@ steps! {
     MembershipApplied,
     /// A node agrees with the others on the cluster that they start, and has not written it down.
     BeforeJoin,
+    /// A coordinator has looked up what a group committed: somebody waits to know where to read on.
+    BeforeOffsetsAnswer,
 }
 
 #[cfg(test)]

@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use lockstep_core::{ClusterStateMachine, NodeId, Op, Position, Reply, ShardId, TopicId};
+use lockstep_core::{ClusterStateMachine, NodeId, Op, Position, Reply, SessionTable, ShardId, TopicId};
 use lockstep_env::{Env, Task, timeout};
 use openraft::errors::{ClientWriteError, RaftError};
-use openraft::storage::RaftLogReader;
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 
 use crate::error::{ProposeError, StartError};
@@ -20,8 +19,8 @@ use crate::partition::PartitionLog;
 use crate::peer::{IncomingRequest, PeerFault, PeerIdentity, PeerReply};
 pub use crate::raft::GroupWaiter;
 use crate::raft::{
-    self, Handler, KeptVote, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Proposals, Raft,
-    RaftStatus, Replica, STOPPED, ShardContext, StateMachine,
+    self, Handler, KeptVote, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Promises, Proposals,
+    Raft, RaftStatus, Replica, STOPPED, ShardContext, StateMachine,
 };
 use crate::retention::Retention;
 use crate::status::ShardReport;
@@ -62,6 +61,7 @@ impl<E: Env> fmt::Debug for Shard<E> {
 struct Inner<E: Env> {
     replica: Arc<Replica<E>>,
     proposals: Proposals,
+    promises: Arc<Promises>,
     /// `None` when the shard could not even replay its log: it stopped as it started.
     group: Option<Group<E>>,
     tasks: Mutex<Vec<E::Task<()>>>,
@@ -111,9 +111,12 @@ impl<E: Env> Shard<E> {
             let founded = raft::found(&log, voters).await;
             founded.map_err(|error| StartError::Raft(format!("{id:?}: {error}")))?;
         }
-        let mut log_store = LogStore::new(log);
-        let stored_vote = log_store.read_vote().await.map_err(|error| StartError::Raft(format!("{id:?}: {error}")))?;
+        let stored_vote = raft::stored_vote(&log).map_err(|error| StartError::Raft(format!("{id:?}: {error}")))?;
         let is_new = stored_vote.is_none();
+        let in_checkpoint = Some(*replica.applied.borrow()).filter(|applied| *applied != Position::default());
+        let last = log.last().or(log.purged()).max(in_checkpoint);
+        let promises = Arc::new(Promises::at_start(stored_vote, last));
+        let log_store = LogStore::new(log, promises.clone());
         let kept_vote = KeptVote::at_start(stored_vote, config.node_id, E::now(), config.election_timeout_max)
             .filter(|_| !Mistake::RestartedVoterForgetsLease.is_made());
         let settings = openraft::Config { enable_elect: kept_vote.is_none(), ..raft_config(&config, id)? };
@@ -130,7 +133,7 @@ impl<E: Env> Shard<E> {
             Err(error) if !replica.is_stopped() => return Err(StartError::Raft(format!("{id:?}: {error}"))),
             Err(_) => {
                 proposals.close();
-                let inner = Inner { replica, proposals, group: None, tasks: Mutex::default() };
+                let inner = Inner { replica, proposals, promises, group: None, tasks: Mutex::default() };
                 return Ok(Self { inner: Arc::new(inner) });
             }
         };
@@ -171,10 +174,16 @@ impl<E: Env> Shard<E> {
             }));
         }
         let log = context.journal.shard(id);
-        let handler = Handler { raft: raft.clone(), replica: replica.clone(), peers: context.peers, log, kept_vote };
-        let group = Group { raft, leadership, handler, is_new };
-        let shard =
-            Self { inner: Arc::new(Inner { replica, proposals, group: Some(group), tasks: Mutex::new(tasks) }) };
+        let handler = Handler {
+            raft: raft.clone(),
+            replica: replica.clone(),
+            peers: context.peers,
+            log,
+            promises: promises.clone(),
+            kept_vote,
+        };
+        let group = Some(Group { raft, leadership, handler, is_new });
+        let shard = Self { inner: Arc::new(Inner { replica, proposals, promises, group, tasks: Mutex::new(tasks) }) };
         if kept_vote.is_none() {
             shard.lead_alone().await;
         }
@@ -320,7 +329,7 @@ impl<E: Env> Shard<E> {
     }
 
     /// An index such that everything committed before the call is applied at it; only on the leader (Raft dissertation, 6.4).
-    pub(crate) async fn read_index(&self) -> Result<u64, ProposeError> {
+    pub async fn read_index(&self) -> Result<u64, ProposeError> {
         let group = self.group()?;
         if Mistake::ReadIndexNotConfirmed.is_made() {
             return Ok(self.applied().index);
@@ -393,6 +402,18 @@ impl<E: Env> Shard<E> {
     /// The last digests by ascending applied index.
     pub(crate) fn digests(&self) -> Vec<(u64, u128)> {
         self.inner.replica.digests()
+    }
+
+    /// What this node has promised of the shard. It can still be asked when the shard is gone.
+    #[must_use]
+    pub fn promises(&self) -> Arc<Promises> {
+        self.inner.promises.clone()
+    }
+
+    /// The term whose sessions of group members this node keeps, if it keeps any: the one that it leads in, a moment after it was elected.
+    #[must_use]
+    pub fn session_term(&self) -> Option<u64> {
+        self.inner.replica.sessions().as_ref().map(SessionTable::term)
     }
 
     /// Members that no longer hold what they acknowledged to this node, which leads. None is the rule: a disk lied, or was put back.

@@ -130,6 +130,11 @@ impl ClientChoice {
     pub fn is_member(self) -> bool {
         matches!(self, Self::Member { .. } | Self::Classic { .. } | Self::Regex { .. })
     }
+
+    /// Does it give up soon what fails?
+    pub(crate) fn is_impatient(self) -> bool {
+        matches!(self, Self::Member { has_whims: true, .. })
+    }
 }
 
 impl Choices {
@@ -151,7 +156,7 @@ impl Choices {
             _ => Deletion::Never,
         };
         // Drawn last, so that everything else is as it would be without them.
-        faults.extend(faults::draw_restarts_beside_cuts(rng, shards, safety_ms));
+        faults.extend(faults::draw_composed(rng, shards, safety_ms));
         faults.sort_by_key(|planned| planned.at_ms);
         let operations_least = OPERATIONS_LEAST;
         Self { nodes, shards, partitions, grows, clients, faults, safety_ms, operations_least, gone, deletion }

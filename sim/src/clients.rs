@@ -24,6 +24,9 @@ use crate::workload::{Context, Finish, GROUP, Habits, TOPIC};
 
 /// Session time-outs are short, so that sessions run out while a run goes on.
 pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// How long a client tries what fails, and how long members with whims do: they must do without an answer now and then.
+const PATIENCE: Duration = Duration::from_secs(10);
+const IMPATIENCE: Duration = Duration::from_millis(400);
 const REBALANCE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How many partitions a topic that grows gets, at most.
 const PARTITIONS_MORE: i32 = 4;
@@ -46,13 +49,13 @@ impl Clients {
     /// Makes the topic and starts the clients.
     pub(crate) async fn start(cluster: &Cluster, choices: &Choices, history: &History) -> Result<Self, String> {
         let brokers = cluster.addresses();
-        let context = |name: String, finish: &Finish| {
+        let context = |name: String, finish: &Finish, patience: Duration| {
             let (env, machine) = cluster.client(&name);
             let (brokers, history, finish) = (brokers.clone(), history.clone(), finish.clone());
-            (Context { env, brokers, name, history, finish }, machine)
+            (Context { env, brokers, name, history, finish, patience }, machine)
         };
         let (no_more_records, finish) = (Finish::default(), Finish::default());
-        let (own, _) = context("admin".to_owned(), &finish);
+        let (own, _) = context("admin".to_owned(), &finish, PATIENCE);
         let client = own.connect().await.ok_or("no broker answers")?;
         let admin = Admin::new(&client);
         let mut topic = NewTopic::new(TOPIC, choices.partitions);
@@ -76,7 +79,7 @@ impl Clients {
             others: Vec::new(),
         };
         if choices.deletion == Deletion::OnRequest {
-            let (context, machine) = context("t".to_owned(), &clients.finish);
+            let (context, machine) = context("t".to_owned(), &clients.finish, PATIENCE);
             let mut config = Administrator::new(Vec::new());
             config.trims = vec![TOPIC.to_owned()];
             config.pause = Duration::from_millis(100)..Duration::from_millis(500);
@@ -93,7 +96,8 @@ impl Clients {
             };
             let finish = if letter == 'p' { clients.no_more_records.clone() } else { clients.finish.clone() };
             let name = format!("{letter}{number}");
-            let (context, machine) = context(name.clone(), &finish);
+            let patience = if choice.is_impatient() { IMPATIENCE } else { PATIENCE };
+            let (context, machine) = context(name.clone(), &finish, patience);
             let topics = || vec![TOPIC.to_owned()];
             let instance = |is_static: bool| is_static.then(|| format!("instance-{name}"));
             clients.members += usize::from(choice.is_member());
@@ -210,6 +214,7 @@ fn habits(has_whims: bool) -> Habits {
         return Habits::default();
     }
     Habits {
+        busy_per_mille: 200,
         slow_per_mille: 20,
         slow: Duration::from_secs(6),
         leave_per_mille: 40,

@@ -10,13 +10,14 @@ use lockstep_core::{NodeId, ShardId};
 use lockstep_env::{Env, Step};
 use lockstep_runtime::{Node, NodeConfig};
 use madsim::runtime::{Handle, NodeHandle};
+use madsim::task::JoinHandle;
 use serde::{Deserialize, Serialize};
 
 use crate::env::SimEnv;
 use crate::env::clock::HostClock;
 use crate::env::crash::{Cause, CrashPoints, TrapId};
 pub use crate::env::crash::{Death, Fall};
-use crate::env::disk::{DiskOptions, SimDisk};
+use crate::env::disk::{DiskOptions, Flip, SimDisk};
 use crate::env::net::{BlockId, LinkOptions, Network};
 use crate::env::trace::Trace;
 
@@ -72,7 +73,7 @@ pub enum AtRest {
     Segment,
     /// The indexes of such segments. They can be made again.
     Index,
-    /// The journal's files, but for the newest.
+    /// The journal's files, but for the last batch of the newest.
     Journal,
     /// The checkpoints.
     Checkpoint,
@@ -215,13 +216,20 @@ impl Cluster {
             let alike = |other: &&PathBuf| other.parent() == path.parent() && other.extension() == path.extension();
             paths.iter().rfind(alike).is_none_or(|last| last == path)
         };
-        disk.flip_bit(|path| match kind {
-            AtRest::Segment => has_extension(path, "log") && !is_last_of_its_kind(path),
-            AtRest::Index => has_extension(path, "index") && !is_last_of_its_kind(&path.with_extension("log")),
-            AtRest::Journal => has_extension(path, "journal") && !is_last_of_its_kind(path),
-            AtRest::Checkpoint => {
-                path.parent().is_some_and(|parent| parent.ends_with("checkpoints")) && path.extension().is_none()
-            }
+        disk.flip_bit(|path| {
+            let is_chosen = match kind {
+                AtRest::Segment => has_extension(path, "log") && !is_last_of_its_kind(path),
+                AtRest::Index => has_extension(path, "index") && !is_last_of_its_kind(&path.with_extension("log")),
+                // At the end of the newest one damage cannot be told from a write that power cut short.
+                AtRest::Journal if is_last_of_its_kind(path) => {
+                    return has_extension(path, "journal").then_some(Flip::BeforeLastWrite);
+                }
+                AtRest::Journal => has_extension(path, "journal"),
+                AtRest::Checkpoint => {
+                    path.parent().is_some_and(|parent| parent.ends_with("checkpoints")) && path.extension().is_none()
+                }
+            };
+            is_chosen.then_some(Flip::Anywhere)
         })
     }
 
@@ -335,6 +343,17 @@ impl Cluster {
             }
         }
         self.kill(id, Death::Process);
+    }
+
+    /// Runs a task on a broker's machine, by its clock; it ends with the machine. `None`: the broker does not serve.
+    pub fn spawn_on<F>(&self, id: NodeId, task: impl FnOnce(Node<SimEnv>) -> F) -> Option<JoinHandle<F::Output>>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        let node = self.node(id)?;
+        let hosts = self.hosts();
+        let running = hosts.get(&id)?.running.as_ref()?;
+        Some(running.machine.spawn(task(node)))
     }
 
     /// Freezes a broker as SIGSTOP does.

@@ -13,12 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{AtRest, Cluster, Death};
 use crate::env::SimEnv;
-use crate::env::disk::DiskOptions;
+use crate::env::disk::{DiskOptions, Operation};
 use crate::env::net::{BlockId, LinkOptions};
 use crate::inspector::Inspector;
 
 /// Faults of a run.
 const FAULTS: std::ops::Range<usize> = 10..15;
+/// Within so long some sync comes.
+const SYNC_COMES: Duration = Duration::from_secs(1);
 /// How long an emptied disk may take to be filled again, while other things go wrong.
 const REFILL: Duration = Duration::from_secs(30);
 /// For so long no sync ends before power fails.
@@ -73,6 +75,12 @@ pub enum Fault {
         /// For how long the follower is away, in milliseconds.
         away_ms: u64,
     },
+    /// One follower of a shard hears nothing of its leader for a moment; then the other one comes back with an empty disk, and the leader dies. What
+    /// was committed in that moment is on the leader's disk alone: until it is back nobody may be elected. Of five brokers one is left to the leader.
+    WipeBesideCut {
+        /// The shard.
+        shard: u16,
+    },
     /// All connections between two brokers break.
     Reset(NodeId, NodeId),
     /// All connections of clients to a broker break, and what it was about to answer is lost.
@@ -87,6 +95,21 @@ pub enum Fault {
     HangingDisk(NodeId),
     /// Reads, writes and syncs of a broker's disk fail now and then. The machine is started anew afterwards.
     FailingDisk(NodeId),
+    /// A sync of a broker's disk fails, which ends the process, but not the machine: what was to be synced can still be read, and is not on the disk. The
+    /// broker is started again, and some time later its power fails.
+    FailedSync {
+        /// Whose.
+        node: NodeId,
+        /// 1: the next sync.
+        nth: u64,
+    },
+    /// A broker gets an empty disk, which fails now and then while it is filled. The machine is started anew afterwards.
+    WipeOntoFailingDisk {
+        /// Whose.
+        node: NodeId,
+        /// When the disk begins to fail, in milliseconds after the broker was started with it.
+        after_ms: u64,
+    },
     /// A broker's disk is full for a time. What stopped because of it (an installation that was under way, say) is started anew afterwards.
     FullDisk(NodeId),
     /// A bit flips in a file that a broker has closed, and the broker is started anew. When it refuses to start, it gets an empty disk.
@@ -115,7 +138,7 @@ pub struct Planned {
 /// Draws the faults of a run that lasts `span_ms`. Each kind is either in this run or not at all, so that some runs show a fault on
 /// its own.
 pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, span_ms: u64) -> Vec<Planned> {
-    const KINDS: u8 = 27;
+    const KINDS: u8 = 29;
     let mut kinds: Vec<u8> = (0..KINDS).filter(|_| rng.random_ratio(3, 10)).collect();
     if kinds.is_empty() {
         kinds.push(rng.random_range(0..KINDS));
@@ -142,7 +165,9 @@ pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, sp
                 11 => Fault::SlowDisk(node),
                 12 => Fault::RollingRestart,
                 13 | 14 => {
-                    Fault::CrashAt { step: rng.random_range(0..Step::ALL.len()), nth: rng.random_range(1..30), death }
+                    // Some steps are taken all the time, others once in a run.
+                    let most = [2, 6, 30][rng.random_range(0..3)];
+                    Fault::CrashAt { step: rng.random_range(0..Step::ALL.len()), nth: rng.random_range(1..most), death }
                 }
                 15 => Fault::Ring,
                 16 => Fault::SlowLink(node, other),
@@ -158,6 +183,8 @@ pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, sp
                 23 => Fault::ResetClients(node),
                 24 => Fault::AllZombies,
                 25 => Fault::CrashAllTwice,
+                26 => Fault::FailedSync { node, nth: rng.random_range(1..12) },
+                27 => Fault::WipeOntoFailingDisk { node, after_ms: rng.random_range(20..900) },
                 _ => Fault::Zombie(rng.random_range(0..members.max(1))),
             };
             let lasts_ms = match fault {
@@ -173,14 +200,27 @@ pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, sp
 }
 
 /// Draws what only some runs have beside their other faults.
-pub(crate) fn draw_restarts_beside_cuts(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<Planned> {
+pub(crate) fn draw_composed(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<Planned> {
     let count = if rng.random_ratio(1, 4) { rng.random_range(2..=4) } else { 0 };
     let draw = |_| Planned {
         at_ms: rng.random_range(0..span_ms),
         fault: Fault::RestartBesideCut { shard: rng.random_range(0..shards), away_ms: rng.random_range(0..150) },
         lasts_ms: rng.random_range(100..900),
     };
-    (0..count).map(draw).collect()
+    let mut planned: Vec<Planned> = (0..count).map(draw).collect();
+    if rng.random_ratio(1, 8) {
+        let fault = Fault::WipeBesideCut { shard: rng.random_range(0..shards) };
+        planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: rng.random_range(500..2_000) });
+    }
+    // The one step that a client waits for while it has nothing to go by.
+    let count = if rng.random_ratio(1, 3) { rng.random_range(1..=3) } else { 0 };
+    for _ in 0..count {
+        let death = if rng.random_ratio(1, 2) { Death::Power } else { Death::Process };
+        let fault =
+            Fault::CrashAt { step: Step::BeforeOffsetsAnswer as usize, nth: rng.random_range(1..4), death };
+        planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: some_time(rng) });
+    }
+    planned
 }
 
 /// Mostly short, sometimes longer than every time-out between brokers.
@@ -310,7 +350,10 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             SimEnv::sleep(lasts / 2).await;
             return crash(victims, &ids, Death::Power, lasts / 2).await || once;
         }
-        Fault::Wipe(node) => return wipe(victims, node, lasts).await,
+        Fault::Wipe(node) => {
+            let Some(_at_stake) = empty_disk(victims, node, lasts).await else { return false };
+            let _ = cluster.wait_until(REFILL, |cluster| cluster.votes_everywhere(node)).await;
+        }
         Fault::Stop(node) => return stop(victims, node, lasts).await,
         Fault::RollingRestart => {
             let mut any = false;
@@ -331,6 +374,7 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             }
             lift(cluster, blocks, lasts).await;
         }
+        Fault::WipeBesideCut { shard } => return wipe_beside_cut(victims, shard, lasts).await,
         Fault::RestartBesideCut { shard, away_ms } => return restart_beside_cut(victims, shard, away_ms, lasts).await,
         Fault::CutOneWay(from, to) => {
             let block = cluster.network().block(&cluster.host(from), &cluster.host(to));
@@ -393,18 +437,13 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             cluster.disk(node).hang_syncs(lasts);
             SimEnv::sleep(lasts).await;
         }
-        Fault::FailingDisk(node) => {
-            victims.inspector.excuse(node);
-            cluster.disk(node).change_options(|options| {
-                (options.read_error_per_mille, options.write_error_per_mille, options.sync_error_per_mille) = (2, 2, 4);
-            });
-            SimEnv::sleep(lasts).await;
-            cluster.disk(node).change_options(|options| {
-                let usual = DiskOptions::default();
-                (options.read_error_per_mille, options.write_error_per_mille, options.sync_error_per_mille) =
-                    (usual.read_error_per_mille, usual.write_error_per_mille, usual.sync_error_per_mille);
-            });
-            restart(victims, node).await;
+        Fault::FailingDisk(node) => fail_disk(victims, node, (2, 2, 4), lasts).await,
+        Fault::FailedSync { node, nth } => return fail_sync(victims, node, nth, lasts).await,
+        Fault::WipeOntoFailingDisk { node, after_ms } => {
+            let Some(_at_stake) = empty_disk(victims, node, Duration::from_millis(50)).await else { return false };
+            SimEnv::sleep(Duration::from_millis(after_ms)).await;
+            fail_disk(victims, node, (0, 20, 40), lasts).await;
+            let _ = cluster.wait_until(REFILL, |cluster| cluster.votes_everywhere(node)).await;
         }
         Fault::FullDisk(node) => {
             victims.inspector.excuse(node);
@@ -457,6 +496,33 @@ async fn restart_beside_cut(victims: &Victims, shard: u16, away_ms: u64, lasts: 
     true
 }
 
+async fn wipe_beside_cut(victims: &Victims, shard: u16, lasts: Duration) -> bool {
+    let cluster = &victims.cluster;
+    let Ok(_at_stake) = victims.majority_at_stake.try_lock() else { return false };
+    let Some(leader) = cluster.leader(ShardId(shard)) else { return false };
+    let count = cluster.ids().len() as u64;
+    let mut followers = (1..count).map(|step| 1 + (leader - 1 + step) % count);
+    let (Some(deaf), Some(wiped)) = (followers.next(), followers.next()) else { return false };
+    let (Some(taken_leader), Some(taken_wiped)) = (victims.take(leader), victims.take(wiped)) else { return false };
+    if !cluster.ids().iter().all(|id| cluster.votes_everywhere(*id)) {
+        return false;
+    }
+    let cut = cluster.network().block(&cluster.host(leader), &cluster.host(deaf));
+    SimEnv::sleep(LEASES_RUN_OUT / 3).await;
+    cluster.kill(wiped, Death::Process);
+    cluster.disk(wiped).wipe();
+    victims.inspector.forget(wiped);
+    cluster.start(wiped);
+    let serves = |cluster: &Cluster| cluster.broker(wiped).is_some() || !cluster.is_up(wiped);
+    let _ = cluster.wait_until(LEASES_RUN_OUT / 3, serves).await;
+    cluster.kill(leader, Death::Process);
+    lift(cluster, vec![cut], lasts).await;
+    cluster.start(leader);
+    drop((taken_leader, taken_wiped));
+    let _ = cluster.wait_until(REFILL, |cluster| cluster.votes_everywhere(wiped)).await;
+    true
+}
+
 async fn lift(cluster: &Cluster, blocks: Vec<BlockId>, after: Duration) {
     SimEnv::sleep(after).await;
     for block in blocks {
@@ -493,6 +559,7 @@ async fn flip_bit(victims: &Victims, node: NodeId, kind: AtRest) -> bool {
         cluster.trace().event("faults", format!("broker {node} refuses its disk and gets an empty one"));
         cluster.kill(node, Death::Process);
         cluster.disk(node).wipe();
+        victims.inspector.forget(node);
         cluster.start(node);
     }
     drop(taken);
@@ -527,21 +594,56 @@ async fn stop(victims: &Victims, node: NodeId, lasts: Duration) -> bool {
     true
 }
 
-async fn wipe(victims: &Victims, node: NodeId, lasts: Duration) -> bool {
+/// Exchanges a broker's disk for an empty one, and starts it; `None`: it is not possible now. Until what is given is dropped nobody else's disk may be lost.
+async fn empty_disk(victims: &Victims, node: NodeId, away: Duration) -> Option<tokio::sync::MutexGuard<'_, ()>> {
     let cluster = &victims.cluster;
-    let Ok(_at_stake) = victims.majority_at_stake.try_lock() else { return false };
-    let Some(taken) = victims.take(node) else { return false };
+    let at_stake = victims.majority_at_stake.try_lock().ok()?;
+    let _taken = victims.take(node)?;
     // A shard that counts another node's disk as lost already must not lose this one too.
     if !cluster.ids().iter().all(|id| cluster.votes_everywhere(*id)) {
-        return false;
+        return None;
     }
     cluster.kill(node, Death::Process);
     cluster.disk(node).wipe();
-    SimEnv::sleep(lasts).await;
+    victims.inspector.forget(node);
+    SimEnv::sleep(away).await;
     cluster.start(node);
+    Some(at_stake)
+}
+
+/// Reads, writes and syncs fail so often in a thousand times. What stopped because of it is started anew afterwards.
+async fn fail_disk(victims: &Victims, node: NodeId, per_mille: (u64, u64, u64), lasts: Duration) {
+    victims.inspector.excuse(node);
+    let set = |(reads, writes, syncs)| {
+        victims.cluster.disk(node).change_options(|options| {
+            (options.read_error_per_mille, options.write_error_per_mille, options.sync_error_per_mille) =
+                (reads, writes, syncs);
+        });
+    };
+    set(per_mille);
+    SimEnv::sleep(lasts).await;
+    let usual = DiskOptions::default();
+    set((usual.read_error_per_mille, usual.write_error_per_mille, usual.sync_error_per_mille));
+    restart(victims, node).await;
+}
+
+async fn fail_sync(victims: &Victims, node: NodeId, nth: u64, lasts: Duration) -> bool {
+    let cluster = &victims.cluster;
+    let Some(taken) = victims.take(node) else { return false };
+    victims.inspector.excuse(node);
+    cluster.disk(node).fail_nth(Operation::Sync, nth);
+    let fallen = cluster.wait_until(SYNC_COMES, |cluster| !cluster.is_up(node)).await;
+    cluster.disk(node).fail_no_more();
+    // The operator starts it again.
     drop(taken);
-    let _ = cluster.wait_until(REFILL, |cluster| cluster.votes_everywhere(node)).await;
-    true
+    if !fallen {
+        // It was not the journal's.
+        restart(victims, node).await;
+        return true;
+    }
+    let _ = cluster.wait_until(Duration::from_secs(3), |cluster| cluster.broker(node).is_some()).await;
+    SimEnv::sleep(lasts / 2).await;
+    crash(victims, &[node], Death::Power, lasts / 2).await
 }
 
 /// Kills a broker for good, once the others can do without it.

@@ -118,6 +118,8 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
     let committed = convergence::committed(&clients.client, &stored);
     let committed = within("the committed offsets can be read", committed).await??;
     within("the clients end", clients.end()).await?;
+    // A record that nobody waits for (`acks=0`) may have been stored, and read by a member, after the rest.
+    let stored = within("everything can be read again", convergence::read_all(&clients.client, choices.deletion)).await??;
     let at_us = cluster.trace().now_us();
     for (partition, log) in &stored {
         history.add_final_records(at_us, "end", partition, (log.start, log.end), &log.records);
@@ -125,6 +127,7 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
         history.add(at_us, "end", Event::FinalCommitted { group, partition: partition.clone(), offset });
     }
     convergence::replicas(cluster, history).await?;
+    inspector.record_coordinators(cluster, history);
     check_all(&history.records()).map(|_| ()).map_err(|broken| broken_text(cluster, history, &broken))
 }
 

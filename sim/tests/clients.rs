@@ -43,10 +43,10 @@ impl World {
             cluster.start(id);
         }
         assert!(cluster.wait_until(PATIENCE, Cluster::all_led).await, "no leaders");
-        let history = History::new(Header::default());
         let (env, _) = cluster.client("test");
         let (brokers, name) = (cluster.addresses(), "test".to_owned());
-        let context = Context { env, brokers, name, history: history.clone(), finish: Finish::default() };
+        let (history, finish, patience) = (History::new(Header::default()), Finish::default(), PATIENCE);
+        let context = Context { env, brokers, name, history: history.clone(), finish, patience };
         let client = context.connect().await.expect("the end was not declared");
         Admin::new(&client).create_topic(&NewTopic::new(TOPIC, PARTITIONS)).await.expect("created");
         let mut world = Self {
@@ -76,7 +76,7 @@ impl World {
     {
         let (env, machine) = self.cluster.client(name);
         let (brokers, history, finish) = (self.cluster.addresses(), self.history.clone(), finish.clone());
-        let client = client(Context { env, brokers, name: name.to_owned(), history, finish });
+        let client = client(Context { env, brokers, name: name.to_owned(), history, finish, patience: PATIENCE });
         let running = machine.spawn(client);
         let task = SimEnv::spawn(async move { running.await.unwrap_or_else(|error| panic!("{error}")) });
         self.tasks.push((name.to_owned(), task));

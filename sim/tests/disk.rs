@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lockstep_env::{Disk, DiskFile, OpenMode};
 use sim::env::clock::world_now;
-use sim::env::disk::{DiskOptions, Operation, SimDisk};
+use sim::env::disk::{DiskOptions, Flip, Operation, SimDisk};
 use sim::env::trace::Trace;
 use sim::simulate;
 
@@ -219,10 +219,10 @@ fn one_durable_bit_flips() {
         check(seed, move |disk| async move {
             let file = file(&disk).await;
             file.write_at(0, bytes(7, 100)).await.unwrap();
-            assert_eq!(disk.flip_bit(|_| true), None, "nothing is durable");
+            assert_eq!(disk.flip_bit(|_| Some(Flip::Anywhere)), None, "nothing is durable");
             file.sync_data().await.unwrap();
             file.write_at(50, bytes(7, 100)).await.unwrap();
-            let (path, at) = disk.flip_bit(|path| path.ends_with("file")).unwrap();
+            let (path, at) = disk.flip_bit(|path| path.ends_with("file").then_some(Flip::Anywhere)).unwrap();
             assert_eq!(path, Path::new(FILE));
             assert!(at < 50, "seed {seed}: what is being written was flipped");
             let flipped = content(&disk).await;

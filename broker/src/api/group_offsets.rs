@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockstep_core::op::{CommitOffset, OffsetToCommit};
 use lockstep_core::view::CommittedOffset;
 use lockstep_core::{ClusterStateMachine, Op, Reply, TopicId};
-use lockstep_env::Env;
+use lockstep_env::{Env, Step};
 use lockstep_probe::{Mark, Mistake};
 use lockstep_runtime::Shard;
 use lockstep_wire::ApiKey;
@@ -296,6 +296,7 @@ fn fetch_group<E: Env>(broker: &Broker<E>, asked: Asked) -> Result<Vec<Fetched>,
     });
     match outcome {
         Ok(fetched) => {
+            broker.env().reached(Step::BeforeOffsetsAnswer);
             tracing::debug!(group = asked.group, member = asked.member_id, topics = fetched.len(), "OffsetFetch");
             Ok(fetched)
         }

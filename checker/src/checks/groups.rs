@@ -199,6 +199,37 @@ fn stable_owns_all(view: &View<'_>) -> Result<u64, Violation> {
     Ok(facts)
 }
 
+pub(crate) const ANSWERED_BY_COORDINATOR: Check = Check {
+    name: "a heartbeat was answered by a broker that does not coordinate the group",
+    what: "Only the coordinator knows who is a member: one that was, or has a copy of the group, lets a member believe that it still is.",
+    run: answered_by_coordinator,
+};
+
+fn answered_by_coordinator(view: &View<'_>) -> Result<u64, Violation> {
+    let mut coordinators: BTreeMap<&str, Vec<(u64, u64, u64, usize)>> = BTreeMap::new();
+    for (by, record) in view.records.iter().enumerate() {
+        if let Event::Coordinated { node, group, from_us, until_us } = &record.event {
+            coordinators.entry(group).or_default().push((*from_us, *until_us, *node, by));
+        }
+    }
+    let mut facts = 0;
+    for (index, record) in view.records.iter().enumerate() {
+        let Event::HeartbeatAnswered { node, group, started_at_us } = &record.event else { continue };
+        let mut throughout = coordinators.get(group.as_str()).into_iter().flatten();
+        let Some((.., coordinator, by)) =
+            throughout.find(|(from_us, until_us, ..)| *from_us <= *started_at_us && record.at_us <= *until_us)
+        else {
+            continue;
+        };
+        facts += 1;
+        if coordinator != node {
+            let details = format!("node {node} answered a heartbeat of {group} while node {coordinator} coordinated it");
+            return violation(details, [*by, index]);
+        }
+    }
+    Ok(facts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +255,16 @@ mod tests {
         passes(check, &two(both.clone(), seen(Some(7), 3, &[("b", &[1]), ("a", &[0])])));
         fails(check, &two(both.clone(), seen(Some(7), 3, &[("a", &[0])])), &[0, 1]);
         fails(check, &two(both.clone(), GroupObserved { state: "Reconciling".into(), ..both }), &[0, 1]);
+    }
+
+    #[test]
+    fn a_heartbeat_is_answered_by_whoever_coordinates_the_group_all_the_while() {
+        let check = &ANSWERED_BY_COORDINATOR;
+        let answered = |node, started_at_us| Event::HeartbeatAnswered { node, group: "g".into(), started_at_us };
+        let coordinated = |node, from_us, until_us| Event::Coordinated { node, group: "g".into(), from_us, until_us };
+        // Between two coordinators it is not known who was.
+        passes(check, &[answered(1, 5), answered(2, 15), answered(2, 25), coordinated(1, 0, 12), coordinated(2, 25, 50)]);
+        fails(check, &[answered(1, 5), answered(1, 15), coordinated(1, 0, 10), coordinated(2, 12, 50)], &[1, 3]);
     }
 
     #[test]

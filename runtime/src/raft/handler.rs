@@ -22,6 +22,7 @@ use super::log_store::VoteWire;
 use super::message::{
     self, Append, AppendAnswer, Ballot, BallotAnswer, ChunkRequest, Offer, OfferAnswer, Transfer, TransferAnswer,
 };
+use super::promises::Promises;
 use super::replica::Replica;
 use super::snapshot::{self, Incoming};
 use super::type_config::{Entry, TypeConfig, Vote, log_id, position};
@@ -71,6 +72,7 @@ pub(crate) struct Handler<E: Env> {
     pub(crate) replica: Arc<Replica<E>>,
     pub(crate) peers: PeerNetwork<E>,
     pub(crate) log: ShardLog<E>,
+    pub(crate) promises: Arc<Promises>,
     pub(crate) kept_vote: Option<KeptVote>,
 }
 
@@ -81,6 +83,7 @@ impl<E: Env> Clone for Handler<E> {
             replica: self.replica.clone(),
             peers: self.peers.clone(),
             log: self.log.clone(),
+            promises: self.promises.clone(),
             kept_vote: self.kept_vote,
         }
     }
@@ -225,7 +228,7 @@ impl<E: Env> Handler<E> {
     /// records of a group that stopped because that failed.
     async fn durable(&self, position: Position, vote: Vote) -> Result<OfferAnswer, PeerFault> {
         if Mistake::SnapshotAcknowledgedBeforeInstalled.is_made() || self.is_durable(position) {
-            return Ok(OfferAnswer::Done(vote.into()));
+            return Ok(self.has(position, vote));
         }
         Mark::OfferHeldUntilDurable.reached();
         let deadline = E::now() + OFFER_PATIENCE;
@@ -235,10 +238,15 @@ impl<E: Env> Handler<E> {
             }
             E::sleep(DURABLE_LOOK_EVERY).await;
             if self.is_durable(position) {
-                return Ok(OfferAnswer::Done(vote.into()));
+                return Ok(self.has(position, vote));
             }
         }
         Ok(OfferAnswer::Pulling { done: 0, all: 0 })
+    }
+
+    fn has(&self, position: Position, vote: Vote) -> OfferAnswer {
+        self.promises.installed(position);
+        OfferAnswer::Done(vote.into())
     }
 
     /// Is this entry, and every one before it, on this disk: in the journal, or in a checkpoint that was adopted?

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::io;
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt, stream};
@@ -14,6 +15,7 @@ use openraft::{OptionalSend, RaftTypeConfig};
 use serde::{Deserialize, Serialize};
 
 use super::entry_codec;
+use super::promises::Promises;
 use super::type_config::{Entry, LeaderId, LogId, Payload, TypeConfig, Vote, log_id, position};
 use crate::journal::ShardLog;
 use lockstep_probe::Mark;
@@ -47,12 +49,13 @@ impl From<VoteWire> for Vote {
 /// The log of one shard.
 pub(crate) struct LogStore<E: Env> {
     log: ShardLog<E>,
+    promises: Arc<Promises>,
     _env: PhantomData<E>,
 }
 
 impl<E: Env> LogStore<E> {
-    pub(crate) fn new(log: ShardLog<E>) -> Self {
-        Self { log, _env: PhantomData }
+    pub(crate) fn new(log: ShardLog<E>, promises: Arc<Promises>) -> Self {
+        Self { log, promises, _env: PhantomData }
     }
 
     /// The part of a range that the log holds, as its first index and the one after the last.
@@ -66,7 +69,7 @@ impl<E: Env> LogStore<E> {
 
 impl<E: Env> Clone for LogStore<E> {
     fn clone(&self) -> Self {
-        Self::new(self.log.clone())
+        Self::new(self.log.clone(), self.promises.clone())
     }
 }
 
@@ -83,6 +86,14 @@ async fn read_piece<E: Env>(log: &ShardLog<E>, from: u64, to: u64, bytes_max: us
     };
     let next = last.index + 1;
     Ok((decode_entries(stored)?, next))
+}
+
+/// The vote that the journal holds.
+pub(crate) fn stored_vote<E: Env>(log: &ShardLog<E>) -> io::Result<Option<Vote>> {
+    let Some(bytes) = log.vote() else { return Ok(None) };
+    let wire: VoteWire = postcard::from_bytes(&bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("stored vote: {error}")))?;
+    Ok(Some(wire.into()))
 }
 
 fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
@@ -146,10 +157,7 @@ impl<E: Env> RaftLogReader<TypeConfig<E>> for LogStore<E> {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        let Some(bytes) = self.log.vote() else { return Ok(None) };
-        let wire: VoteWire = postcard::from_bytes(&bytes)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("stored vote: {error}")))?;
-        Ok(Some(wire.into()))
+        stored_vote(&self.log)
     }
 }
 
@@ -170,6 +178,7 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let bytes = postcard::to_allocvec(&VoteWire::from(*vote)).map_err(io::Error::other)?;
         self.log.save_vote(Bytes::from(bytes)).await?;
+        self.promises.voted(vote);
         self.log.env().reached(Step::VoteWritten);
         Ok(())
     }
@@ -198,7 +207,15 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
             (position(&entry.log_id), entry_codec::encode(&entry.payload))
         });
         let entries: Vec<(Position, Vec<Bytes>)> = entries.collect();
-        self.log.append(entries, Box::new(move |result| callback.io_completed(result)));
+        let last = entries.last().map(|(position, _)| *position);
+        let (promises, appending) = (self.promises.clone(), self.promises.appending());
+        let done = move |result: io::Result<()>| {
+            if let (Some(last), Ok(())) = (last, &result) {
+                promises.appended(last, appending);
+            }
+            callback.io_completed(result);
+        };
+        self.log.append(entries, Box::new(done));
         if changes_membership {
             self.log.env().reached(Step::MembershipAppended);
         }
@@ -207,6 +224,7 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         Mark::LogTruncated.reached();
+        self.promises.cut(last.as_ref().map(position));
         self.log.truncate_after(last.map(|last| last.index));
         Ok(())
     }

@@ -16,13 +16,17 @@ use lockstep_env::Env;
 
 use crate::env::{SimEnv, chance, random_below};
 
-use super::coordinator::{check, text, topic_name};
+use super::commits::{Identity, commit_error, commit_request};
+use super::coordinator::{Coordinator, check, text, topic_name};
 use super::{Context, one_of, partition_of, random_between};
 
 /// Kind of the resource that a topic's configuration belongs to.
 const TOPIC_RESOURCE: i8 = 2;
 /// Kind of the resource that a group's configuration belongs to.
 const GROUP_RESOURCE: i8 = 32;
+/// Group of the offsets of topics that come and go; nobody records anything of it.
+const KEEPER: &str = "keeper";
+const KEEPER_VERSION: i16 = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What an administrator meddles with.
@@ -74,7 +78,7 @@ pub async fn administer(context: Context, config: Administrator) {
         context.pause_unless_calm(random_between(&config.pause)).await;
         let Some(deed) = one_of(&deeds).filter(|_| !context.finish.is_calm()) else { continue };
         let outcome = match deed {
-            Deed::Topic(topic) => change_topic(&client, topic).await,
+            Deed::Topic(topic) => change_topic(&context, &client, topic).await,
             Deed::Grow(topic, max) => grow(&context, &client, topic, *max).await,
             Deed::Trim(topic) => trim(&context, &client, topic).await,
             Deed::Reset(group, topic) => reset(&context, &client, group, topic).await,
@@ -96,9 +100,11 @@ enum Deed<'a> {
     Configure(&'a String),
 }
 
-/// Creates the topic, or deletes it, or does both.
-async fn change_topic(client: &Client<SimEnv>, topic: &str) -> Result<(), ClientError> {
+/// Creates the topic, or deletes it, or does both. A group without members has committed something for it, which goes with it.
+async fn change_topic(context: &Context, client: &Client<SimEnv>, topic: &str) -> Result<(), ClientError> {
     let admin = Admin::new(client);
+    // It may not be there, or not everywhere yet.
+    let _ = keep_offset(context, client, topic).await;
     let create = || async { admin.create_topic(&NewTopic::new(topic, 1 + random_below(4) as i32)).await.map(drop) };
     match create().await {
         Err(error) if error.code() == Some(ErrorCode::TopicAlreadyExists) => {
@@ -107,6 +113,16 @@ async fn change_topic(client: &Client<SimEnv>, topic: &str) -> Result<(), Client
         }
         outcome => outcome,
     }
+}
+
+/// Commits for the topic's first partition in the name of a group without members.
+async fn keep_offset(context: &Context, client: &Client<SimEnv>, topic: &str) -> Result<(), ClientError> {
+    let (life, group, member_id) = (context.name.clone(), KEEPER.to_owned(), String::new());
+    let keeper = Identity { life, group, member_id, instance_id: None, epoch: -1 };
+    let request = commit_request(&keeper, KEEPER_VERSION, &BTreeMap::from([(TopicPartition::new(topic, 0), 0)]));
+    let mut coordinator = Coordinator::new(context, client, KEEPER);
+    let response = coordinator.ask(KEEPER_VERSION, PATIENCE, request, |_| 0).await?;
+    check("OffsetCommit", commit_error(&response))
 }
 
 async fn grow(context: &Context, client: &Client<SimEnv>, topic: &str, max: i32) -> Result<(), ClientError> {

@@ -154,7 +154,7 @@ impl<'a> Life<'a> {
             context,
             config,
             client: client.clone(),
-            coordinator: Coordinator::new(client, &config.group),
+            coordinator: Coordinator::new(context, client, &config.group),
             identity: Identity {
                 life,
                 group: config.group.clone(),

@@ -11,7 +11,7 @@ use lockstep_wire::codec::offset_fetch_request::{
 use lockstep_wire::codec::{OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse};
 
 use super::coordinator::{Coordinator, PATIENCE, check, group_id, text, topic_name};
-use super::{Context, is_outcome_unknown, partition_of};
+use super::{COMMIT_SLOW, Context, is_outcome_unknown, partition_of};
 
 /// The first version of OffsetCommit that names an instance.
 const COMMIT_INSTANCE_VERSION: i16 = 7;
@@ -131,6 +131,12 @@ pub(super) async fn commit(
     let result = outcome.and_then(|response| check("OffsetCommit", commit_error(&response)));
     if result.as_ref().is_err_and(is_outcome_unknown) {
         coordinator.forget();
+    }
+    if result.is_ok() && context.now_us().saturating_sub(started_at_us) >= COMMIT_SLOW.as_micros() as u64 {
+        // Whoever coordinates the group by now must know of it; an answer that does not come is none.
+        coordinator.forget();
+        let partitions: Vec<TopicPartition> = offsets.keys().cloned().collect();
+        let _ = committed(context, coordinator, FETCH_GROUPS_VERSION, &partitions).await;
     }
     result
 }

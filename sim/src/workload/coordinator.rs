@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use checker::Event;
 use lockstep_client::{BrokerConnection, Client, ClientError, ErrorCode};
 use lockstep_wire::api::Call;
 use lockstep_wire::codec::{GroupId, StrBytes, TopicName};
 
 use crate::env::SimEnv;
+
+use super::Context;
 
 /// How long a request is waited for that is answered at once.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
@@ -36,12 +39,13 @@ pub(super) fn check(what: &str, code: i16) -> Result<(), ClientError> {
 pub(super) struct Coordinator {
     pub(super) client: Client<SimEnv>,
     pub(super) group: String,
+    context: Context,
     connection: Option<BrokerConnection<SimEnv>>,
 }
 
 impl Coordinator {
-    pub(super) fn new(client: &Client<SimEnv>, group: &str) -> Self {
-        Self { client: client.clone(), group: group.to_owned(), connection: None }
+    pub(super) fn new(context: &Context, client: &Client<SimEnv>, group: &str) -> Self {
+        Self { client: client.clone(), group: group.to_owned(), context: context.clone(), connection: None }
     }
 
     /// A connection to the coordinator.
@@ -67,12 +71,21 @@ impl Coordinator {
         request: R,
         error_of: impl Fn(&R::Response) -> i16,
     ) -> Result<R::Response, ClientError> {
+        let context = self.context.clone();
         let connection = self.connection().await?;
+        let started_at_us = context.now_us();
+        let node = context.node_at(connection.address());
         let asked = async { connection.send(version, request)?.answer::<SimEnv>(patience).await };
         let answer = asked.await;
         match answer {
             Ok(answer) => match check(R::API_KEY.name(), error_of(&answer)) {
-                Ok(()) => Ok(answer),
+                Ok(()) => {
+                    if let Some(node) = node.filter(|_| R::API_KEY.name().ends_with("Heartbeat")) {
+                        let group = self.group.clone();
+                        context.record(Event::HeartbeatAnswered { node, group, started_at_us });
+                    }
+                    Ok(answer)
+                }
                 Err(error) => {
                     if matches!(error.code(), Some(ErrorCode::NotCoordinator | ErrorCode::CoordinatorNotAvailable)) {
                         self.forget();

@@ -9,7 +9,8 @@ use lockstep_env::Env;
 
 use crate::env::{SimEnv, chance, random_below};
 
-use super::{Commits, Context, Ending, Habits, START_OVER, partition_of, partitions_of, random_up_to, text_of};
+use super::commits::record_fetched;
+use super::{COMMIT_SLOW, Commits, Context, Ending, Habits, START_OVER, partition_of, partitions_of, random_up_to, text_of};
 
 /// What a member does.
 #[derive(Clone, Debug)]
@@ -56,8 +57,9 @@ pub async fn consume(context: Context, config: Member) {
     while !context.finish.is_due() {
         number += 1;
         let name = format!("{}.{number}", context.name);
-        let mut life = Life { context: &context, config: &config, name, has: BTreeSet::new(), done: BTreeMap::new() };
-        match life.live(&client).await {
+        let (has, done) = (BTreeSet::new(), BTreeMap::new());
+        let mut life = Life { context: &context, config: &config, client: &client, name, has, done };
+        match life.live().await {
             Ok(_) => context.pause_unless_calm(random_up_to(config.habits.away)).await,
             Err(error) => {
                 context.note(format!("{} gives up: {error}", life.name));
@@ -71,6 +73,7 @@ pub async fn consume(context: Context, config: Member) {
 struct Life<'a> {
     context: &'a Context,
     config: &'a Member,
+    client: &'a Client<SimEnv>,
     name: String,
     has: BTreeSet<TopicPartition>,
     /// Read and not committed: the next offset to read.
@@ -82,7 +85,7 @@ impl Life<'_> {
         self.context.record(event(self.config.group.clone(), self.name.clone()));
     }
 
-    async fn live(&mut self, client: &Client<SimEnv>) -> Result<Ending, ClientError> {
+    async fn live(&mut self) -> Result<Ending, ClientError> {
         let habits = &self.config.habits;
         let is_part = self.context.has_whim(self.config.part_per_mille);
         let mut topics = self.config.topics.clone();
@@ -95,7 +98,7 @@ impl Life<'_> {
         config.assignor = self.config.assignor.clone();
         config.session_timeout = self.config.session_timeout;
         config.rebalance_timeout = self.config.rebalance_timeout;
-        let consumer = GroupConsumer::new(client, config)?;
+        let consumer = GroupConsumer::new(self.client, config)?;
         consumer.join_group().await?;
         let epoch = Some(consumer.member_epoch());
         self.record(|group, member| Event::Joined { group, member, epoch });
@@ -113,6 +116,9 @@ impl Life<'_> {
                 let (partition, offset) = (partition_of(&at), message.offset);
                 self.record(|group, member| Event::Polled { group, member, partition, offset, value });
                 self.done.insert(at, offset + 1);
+            }
+            if self.context.has_whim(habits.busy_per_mille) {
+                self.context.pause_unless_calm(random_up_to(habits.busy)).await;
             }
             if self.context.has_whim(habits.slow_per_mille) {
                 self.context.pause_unless_calm(random_up_to(habits.slow)).await;
@@ -167,21 +173,27 @@ impl Life<'_> {
                 self.commit(consumer, &done).await;
                 self.release(&partitions, false);
             }
-            GroupEvent::Lost(partitions) => {
-                self.done.retain(|at, _| !partitions.contains(at));
-                self.release(&partitions, true);
-            }
+            GroupEvent::Lost(partitions) => self.release(&partitions, true),
         }
     }
 
     fn release(&mut self, partitions: &[TopicPartition], is_lost: bool) {
         self.has.retain(|at| !partitions.contains(at));
+        self.done.retain(|at, _| !partitions.contains(at));
         let partitions = partitions_of(partitions);
         self.record(|group, member| Event::Released { group, member, partitions, is_lost });
     }
 
-    /// One request of all partitions, or one of each.
-    async fn commit(&self, consumer: &GroupConsumer<SimEnv>, done: &BTreeMap<TopicPartition, i64>) {
+    /// Makes sure of a commit that took its time: it must be there, whoever coordinates the group by now. An answer that does not come is none.
+    async fn read_back(&self, partitions: &[TopicPartition]) {
+        let started_at_us = self.context.now_us();
+        let Ok(found) = self.client.committed_offsets(&self.config.group, Some(partitions)).await else { return };
+        let found = partitions.iter().map(|at| (at.clone(), found.get(at).copied())).collect();
+        record_fetched(self.context, &self.config.group, &found, started_at_us);
+    }
+
+    /// One request of all partitions, or one of each. What was not acknowledged is to be committed again.
+    async fn commit(&mut self, consumer: &GroupConsumer<SimEnv>, done: &BTreeMap<TopicPartition, i64>) {
         let commits: Vec<BTreeMap<TopicPartition, i64>> = if chance(500) {
             done.iter().map(|(at, offset)| BTreeMap::from([(at.clone(), *offset)])).collect()
         } else {
@@ -190,8 +202,13 @@ impl Life<'_> {
         for commit in commits {
             let started_at_us = self.context.now_us();
             let outcome = consumer.commit_offsets(&commit).await;
+            let took_us = self.context.now_us().saturating_sub(started_at_us);
+            let partitions: Vec<TopicPartition> = commit.keys().cloned().collect();
             for (at, offset) in commit {
                 let partition = partition_of(&at);
+                if outcome.is_err() && self.has.contains(&at) {
+                    self.done.entry(at).or_insert(offset);
+                }
                 self.record(|group, member| match &outcome {
                     Ok(()) => Event::Committed { group, member, partition, offset, started_at_us },
                     // It may have been sent before, by an attempt that was not answered.
@@ -200,6 +217,9 @@ impl Life<'_> {
                         Event::CommitUnknown { group, member, partition, offset, started_at_us, reason }
                     }
                 });
+            }
+            if outcome.is_ok() && took_us >= COMMIT_SLOW.as_micros() as u64 {
+                self.read_back(&partitions).await;
             }
         }
     }

@@ -86,6 +86,8 @@ pub struct Context {
     pub history: History,
     /// When it ends.
     pub finish: Finish,
+    /// For how long its client tries what fails.
+    pub patience: Duration,
 }
 
 impl Context {
@@ -98,6 +100,11 @@ impl Context {
     /// Records what was seen or done.
     pub fn record(&self, event: Event) {
         self.history.add(self.now_us(), &self.name, event);
+    }
+
+    /// The broker with this address: they are listed by their ids, from 1 on.
+    fn node_at(&self, address: &str) -> Option<u64> {
+        self.brokers.iter().zip(1..).find_map(|(broker, node)| (broker == address).then_some(node))
     }
 
     /// Adds to the timeline of the run, for people.
@@ -117,7 +124,7 @@ impl Context {
     }
 
     fn client_config(&self) -> ClientConfig {
-        ClientConfig { brokers: self.brokers.clone(), timeout: Duration::from_secs(10), client_id: self.name.clone() }
+        ClientConfig { brokers: self.brokers.clone(), timeout: self.patience, client_id: self.name.clone() }
     }
 
     /// Sleeps, at most until the end.
@@ -174,6 +181,10 @@ pub struct Habits {
     pub slow_per_mille: u64,
     /// How long that is, at most.
     pub slow: Duration,
+    /// How often in a thousand polls it works for a moment on what it has read, while it is asked for other things.
+    pub busy_per_mille: u64,
+    /// How long that is, at most.
+    pub busy: Duration,
     /// How often in a thousand polls it leaves and comes back later.
     pub leave_per_mille: u64,
     /// How often in a thousand polls it vanishes without a word and comes back later, as another member unless it is static.
@@ -189,12 +200,17 @@ impl Default for Habits {
             poll: Duration::from_millis(500),
             slow_per_mille: 0,
             slow: Duration::from_secs(9),
+            busy_per_mille: 0,
+            busy: Duration::from_millis(900),
             leave_per_mille: 0,
             vanish_per_mille: 0,
             away: Duration::from_secs(2),
         }
     }
 }
+
+/// A commit that took longer than this ran into something, and its member makes sure of it.
+const COMMIT_SLOW: Duration = Duration::from_millis(200);
 
 /// How a life of a member ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use checker::{Event, Partition};
-use lockstep_client::{Acks, Client, Compression, Producer, ProducerConfig, ProducerRecord};
+use lockstep_client::{Acks, Client, Compression, ErrorCode, Producer, ProducerConfig, ProducerRecord};
+use lockstep_env::Env;
 
 use crate::env::{SimEnv, chance, random_below};
 
@@ -23,6 +24,9 @@ pub enum Promise {
     /// Nothing: no outcome is ever known.
     None,
 }
+
+/// Pause after which a record does not come into the same batch as the one before, at most.
+const BETWEEN_BATCHES: Duration = Duration::from_millis(3);
 
 /// What a producer sends.
 #[derive(Clone, Debug)]
@@ -123,6 +127,10 @@ async fn live(context: &Context, config: &Produce, client: &Client<SimEnv>, life
                 record.headers.push((Bytes::from_static(b"padding"), Some(padding)));
             }
             window.push((topic.clone(), value, producer.send(&record).await));
+            // What is sent a moment later comes in a batch of its own, while the one before is still on its way.
+            if chance(300) {
+                SimEnv::sleep(random_between(&(Duration::ZERO..BETWEEN_BATCHES))).await;
+            }
         }
         for (topic, value, sent) in window {
             let outcome = match sent {
@@ -138,6 +146,12 @@ async fn live(context: &Context, config: &Produce, client: &Client<SimEnv>, life
                     context.record(Event::Acknowledged { value, partition, offset: metadata.offset });
                 }
                 Err(error) => {
+                    // A broker that forgets or loses what a producer sent would say so.
+                    assert_ne!(
+                        error.code(),
+                        Some(ErrorCode::OutOfOrderSequenceNumber),
+                        "{value} does not follow what was stored of its producer"
+                    );
                     context.note(format!("outcome of {value} unknown: {error}"));
                     context.record(Event::Unknown { value, reason: error.to_string() });
                     all_known = false;

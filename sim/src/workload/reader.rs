@@ -93,7 +93,9 @@ async fn read_from_leader(
     };
     let consumer = Consumer::new(client, fetch);
     consumer.assign(&BTreeMap::from([(at.clone(), StartAt::Offset(start))])).await?;
-    for message in consumer.poll(100, Duration::from_millis(500)).await? {
+    let messages = consumer.poll(100, Duration::from_millis(500)).await?;
+    assert_begins(config, at, start, messages.first().map(|message| message.offset));
+    for message in messages {
         record(context, at, message.offset, message.value.as_deref());
     }
     Ok(())
@@ -127,13 +129,22 @@ async fn read_from_any(
             connection.address(),
         );
         check("Fetch", code)?;
-        for (offset, value) in records_of(&partition.records.unwrap_or_default()) {
-            if offset >= start {
-                record(context, at, offset, value.as_deref());
-            }
+        let mut records = records_of(&partition.records.unwrap_or_default());
+        records.retain(|(offset, _)| *offset >= start);
+        assert_begins(config, at, start, records.first().map(|(offset, _)| *offset));
+        for (offset, value) in records {
+            record(context, at, offset, value.as_deref());
         }
     }
     Ok(())
+}
+
+/// Where nothing is removed, what is read from an offset on begins there.
+fn assert_begins(config: &Reader, at: &TopicPartition, start: i64, first: Option<i64>) {
+    assert!(
+        !config.is_kept || first.is_none_or(|first| first == start),
+        "what is read of {at} from offset {start} on begins at {first:?}"
+    );
 }
 
 /// Offsets and values. What follows the last whole batch is left out.

@@ -94,7 +94,7 @@ impl<'a> Life<'a> {
             context,
             config,
             client: client.clone(),
-            coordinator: Coordinator::new(client, &config.group),
+            coordinator: Coordinator::new(context, client, &config.group),
             reading: Reading::new(context, client, &config.group, &life),
             identity: Identity { life, group, member_id, instance_id: None, epoch: 0 },
             member,

@@ -81,7 +81,7 @@ pub async fn haunt(context: Context, config: Zombie) {
             context: &context,
             config: &config,
             client: client.clone(),
-            coordinator: Coordinator::new(&client, &config.group),
+            coordinator: Coordinator::new(&context, &client, &config.group),
             identity: Identity {
                 life,
                 group: config.group.clone(),

@@ -18,6 +18,8 @@ pub(super) struct Inode {
     /// What is not durable, oldest first.
     pending: Vec<Pending>,
     next: u64,
+    /// Where the last write of something else than zeros began.
+    last_write: usize,
     /// Held by every open handle too.
     pub(super) handles: Arc<()>,
 }
@@ -81,6 +83,10 @@ impl Inode {
         let old_end = len_before.min(offset + new.len());
         let old = self.content.get(offset..old_end).unwrap_or_default().to_vec();
         put(&mut self.content, offset, &new);
+        // Zeros only make room.
+        if new.iter().any(|byte| *byte != 0) {
+            self.last_write = offset;
+        }
         self.push(Change::Write { offset, new, old, len_before });
     }
 
@@ -172,7 +178,9 @@ impl Inode {
     }
 
     /// Flips a bit of a durable byte drawn at random, preferably one that is not zero; where it is. `None` when there are no such bytes.
-    pub(super) fn flip_bit(&mut self) -> Option<usize> {
+    /// `before_last_write`: of one that lies before what was written last.
+    pub(super) fn flip_bit(&mut self, before_last_write: bool) -> Option<usize> {
+        let limit = if before_last_write { self.last_write } else { self.content.len() };
         let is_durable = |at: usize| {
             !self.pending.iter().any(|pending| match &pending.change {
                 Change::Write { offset, new, .. } => (*offset..offset + new.len()).contains(&at),
@@ -182,8 +190,8 @@ impl Inode {
         };
         let mut zero = None;
         for _ in 0..64 {
-            let at = usize::try_from(random_below(self.content.len() as u64)).ok()?;
-            if self.content.is_empty() || !is_durable(at) {
+            let at = usize::try_from(random_below(limit as u64)).ok()?;
+            if limit == 0 || !is_durable(at) {
                 continue;
             }
             zero = Some(at);

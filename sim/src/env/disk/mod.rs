@@ -75,6 +75,15 @@ pub enum Operation {
     Sync,
 }
 
+/// Where in a file a bit may flip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flip {
+    /// In any durable byte.
+    Anywhere,
+    /// In a durable byte before what was written last.
+    BeforeLastWrite,
+}
+
 /// A host's disk. Cheap to clone; clones made by [`SimDisk::boot`] see the same content.
 #[derive(Clone)]
 pub struct SimDisk {
@@ -234,13 +243,16 @@ impl SimDisk {
 
     /// Flips one bit, drawn from the seed, of one of the files that `choose` wants; where. Only bytes that are durable are touched.
     /// `None` when there are none. To spare what is being written is up to `choose`.
-    pub fn flip_bit(&self, choose: impl Fn(&Path) -> bool) -> Option<(PathBuf, u64)> {
+    pub fn flip_bit(&self, choose: impl Fn(&Path) -> Option<Flip>) -> Option<(PathBuf, u64)> {
         let mut state = self.state();
-        let mut chosen: Vec<(PathBuf, u64)> = state.tree.files().into_iter().filter(|(path, _)| choose(path)).collect();
+        let files = state.tree.files().into_iter();
+        let mut chosen: Vec<(PathBuf, u64, Flip)> =
+            files.filter_map(|(path, inode)| choose(&path).map(|flip| (path, inode, flip))).collect();
         while !chosen.is_empty() {
             let drawn = usize::try_from(random_below(chosen.len() as u64)).unwrap_or(0);
-            let (path, inode) = chosen.swap_remove(drawn);
-            if let Some(at) = state.inodes.get_mut(&inode).and_then(Inode::flip_bit) {
+            let (path, inode, flip) = chosen.swap_remove(drawn);
+            let flipped = state.inodes.get_mut(&inode).and_then(|inode| inode.flip_bit(flip == Flip::BeforeLastWrite));
+            if let Some(at) = flipped {
                 self.trace.event(&self.lane, format!("a bit of {} flips at {at}", path.display()));
                 return Some((path, at as u64));
             }
