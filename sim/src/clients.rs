@@ -198,7 +198,7 @@ fn producer(choice: ProducerChoice, grows: bool) -> Produce {
         ProducerChoice::Unacknowledged => Promise::None,
     };
     let mut config = Produce::new(vec![TOPIC.to_owned()], promise);
-    config.pause = Duration::from_millis(60)..Duration::from_millis(240);
+    config.pause = Duration::from_millis(110)..Duration::from_millis(380);
     if grows {
         config.keys = 0;
     }

@@ -250,7 +250,7 @@ async fn configure(context: &Context, client: &Client<SimEnv>, group: &str) -> R
     };
     let configs = vec![
         set("consumer.heartbeat.interval.ms", 300 + random_below(700)),
-        set("consumer.session.timeout.ms", 6_000 + random_below(3_000)),
+        set("consumer.session.timeout.ms", 2_600 + random_below(2_400)),
     ];
     let resource = AlterConfigsResource::default()
         .with_resource_type(GROUP_RESOURCE)
