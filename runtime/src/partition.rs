@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use crate::storage::batch::{BatchHeader, HEADER_LEN};
 use crate::storage::state::{FileSource, Partition, Segment, Source};
 use crate::storage::store::Inner;
+use crate::storage::suspicion::FoundBy;
 use lockstep_probe::Mark;
 
 /// Read again so often when files were exchanged under a read.
@@ -133,7 +134,11 @@ impl<E: Env> PartitionLog<E> {
                     Mark::ReadOfExchangedFiles.reached();
                     attempt += 1;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // Whoever asks again, or elsewhere, may be lucky: the file is repaired from another replica at once.
+                    self.store.suspect(source.segment, FoundBy::Reader);
+                    return Err(error);
+                }
             }
         }
     }

@@ -9,7 +9,8 @@ pub(crate) const HEADER_LEN: usize = 61;
 /// Bytes before and including the length field.
 const LENGTH_END: usize = 12;
 const CRC_START: usize = 17;
-const CRC_END: usize = 21;
+/// The batch's checksum covers what begins here.
+pub(crate) const CRC_END: usize = 21;
 /// Attribute bit 3 (of the low byte): timestamps are those of the append.
 const LOG_APPEND_TIME: u8 = 1 << 3;
 
