@@ -48,6 +48,8 @@ steps! {
     SnapshotStaged,
     /// A leader's snapshot has become the checkpoint; its segments are not moved to their places yet.
     SnapshotAdopted,
+    /// A piece of another replica's copy of a damaged segment was written beside it; more may be missing.
+    SegmentPieceFetched,
     /// Another replica's copy of a damaged segment is complete and durable beside it, and has not taken its place.
     SegmentRepairStaged,
     /// A vote is durable: a candidate has not asked the others yet, or a voter has not answered.

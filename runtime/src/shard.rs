@@ -21,11 +21,12 @@ use crate::peer::{IncomingRequest, PeerFault, PeerIdentity, PeerReply};
 pub use crate::raft::GroupWaiter;
 use crate::raft::{
     self, Handler, KeptVote, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Proposals, Raft,
-    RaftStatus, Replica, STOPPED, ShardContext, StateMachine,
+    RaftStatus, Repairer, Replica, STOPPED, ShardContext, StateMachine,
 };
 use crate::retention::Retention;
+use crate::scrub::Scrub;
 use crate::status::ShardReport;
-use crate::storage::{Checkpoints, PartitionStore, SegmentEntry, StoreOptions};
+use crate::storage::{Checkpoints, PartitionStore, ScrubCounts, SegmentEntry, StoreOptions};
 use lockstep_probe::{Mark, Mistake};
 
 /// A payload longer than this does not fit a frame between nodes.
@@ -155,11 +156,20 @@ impl<E: Env> Shard<E> {
             clocks: context.clocks.clone(),
             check_interval: config.retention_check_interval,
         };
+        let scrub = Scrub {
+            replica: replica.clone(),
+            turns: context.scrubs.clone(),
+            interval: config.scrub_interval,
+            bytes_per_second: config.scrub_bytes_per_second,
+        };
+        let repairer = Repairer { replica: replica.clone(), peers: context.peers.clone() };
         let mut tasks = vec![
             E::spawn(proposals.clone().run(context.env.clone(), raft.clone())),
             E::spawn(duties.run()),
             E::spawn(upkeep.run()),
             E::spawn(retention.run()),
+            E::spawn(scrub.run()),
+            E::spawn(repairer.run()),
             E::spawn(raft::record_changes(raft.clone(), replica.clone())),
             E::spawn(raft::checkpoint(context.clone(), raft.clone(), replica.clone())),
         ];
@@ -262,6 +272,12 @@ impl<E: Env> Shard<E> {
     #[must_use]
     pub fn segments(&self, topic_id: TopicId, partition: u32) -> Vec<SegmentEntry> {
         self.inner.replica.store.segments(topic_id, partition)
+    }
+
+    /// What comparing segments with their checksums came to since the start.
+    #[must_use]
+    pub fn scrub_counts(&self) -> ScrubCounts {
+        self.inner.replica.store.scrub_counts()
     }
 
     /// A ticket for changes of a group: take it before reading the state, then await [`GroupWaiter::changed`].

@@ -18,6 +18,7 @@ mod log_store;
 mod message;
 mod network;
 mod proposals;
+mod repair;
 mod replica;
 mod snapshot;
 mod state_machine;
@@ -47,6 +48,7 @@ pub(crate) use leadership::{Leadership, STOPPED};
 pub(crate) use log_store::LogStore;
 pub(crate) use network::NetworkFactory;
 pub(crate) use proposals::Proposals;
+pub(crate) use repair::Repairer;
 pub(crate) use replica::{Progress, Replica};
 pub(crate) use snapshot::restore;
 pub(crate) use state_machine::{StateMachine, take_turns};
@@ -73,6 +75,8 @@ pub(crate) struct ShardContext<E: Env> {
     pub(crate) founding_voters: Option<BTreeMap<NodeId, Member>>,
     /// One permit: shards of a node are checkpointed one after another.
     pub(crate) checkpoints: Arc<Semaphore>,
+    /// One permit: a node reads one segment at a time to compare it with its checksum.
+    pub(crate) scrubs: Arc<Semaphore>,
     pub(crate) clocks: Clocks,
 }
 

@@ -126,13 +126,15 @@ impl<E: Env> PartitionStore<E> {
     /// Where the first batch begins that is not as it should be; `None` when each one is good by itself: a byte changed that no batch's checksum covers.
     pub(crate) async fn locate_damage(&self, damage: &Damage) -> Option<u64> {
         let entry = &damage.entry;
-        let Ok(file) = self.inner.file(entry.name, damage.generation, OpenMode::ReadWrite).await else { return Some(0) };
+        let Ok(file) = self.inner.file(entry.name, damage.generation, OpenMode::ReadWrite).await else {
+            return Some(0);
+        };
         let (mut position, mut expected) = (0, entry.name.base_offset);
         while position < entry.len {
             let head = file.read_at(position, HEADER_LEN).await.unwrap_or_default();
             let left = entry.len - position;
-            let header = BatchHeader::parse(&head)
-                .filter(|header| header.base_offset == expected && header.len as u64 <= left);
+            let header =
+                BatchHeader::parse(&head).filter(|header| header.base_offset == expected && header.len as u64 <= left);
             let Some(header) = header else { return Some(position) };
             // In pieces: a length that is wrong must not decide how much memory this takes.
             let (mut at, mut crc32c) = (CRC_END, 0);

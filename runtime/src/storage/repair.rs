@@ -193,8 +193,9 @@ impl<E: Env> Repair<E> {
         }
         let all_there = bytes.len() as u64 == len;
         // Where nothing waits to be written the checksum of the whole is known; otherwise the next check will have it.
-        let known_wrong =
-            written == now.len && crc32c::crc32c_append(self.crc32c, &bytes) != now.crc32c && self.crc32c == entry.crc32c;
+        let known_wrong = written == now.len
+            && crc32c::crc32c_append(self.crc32c, &bytes) != now.crc32c
+            && self.crc32c == entry.crc32c;
         if !all_there || known_wrong {
             return Err(RepairError::DamagedSince);
         }

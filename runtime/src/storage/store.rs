@@ -372,7 +372,13 @@ impl<E: Env> PartitionStore<E> {
 
     /// Up to `len` bytes (at most 4 MiB) of the first `whole` bytes of a segment, for a replica whose own copy is damaged. `NotFound` when there is no such
     /// segment here, or not so much of it.
-    pub(crate) async fn read_part(&self, segment: SegmentName, whole: u64, offset: u64, len: usize) -> io::Result<Bytes> {
+    pub(crate) async fn read_part(
+        &self,
+        segment: SegmentName,
+        whole: u64,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<Bytes> {
         let not_found = || io::Error::from(io::ErrorKind::NotFound);
         let (_, written, generation) = self.inner.listed(segment).ok_or_else(not_found)?;
         if written < whole || offset >= whole {

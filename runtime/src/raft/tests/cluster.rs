@@ -158,6 +158,7 @@ impl Cluster {
         let founders: BTreeMap<NodeId, Member> = (1..=self.size).map(founder).collect();
         let cache = Cache::new(8 << 20);
         let checkpoints = Arc::new(Semaphore::new(1));
+        let scrubs = Arc::new(Semaphore::new(1));
         for shard in (0..self.shard_count).map(ShardId) {
             let context = ShardContext {
                 env: env.clone(),
@@ -169,6 +170,7 @@ impl Cluster {
                 cache: cache.clone(),
                 founding_voters: Some(founders.clone()),
                 checkpoints: checkpoints.clone(),
+                scrubs: scrubs.clone(),
                 clocks: Clocks::new(1),
             };
             let started = Shard::start(context).await.unwrap();
