@@ -304,7 +304,7 @@ async fn a_crash_in_the_middle_of_a_repair_leaves_one_file_or_the_other() {
 #[tokio::test]
 async fn an_index_made_from_the_damaged_log_is_made_again() {
     let entries = random_entries(77, Shape { entries: 300, content_max: 40_000, drops: false, deletes: false });
-    let options = crate::storage::StoreOptions::new(400_000, crate::storage::Cache::new(0));
+    let options = crate::storage::StoreOptions::new(100_000, crate::storage::Cache::new(0));
     let disk = MemoryDisk::default();
     let other = MemoryDisk::default();
     let mut replicas = Vec::new();
