@@ -107,6 +107,7 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
         return Err(format!("a broker does not start again: {error}"));
     }
     convergence::led(cluster).await?;
+    convergence::whole(cluster).await?;
     if matches!(choices.deletion, Deletion::BySize | Deletion::ByAge) {
         let addresses = cluster.addresses();
         let kept = admin::keep_all(&clients.client, &addresses, TOPIC);
