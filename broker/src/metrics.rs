@@ -265,7 +265,11 @@ fn encode_node<E: Env>(encoder: &mut DescriptorEncoder, broker: &Broker<E>) -> f
 fn encode_scrub(encoder: &mut DescriptorEncoder, counts: ScrubCounts) -> fmt::Result {
     let rows = [
         ("segments_scrubbed", "Segments that were compared with their checksums", counts.segments),
-        ("segment_bytes_scrubbed", "Bytes of segments that were read to compare them with their checksums", counts.bytes),
+        (
+            "segment_bytes_scrubbed",
+            "Bytes of segments that were read to compare them with their checksums",
+            counts.bytes,
+        ),
         ("segments_found_damaged", "Segments that did not hold what was stored", counts.damaged),
         ("segments_repaired", "Damaged segments that were replaced by another node's copy", counts.repaired),
     ];

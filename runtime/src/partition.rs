@@ -46,6 +46,14 @@ pub enum ReadError {
         /// Byte position.
         position: u64,
     },
+    /// A batch read from disk names another leader epoch than the one it was appended in: it is damaged where no checksum of its own covers it.
+    #[error("{path} is damaged: the batch at offset {offset} names another leader epoch than its own")]
+    WrongEpoch {
+        /// File.
+        path: String,
+        /// The batch's base offset.
+        offset: i64,
+    },
     /// The disk failed.
     #[error("{path}: {source}")]
     Io {

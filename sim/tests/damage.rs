@@ -14,7 +14,8 @@ const SEEDS: u64 = 8;
 fn case(seed: u64) -> Case {
     let mut case = Case::of_seed(seed);
     let place = |step: Step| Step::ALL.iter().position(|it| *it == step).unwrap_or_default();
-    let damage = |at_ms, node, restarts| Planned { at_ms, fault: Fault::DamagedSegment { node, restarts }, lasts_ms: 0 };
+    let damage =
+        |at_ms, node, restarts| Planned { at_ms, fault: Fault::DamagedSegment { node, restarts }, lasts_ms: 0 };
     let crash = |at_ms, step, death| {
         let fault = Fault::CrashAt { step: place(step), nth: 1, death };
         Planned { at_ms, fault, lasts_ms: 1_500 }

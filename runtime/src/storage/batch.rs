@@ -23,6 +23,8 @@ pub(crate) struct BatchHeader {
     pub(crate) next_offset: i64,
     /// Length of the whole batch in bytes.
     pub(crate) len: usize,
+    /// The epoch in which it was appended. The batch's checksum does not cover it.
+    pub(crate) leader_epoch: i32,
     /// Largest timestamp in milliseconds; −1 when there is none.
     pub(crate) max_timestamp_ms: i64,
     /// CRC32C of everything from byte 21 on.
@@ -44,6 +46,7 @@ impl BatchHeader {
             base_offset,
             next_offset: base_offset.checked_add(i64::from(last_offset_delta))?.checked_add(1)?,
             len,
+            leader_epoch: i32::from_be_bytes(field(header, 12)?),
             max_timestamp_ms: i64::from_be_bytes(field(header, 35)?),
             crc32c: u32::from_be_bytes(field(header, CRC_START)?),
         })

@@ -394,6 +394,13 @@ impl<E: Env> PartitionStore<E> {
         self.inner.suspect(name, by);
     }
 
+    /// The segment that holds this offset.
+    pub(crate) fn segment_of(&self, topic_id: TopicId, partition: u32, offset: i64) -> Option<SegmentName> {
+        let partition = self.inner.partition(PartitionKey { topic_id, partition })?;
+        let state = partition.lock();
+        state.segments().map(|segment| segment.entry.name).take_while(|name| name.base_offset <= offset).last()
+    }
+
     /// The segments that are suspected.
     pub(crate) fn suspicions(&self) -> &Suspicions {
         &self.inner.suspicions

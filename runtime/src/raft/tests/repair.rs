@@ -117,6 +117,22 @@ async fn a_reader_is_given_nothing_damaged_and_soon_everything() {
         let read = log.read(offset, 1, true).await.unwrap().concat();
         assert_eq!(read, good[..read.len()]);
     }
+    // The leader epoch, bytes 12..16 of a batch, is covered by no checksum of the batch.
+    let good = content(&cluster, leader, names[3]);
+    damage(&cluster, leader, names[3], 15);
+    let shard = cluster.node(leader).shard(0);
+    let log = shard.log(TOPIC, 0).unwrap();
+    let read = log.read(names[3].base_offset, 10_000, true).await.unwrap();
+    let checked = shard.check_epochs(TOPIC, 0, &read);
+    assert!(
+        matches!(checked, Err(ReadError::WrongEpoch { offset, .. }) if offset == names[3].base_offset),
+        "{checked:?}"
+    );
+    eventually("the file is whole again", || content(&cluster, leader, names[3]) == good).await;
+    eventually("the new file is read", || shard.scrub_counts().repaired == 2).await;
+    let read = log.read(0, 1 << 20, true).await.unwrap();
+    assert!(shard.check_epochs(TOPIC, 0, &read).is_ok());
+    drop(shard);
     cluster.assert_same_records(&[1, 2, 3], usize::from(BATCHES)).await;
     cluster.stop().await;
 }
