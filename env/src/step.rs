@@ -48,10 +48,6 @@ steps! {
     SnapshotStaged,
     /// A leader's snapshot has become the checkpoint; its segments are not moved to their places yet.
     SnapshotAdopted,
-    /// A piece of another replica's copy of a damaged segment was written beside it; more may be missing.
-    SegmentPieceFetched,
-    /// Another replica's copy of a damaged segment is complete and durable beside it, and has not taken its place.
-    SegmentRepairStaged,
     /// A vote is durable: a candidate has not asked the others yet, or a voter has not answered.
     VoteWritten,
     /// A change of membership was handed to the journal.
@@ -60,6 +56,10 @@ steps! {
     MembershipApplied,
     /// A node agrees with the others on the cluster that they start, and has not written it down.
     BeforeJoin,
+    /// A piece of another replica's copy of a damaged segment was written beside it; more may be missing.
+    SegmentPieceFetched,
+    /// Another replica's copy of a damaged segment is complete and durable beside it, and has not taken its place.
+    SegmentRepairStaged,
 }
 
 #[cfg(test)]
