@@ -101,8 +101,7 @@ fn who_reads_a_damaged_segment_gets_the_right_records_once_it_is_repaired() {
             Admin::new(&client).create_topic(&NewTopic::new(TOPIC, 1)).await.expect("created");
             let producer = Producer::new(&client, ProducerConfig::default()).expect("a producer");
             for number in 0..RECORDS {
-                let value = value(number);
-                let record = ProducerRecord::new(TOPIC, value.as_str()).with_partition(0);
+                let record = ProducerRecord::new(TOPIC, value(number)).with_partition(0);
                 producer.send(&record).await.expect("sent").await.expect("stored");
             }
             // Broker 3 has a good copy of everything; followers are not read from, so theirs may stay damaged.
