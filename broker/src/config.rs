@@ -17,6 +17,10 @@ pub const WORKER_THREADS_MAX: usize = 256;
 
 /// A day: who looks less often for records that are to be deleted keeps them all.
 const RETENTION_CHECK_INTERVAL_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+/// A year.
+const SCRUB_INTERVAL_MS_MAX: u64 = 365 * 24 * 60 * 60 * 1_000;
+/// Slower than this nothing would ever be read to its end.
+const SCRUB_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 
 /// What is wrong with a configuration, on one line: `cluster.peers[1].address: missing`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -192,6 +196,8 @@ pub struct StorageSection {
     default_partitions: Option<u32>,
     segment_bytes: Option<u64>,
     retention_check_interval_ms: Option<u64>,
+    scrub_interval_ms: Option<u64>,
+    scrub_bytes_per_second: Option<u64>,
     cache_bytes: Option<u64>,
     disk_reserve_bytes: Option<u64>,
     durability: Option<DurabilityName>,
@@ -480,6 +486,24 @@ impl StorageSection {
             }
             node.retention_check_interval = Duration::from_millis(milliseconds);
         }
+        if let Some(milliseconds) = self.scrub_interval_ms {
+            if milliseconds > SCRUB_INTERVAL_MS_MAX {
+                return Err(ConfigError::new(
+                    "config.scrub_interval_ms",
+                    format!("must lie between 0 (never) and {SCRUB_INTERVAL_MS_MAX}"),
+                ));
+            }
+            node.scrub_interval = Duration::from_millis(milliseconds);
+        }
+        if let Some(bytes) = self.scrub_bytes_per_second {
+            if bytes < SCRUB_BYTES_PER_SECOND_MIN {
+                return Err(ConfigError::new(
+                    "config.scrub_bytes_per_second",
+                    format!("must be at least {SCRUB_BYTES_PER_SECOND_MIN}"),
+                ));
+            }
+            node.scrub_bytes_per_second = bytes;
+        }
         if let Some(bytes) = self.cache_bytes {
             if bytes < 1 << 20 {
                 return Err(ConfigError::new("config.cache_bytes", "must be at least 1048576"));
@@ -624,6 +648,8 @@ mod tests {
             (r#"{"config":{"durability":"maybe"}}"#, "config.durability: "),
             (r#"{"config":{"default_partitions":0}}"#, "config.default_partitions: "),
             (r#"{"config":{"retention_check_interval_ms":0}}"#, "config.retention_check_interval_ms: "),
+            (r#"{"config":{"scrub_interval_ms":99999999999999}}"#, "config.scrub_interval_ms: "),
+            (r#"{"config":{"scrub_bytes_per_second":0}}"#, "config.scrub_bytes_per_second: "),
             (r#"{"cluster":{"enabled":true}}"#, "cluster.node_id: missing"),
             (r#"{"cluster":{"enabled":true,"node_id":1}}"#, "cluster.peers: missing"),
             (r#"{"cluster":{"enabled":true,"node_id":1,"peers":[]}}"#, "cluster.peers: "),

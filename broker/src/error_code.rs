@@ -211,7 +211,10 @@ impl ErrorCode {
         match error {
             LogReadError::OutOfRange { .. } => Self::OffsetOutOfRange,
             LogReadError::Gone => Self::UnknownTopicOrPartition,
-            LogReadError::Damaged { .. } | LogReadError::Io { .. } => Self::KafkaStorageError,
+            // Clients ask again, here or elsewhere, while the segment is repaired.
+            LogReadError::Damaged { .. } | LogReadError::WrongEpoch { .. } | LogReadError::Io { .. } => {
+                Self::KafkaStorageError
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lockstep_core::view::{GroupState, GroupType};
 use lockstep_env::Env;
-use lockstep_runtime::{Histogram, HistogramSnapshot, Shard};
+use lockstep_runtime::{Histogram, HistogramSnapshot, ScrubCounts, Shard};
 use lockstep_wire::ApiKey;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
@@ -130,9 +130,9 @@ fn encode_gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: 
     encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
 }
 
-fn encode_counter(encoder: &mut DescriptorEncoder, name: &str, help: &str, count: &Count) -> fmt::Result {
+fn encode_counter(encoder: &mut DescriptorEncoder, name: &str, help: &str, count: u64) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    metric.encode_counter::<NoLabelSet, u64, f64>(&count.get(), None)
+    metric.encode_counter::<NoLabelSet, u64, f64>(&count, None)
 }
 
 fn encode_histogram(metric: &mut MetricEncoder<'_>, snapshot: &HistogramSnapshot) -> fmt::Result {
@@ -251,6 +251,7 @@ fn encode_node<E: Env>(encoder: &mut DescriptorEncoder, broker: &Broker<E>) -> f
     }
     let is_short = i64::from(broker.node().is_short_of_space());
     encode_gauge(encoder, "disk_short", "1 while so little is free that the node takes no records", is_short)?;
+    encode_scrub(encoder, broker.node().scrub_counts())?;
     let mut syncs = encoder.encode_descriptor(
         "journal_sync_duration_seconds",
         "How long each fsync of the journal took",
@@ -260,6 +261,21 @@ fn encode_node<E: Env>(encoder: &mut DescriptorEncoder, broker: &Broker<E>) -> f
     encode_histogram(&mut syncs, &broker.node().journal_sync_histogram().snapshot())
 }
 
+/// What comparing segments with their checksums came to.
+fn encode_scrub(encoder: &mut DescriptorEncoder, counts: ScrubCounts) -> fmt::Result {
+    let rows = [
+        ("segments_scrubbed", "Segments that were compared with their checksums", counts.segments),
+        (
+            "segment_bytes_scrubbed",
+            "Bytes of segments that were read to compare them with their checksums",
+            counts.bytes,
+        ),
+        ("segments_found_damaged", "Segments that did not hold what was stored", counts.damaged),
+        ("segments_repaired", "Damaged segments that were replaced by another node's copy", counts.repaired),
+    ];
+    rows.into_iter().try_for_each(|(name, help, count)| encode_counter(encoder, name, help, count))
+}
+
 fn encode_traffic<E: Env>(encoder: &mut DescriptorEncoder, broker: &Broker<E>) -> fmt::Result {
     let metrics = broker.metrics();
     encode_gauge(encoder, "connections", "Connections of clients open now", to_i64(broker.connections()))?;
@@ -267,16 +283,16 @@ fn encode_traffic<E: Env>(encoder: &mut DescriptorEncoder, broker: &Broker<E>) -
         encoder,
         "connections_accepted",
         "Connections of clients that were served",
-        &metrics.accepted_connections,
+        metrics.accepted_connections.get(),
     )?;
     encode_counter(
         encoder,
         "connections_refused",
         "Connections of clients that were closed at once because there were too many",
-        &metrics.refused_connections,
+        metrics.refused_connections.get(),
     )?;
-    encode_counter(encoder, "received_bytes", "Bytes of requests", &metrics.received_bytes)?;
-    encode_counter(encoder, "sent_bytes", "Bytes of responses", &metrics.sent_bytes)?;
+    encode_counter(encoder, "received_bytes", "Bytes of requests", metrics.received_bytes.get())?;
+    encode_counter(encoder, "sent_bytes", "Bytes of responses", metrics.sent_bytes.get())?;
     let mut requests = encoder.encode_descriptor(
         "request_duration_seconds",
         "From the last byte of a request to the last byte of its response, by request; waits that the client asked for included",

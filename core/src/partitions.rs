@@ -63,6 +63,25 @@ impl Partition {
     }
 }
 
+impl Partition {
+    /// The first and the last epoch in which the record at `offset` may have been appended, and the offset before which that holds. They differ only
+    /// where epochs in between were forgotten.
+    pub(crate) fn epochs_at(&self, offset: i64) -> Option<(i32, i32, i64)> {
+        if offset < self.log_start_offset || offset >= self.next_offset {
+            return None;
+        }
+        let after = self.epochs.partition_point(|start| start.start_offset <= offset);
+        let first = self.epochs.get(after.checked_sub(1)?)?;
+        let next = self.epochs.get(after);
+        let end = next.map_or(self.next_offset, |next| next.start_offset);
+        let last = match next {
+            Some(next) if after == 1 && self.epochs.len() >= EPOCHS_MAX => next.epoch - 1,
+            _ => first.epoch,
+        };
+        Some((first.epoch, last, end))
+    }
+}
+
 /// The partitions of one shard. A clone shares what is not changed afterwards.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Partitions {

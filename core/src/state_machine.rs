@@ -350,6 +350,13 @@ impl ClusterStateMachine {
         self.partitions.get(topic_id, partition)?.end_offset_for_epoch(leader_epoch)
     }
 
+    /// The first and the last leader epoch in which the record at `offset` may have been appended, and the offset before which that holds; `None` outside of
+    /// the log. They differ only where epochs were forgotten.
+    #[must_use]
+    pub fn epochs_at(&self, topic_id: TopicId, partition: u32, offset: i64) -> Option<(i32, i32, i64)> {
+        self.partitions.get(topic_id, partition)?.epochs_at(offset)
+    }
+
     /// A group with its members.
     #[must_use]
     pub fn group(&self, group_id: &str) -> Option<GroupView> {

@@ -58,6 +58,10 @@ steps! {
     BeforeJoin,
     /// A coordinator has looked up what a group committed: somebody waits to know where to read on.
     BeforeOffsetsAnswer,
+    /// A piece of another replica's copy of a damaged segment was written beside it; more may be missing.
+    SegmentPieceFetched,
+    /// Another replica's copy of a damaged segment is complete and durable beside it, and has not taken its place.
+    SegmentRepairStaged,
 }
 
 #[cfg(test)]

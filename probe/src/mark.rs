@@ -194,6 +194,16 @@ marks! {
     DeletedSegmentsMissedAndRemoved,
     /// A leader whose clock differs from the others' let no records expire.
     ExpiryAwaitedClock,
+    /// A segment file did not hold what was applied.
+    SegmentDamageFound,
+    /// A damaged segment file was replaced by another replica's copy.
+    SegmentRepaired,
+    /// A damaged segment file that a reader had met was replaced.
+    SegmentRepairedByReader,
+    /// A replica could not give a good copy of a damaged segment, and the next one was asked.
+    RepairAskedNextPeer,
+    /// A replica that fetched a segment told the one that gave it that it is damaged.
+    DamageToldToPeer,
     /// Entries were not applied until segments had been written.
     ApplyWaitedForSegments,
     // The nodes among each other.

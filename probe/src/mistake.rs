@@ -91,7 +91,7 @@ mistakes! {
     CheckpointBeforeSegments,
     /// Files of deleted records are removed while the last checkpoint still lists them.
     RetentionRemovesFilesBeforeCheckpoint,
-    /// Segments that are fetched from a leader are not compared with their checksums.
+    /// Segments that are fetched from another replica are not compared with their checksums.
     SnapshotChecksumIgnored,
     /// A read from the middle of a batch that is in memory begins with the batch behind it.
     CachedBatchSkipped,

@@ -45,6 +45,11 @@ pub struct NodeConfig {
     pub offsets_retention_check_interval: Duration,
     /// How often each shard's leader looks for records that are to be deleted (`retention.ms`, `retention.bytes`).
     pub retention_check_interval: Duration,
+    /// Every segment is compared with its checksum once in so much time, and repaired from another node when it differs. Zero: never; what
+    /// readers find damaged is repaired all the same.
+    pub scrub_interval: Duration,
+    /// How fast segments are read for that.
+    pub scrub_bytes_per_second: u64,
     /// Host that clients reach this broker under; registered in the directory.
     pub advertised_host: String,
     /// Port that clients reach this broker under.
@@ -86,6 +91,8 @@ impl NodeConfig {
             offsets_retention: Duration::from_secs(7 * 24 * 60 * 60),
             offsets_retention_check_interval: Duration::from_secs(600),
             retention_check_interval: Duration::from_secs(300),
+            scrub_interval: Duration::from_secs(7 * 24 * 60 * 60),
+            scrub_bytes_per_second: 8 << 20,
             advertised_host: "localhost".to_owned(),
             advertised_port: 9092,
             rack: None,

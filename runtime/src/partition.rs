@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use crate::storage::batch::{BatchHeader, HEADER_LEN};
 use crate::storage::state::{FileSource, Partition, Segment, Source};
 use crate::storage::store::Inner;
+use crate::storage::suspicion::FoundBy;
 use lockstep_probe::Mark;
 
 /// Read again so often when files were exchanged under a read.
@@ -44,6 +45,14 @@ pub enum ReadError {
         path: String,
         /// Byte position.
         position: u64,
+    },
+    /// A batch read from disk names another leader epoch than the one it was appended in: it is damaged where no checksum of its own covers it.
+    #[error("{path} is damaged: the batch at offset {offset} names another leader epoch than its own")]
+    WrongEpoch {
+        /// File.
+        path: String,
+        /// The batch's base offset.
+        offset: i64,
     },
     /// The disk failed.
     #[error("{path}: {source}")]
@@ -133,7 +142,11 @@ impl<E: Env> PartitionLog<E> {
                     Mark::ReadOfExchangedFiles.reached();
                     attempt += 1;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // Whoever asks again, or elsewhere, may be lucky: the file is repaired from another replica at once.
+                    self.store.suspect(source.segment, FoundBy::Reader);
+                    return Err(error);
+                }
             }
         }
     }

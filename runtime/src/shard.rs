@@ -15,16 +15,19 @@ use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 
 use crate::error::{ProposeError, StartError};
 use crate::group_upkeep::GroupUpkeep;
-use crate::partition::PartitionLog;
+use crate::partition::{PartitionLog, ReadError};
 use crate::peer::{IncomingRequest, PeerFault, PeerIdentity, PeerReply};
 pub use crate::raft::GroupWaiter;
 use crate::raft::{
     self, Handler, KeptVote, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Promises, Proposals,
-    Raft, RaftStatus, Replica, STOPPED, ShardContext, StateMachine,
+    Raft, RaftStatus, Repairer, Replica, STOPPED, ShardContext, StateMachine,
 };
 use crate::retention::Retention;
+use crate::scrub::Scrub;
 use crate::status::ShardReport;
-use crate::storage::{Checkpoints, PartitionStore, SegmentEntry, StoreOptions};
+use crate::storage::batch::BatchHeader;
+use crate::storage::suspicion::FoundBy;
+use crate::storage::{Checkpoints, PartitionStore, ScrubCounts, SegmentEntry, StoreOptions};
 use lockstep_probe::{Mark, Mistake};
 
 /// A payload longer than this does not fit a frame between nodes.
@@ -158,11 +161,20 @@ impl<E: Env> Shard<E> {
             clocks: context.clocks.clone(),
             check_interval: config.retention_check_interval,
         };
+        let scrub = Scrub {
+            replica: replica.clone(),
+            turns: context.scrubs.clone(),
+            interval: config.scrub_interval,
+            bytes_per_second: config.scrub_bytes_per_second,
+        };
+        let repairer = Repairer { replica: replica.clone(), peers: context.peers.clone() };
         let mut tasks = vec![
             E::spawn(proposals.clone().run(context.env.clone(), raft.clone())),
             E::spawn(duties.run()),
             E::spawn(upkeep.run()),
             E::spawn(retention.run()),
+            E::spawn(scrub.run()),
+            E::spawn(repairer.run()),
             E::spawn(raft::record_changes(raft.clone(), replica.clone())),
             E::spawn(raft::checkpoint(context.clone(), raft.clone(), replica.clone())),
         ];
@@ -267,10 +279,52 @@ impl<E: Env> Shard<E> {
         self.inner.replica.store.log(topic_id, partition)
     }
 
+    /// Compares the leader epochs that batches name with those in which they were appended, as far as the state knows. Of all that a batch says of itself, only this is
+    /// not covered by its checksum.
+    ///
+    /// # Errors
+    /// `WrongEpoch`: the batches, which were read from the partition's log, must not be given to anybody. The segment is going to be repaired.
+    pub fn check_epochs(&self, topic_id: TopicId, partition: u32, batches: &[Bytes]) -> Result<(), ReadError> {
+        let wrong = self.read(|state| {
+            let start = state.partition(topic_id, partition).map_or(0, |view| view.log_start_offset);
+            // First and last epoch, and the offset before which they hold.
+            let mut known: Option<(i32, i32, i64)> = None;
+            for bytes in batches {
+                let mut rest: &[u8] = bytes;
+                while let Some(header) = BatchHeader::parse(rest) {
+                    rest = rest.get(header.len..).unwrap_or_default();
+                    if header.next_offset <= start {
+                        // Deleted since it was read: nothing is known of its epoch any more.
+                        continue;
+                    }
+                    let offset = header.base_offset.max(start);
+                    if known.is_none_or(|(.., end)| offset >= end) {
+                        known = state.epochs_at(topic_id, partition, offset);
+                    }
+                    if known.is_some_and(|(first, last, _)| !(first..=last).contains(&header.leader_epoch)) {
+                        return Some(header.base_offset);
+                    }
+                }
+            }
+            None
+        });
+        let Some(offset) = wrong else { return Ok(()) };
+        let store = &self.inner.replica.store;
+        let Some(name) = store.segment_of(topic_id, partition, offset) else { return Err(ReadError::Gone) };
+        store.suspect(name, FoundBy::Reader);
+        Err(ReadError::WrongEpoch { path: store.segment_path(name).display().to_string(), offset })
+    }
+
     /// The segments with records of a partition hosted here, ascending, as they are on this node.
     #[must_use]
     pub fn segments(&self, topic_id: TopicId, partition: u32) -> Vec<SegmentEntry> {
         self.inner.replica.store.segments(topic_id, partition)
+    }
+
+    /// What comparing segments with their checksums came to since the start.
+    #[must_use]
+    pub fn scrub_counts(&self) -> ScrubCounts {
+        self.inner.replica.store.scrub_counts()
     }
 
     /// A ticket for changes of a group: take it before reading the state, then await [`GroupWaiter::changed`].

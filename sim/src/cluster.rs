@@ -41,6 +41,8 @@ pub struct ClusterOptions {
     pub segment_bytes: u64,
     /// How often it is looked for records that are to be deleted.
     pub retention_check_interval: Duration,
+    /// How often every segment is compared with its checksum.
+    pub scrub_interval: Duration,
     /// Bytes of recent batches kept in memory.
     pub cache_bytes: u64,
     /// Session time-out of consumer groups.
@@ -58,6 +60,7 @@ impl Default for ClusterOptions {
             checkpoint_journal_bytes: 48 << 10,
             segment_bytes: 16 << 10,
             retention_check_interval: Duration::from_millis(400),
+            scrub_interval: Duration::from_secs(1),
             cache_bytes: 32 << 10,
             session_timeout_ms: 2_500,
             heartbeat_interval_ms: 500,
@@ -87,6 +90,15 @@ pub struct Cluster {
     crash_points: CrashPoints,
     hosts: Arc<Mutex<BTreeMap<NodeId, Host>>>,
     clients: Arc<Mutex<BTreeMap<String, (SimEnv, NodeHandle)>>>,
+    damaged: Arc<Mutex<Vec<DamagedSegment>>>,
+}
+
+/// A byte of a segment file that was changed on a disk.
+struct DamagedSegment {
+    node: NodeId,
+    path: PathBuf,
+    at: u64,
+    byte: Option<u8>,
 }
 
 struct Host {
@@ -129,6 +141,7 @@ impl Cluster {
             crash_points: CrashPoints::default(),
             hosts: Arc::new(Mutex::new(hosts)),
             clients: Arc::default(),
+            damaged: Arc::default(),
         }
     }
 
@@ -233,6 +246,24 @@ impl Cluster {
         })
     }
 
+    /// Flips a bit of a closed segment of a node, which is to find and repair it by itself; `false` when there is none.
+    #[must_use]
+    pub fn damage_segment(&self, id: NodeId) -> bool {
+        let Some((path, at)) = self.flip_bit(id, AtRest::Segment) else { return false };
+        let byte = self.disk(id).byte(&path, at);
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        damaged.push(DamagedSegment { node: id, path, at, byte });
+        true
+    }
+
+    /// Is every damaged segment whole again, or gone, on the nodes that are up?
+    #[must_use]
+    pub fn all_whole(&self) -> bool {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        damaged.retain(|it| self.disk(it.node).byte(&it.path, it.at) == it.byte);
+        damaged.iter().all(|it| !self.is_up(it.node))
+    }
+
     /// Where clients reach the brokers.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
@@ -248,6 +279,7 @@ impl Cluster {
         node.checkpoint_journal_bytes = options.checkpoint_journal_bytes;
         node.segment_bytes = options.segment_bytes;
         node.retention_check_interval = options.retention_check_interval;
+        node.scrub_interval = options.scrub_interval;
         node.cache_bytes = options.cache_bytes;
         let mut config = BrokerConfig::new(node);
         config.host = self.host(id);

@@ -43,12 +43,24 @@ const RETENTION_SETTLES: Duration = Duration::from_millis(1_500);
 /// Every shard must have a leader within this long after the faults have stopped.
 const ELECT: Duration = Duration::from_secs(20);
 
+/// A damaged segment must be whole again within this long after the faults have stopped: a round of the scrub and a few attempts.
+const REPAIR: Duration = Duration::from_secs(30);
+
 /// Waits until every shard has a leader.
 pub(crate) async fn led(cluster: &Cluster) -> Result<(), String> {
     if cluster.wait_until(ELECT, Cluster::all_led).await {
         Ok(())
     } else {
         Err("not every shard has a leader".to_owned())
+    }
+}
+
+/// Waits until every segment that was damaged is whole again.
+pub(crate) async fn whole(cluster: &Cluster) -> Result<(), String> {
+    if cluster.wait_until(REPAIR, Cluster::all_whole).await {
+        Ok(())
+    } else {
+        Err(format!("a damaged segment is not whole again within {REPAIR:?}"))
     }
 }
 

@@ -23,6 +23,8 @@ const FAULTS: std::ops::Range<usize> = 10..15;
 const SYNC_COMES: Duration = Duration::from_secs(1);
 /// How long an emptied disk may take to be filled again, while other things go wrong.
 const REFILL: Duration = Duration::from_secs(30);
+/// How long a damaged segment may take to be whole again, while other things go wrong.
+const REPAIRED: Duration = Duration::from_secs(30);
 /// For so long no sync ends before power fails.
 const SYNCS_HANG: Duration = Duration::from_millis(40);
 /// Whoever did not hear of a leader for so long stands for election.
@@ -114,6 +116,13 @@ pub enum Fault {
     FullDisk(NodeId),
     /// A bit flips in a file that a broker has closed, and the broker is started anew. When it refuses to start, it gets an empty disk.
     FlippedBit(NodeId, AtRest),
+    /// A bit flips in a segment that a broker has closed, while the broker runs. It has to find that by itself.
+    DamagedSegment {
+        /// Which broker.
+        node: NodeId,
+        /// It is started anew before it can have noticed.
+        restarts: bool,
+    },
     /// A broker's wall clock jumps.
     ClockJump(NodeId, i64),
     /// A broker's clocks run too fast or too slow, by so many millionths.
@@ -174,10 +183,13 @@ pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, sp
                 17 => Fault::HangingDisk(node),
                 18 => Fault::FailingDisk(node),
                 19 => Fault::FullDisk(node),
-                20 => Fault::FlippedBit(
-                    node,
-                    [AtRest::Journal, AtRest::Checkpoint, AtRest::Index][rng.random_range(0..3)],
-                ),
+                20 => {
+                    let kinds = [AtRest::Journal, AtRest::Checkpoint, AtRest::Index, AtRest::Segment];
+                    match kinds[rng.random_range(0..kinds.len())] {
+                        AtRest::Segment => Fault::DamagedSegment { node, restarts: rng.random_ratio(1, 2) },
+                        kind => Fault::FlippedBit(node, kind),
+                    }
+                }
                 21 => Fault::ClockJump(node, rng.random_range(-7_200_000..7_200_000)),
                 22 => Fault::ClockDrift(node, rng.random_range(DRIFT_PPM)),
                 23 => Fault::ResetClients(node),
@@ -216,8 +228,7 @@ pub(crate) fn draw_composed(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<
     let count = if rng.random_ratio(1, 3) { rng.random_range(1..=3) } else { 0 };
     for _ in 0..count {
         let death = if rng.random_ratio(1, 2) { Death::Power } else { Death::Process };
-        let fault =
-            Fault::CrashAt { step: Step::BeforeOffsetsAnswer as usize, nth: rng.random_range(1..4), death };
+        let fault = Fault::CrashAt { step: Step::BeforeOffsetsAnswer as usize, nth: rng.random_range(1..4), death };
         planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: some_time(rng) });
     }
     planned
@@ -453,6 +464,7 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             restart(victims, node).await;
         }
         Fault::FlippedBit(node, kind) => return flip_bit(victims, node, kind).await,
+        Fault::DamagedSegment { node, restarts } => return damage_segment(victims, node, restarts).await,
         Fault::ClockJump(node, by_ms) => {
             cluster.clock(node).jump(by_ms);
             SimEnv::sleep(lasts).await;
@@ -541,6 +553,22 @@ async fn restart(victims: &Victims, node: NodeId) {
     cluster.kill(node, Death::Power);
     SimEnv::sleep(Duration::from_millis(200)).await;
     cluster.start(node);
+}
+
+async fn damage_segment(victims: &Victims, node: NodeId, restarts: bool) -> bool {
+    let cluster = &victims.cluster;
+    // At most one replica's copy of a segment is damaged at a time, and no disk is emptied meanwhile.
+    let Ok(_at_stake) = victims.majority_at_stake.try_lock() else { return false };
+    let all_vote = cluster.ids().iter().all(|id| cluster.votes_everywhere(*id));
+    if !cluster.is_up(node) || !all_vote || !cluster.damage_segment(node) {
+        return false;
+    }
+    if restarts && let Some(_taken) = victims.take(node) {
+        cluster.kill(node, Death::Process);
+        cluster.start(node);
+    }
+    let _ = cluster.wait_until(REPAIRED, Cluster::all_whole).await;
+    true
 }
 
 async fn flip_bit(victims: &Victims, node: NodeId, kind: AtRest) -> bool {

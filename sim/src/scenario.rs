@@ -107,6 +107,7 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
         return Err(format!("a broker does not start again: {error}"));
     }
     convergence::led(cluster).await?;
+    convergence::whole(cluster).await?;
     if matches!(choices.deletion, Deletion::BySize | Deletion::ByAge) {
         let addresses = cluster.addresses();
         let kept = admin::keep_all(&clients.client, &addresses, TOPIC);
@@ -119,7 +120,8 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
     let committed = within("the committed offsets can be read", committed).await??;
     within("the clients end", clients.end()).await?;
     // A record that nobody waits for (`acks=0`) may have been stored, and read by a member, after the rest.
-    let stored = within("everything can be read again", convergence::read_all(&clients.client, choices.deletion)).await??;
+    let stored =
+        within("everything can be read again", convergence::read_all(&clients.client, choices.deletion)).await??;
     let at_us = cluster.trace().now_us();
     for (partition, log) in &stored {
         history.add_final_records(at_us, "end", partition, (log.start, log.end), &log.records);

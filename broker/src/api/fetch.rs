@@ -228,7 +228,10 @@ async fn read_one<E: Env>(
     let batches = if bytes_max == 0 && !at_least_one {
         Ok(Vec::new())
     } else {
-        place.log.read(wanted.fetch_offset, bytes_max, at_least_one).await
+        match place.log.read(wanted.fetch_offset, bytes_max, at_least_one).await {
+            Ok(batches) => place.shard.check_epochs(place.topic_id, place.partition, &batches).map(|()| batches),
+            refused => refused,
+        }
     };
     if serving.is_err() && batches.as_ref().is_ok_and(|batches| !batches.is_empty()) {
         Mark::FetchServedByFollower.reached();

@@ -92,6 +92,8 @@ async fn metrics_count_what_clients_do() {
         ("lockstep_node_alive{node=\"1\"} ", 1.0),
         ("lockstep_topics ", 1.0),
         ("lockstep_partitions ", 3.0),
+        ("lockstep_segments_found_damaged_total ", 0.0),
+        ("lockstep_segments_repaired_total ", 0.0),
         ("lockstep_groups{type=\"classic\",state=\"Stable\"} ", 0.0),
         ("lockstep_group_members{type=\"consumer\"} ", 0.0),
         ("lockstep_journal_sync_duration_seconds_count ", 1.0),

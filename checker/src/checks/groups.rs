@@ -223,7 +223,8 @@ fn answered_by_coordinator(view: &View<'_>) -> Result<u64, Violation> {
         };
         facts += 1;
         if coordinator != node {
-            let details = format!("node {node} answered a heartbeat of {group} while node {coordinator} coordinated it");
+            let details =
+                format!("node {node} answered a heartbeat of {group} while node {coordinator} coordinated it");
             return violation(details, [*by, index]);
         }
     }
@@ -263,7 +264,10 @@ mod tests {
         let answered = |node, started_at_us| Event::HeartbeatAnswered { node, group: "g".into(), started_at_us };
         let coordinated = |node, from_us, until_us| Event::Coordinated { node, group: "g".into(), from_us, until_us };
         // Between two coordinators it is not known who was.
-        passes(check, &[answered(1, 5), answered(2, 15), answered(2, 25), coordinated(1, 0, 12), coordinated(2, 25, 50)]);
+        passes(
+            check,
+            &[answered(1, 5), answered(2, 15), answered(2, 25), coordinated(1, 0, 12), coordinated(2, 25, 50)],
+        );
         fails(check, &[answered(1, 5), answered(1, 15), coordinated(1, 0, 10), coordinated(2, 12, 50)], &[1, 3]);
     }
 

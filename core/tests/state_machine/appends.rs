@@ -223,7 +223,12 @@ fn many_epochs_are_forgotten_without_shortening_any() {
     for epoch in 1..=1100 {
         let (found, end) = shard.state.end_offset_for_epoch(topic_id(1), 0, epoch).unwrap();
         assert!(found <= epoch && end >= i64::from(epoch), "epoch {epoch} ends at {end}");
+        // Each one has one record.
+        let (first, last, upto) = shard.state.epochs_at(topic_id(1), 0, i64::from(epoch) - 1).unwrap();
+        assert!((first..=last).contains(&epoch), "{first}..={last} instead of {epoch}");
+        assert!(upto == i64::from(epoch) || first < last, "up to {upto}");
     }
+    assert_eq!(shard.state.epochs_at(topic_id(1), 0, 1100), None);
     assert_eq!(shard.state.end_offset_for_epoch(topic_id(1), 0, 1100), Some((1100, 1100)));
 }
 

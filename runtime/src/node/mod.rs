@@ -36,7 +36,7 @@ use crate::peer::{PeerNetwork, PeerOptions, cluster_token};
 use crate::raft::ShardContext;
 use crate::shard::Shard;
 use crate::status::{ClusterStatus, NodeReport};
-use crate::storage::Cache;
+use crate::storage::{Cache, ScrubCounts};
 pub(crate) use clocks::Clocks;
 use disk_space::DiskSpace;
 use feed::FeedProgress;
@@ -157,6 +157,7 @@ impl<E: Env> Node<E> {
         };
         let cache = Cache::new(inner.config.cache_bytes);
         let checkpoints = Arc::new(Semaphore::new(1));
+        let scrubs = Arc::new(Semaphore::new(1));
         let members = placement::founding_members(&inner.config, cluster);
         let is_founder = cluster.founders.get(&inner.config.node_id) == Some(&inner.incarnation);
         let mut shards = BTreeMap::new();
@@ -179,6 +180,7 @@ impl<E: Env> Node<E> {
                 cache: cache.clone(),
                 founding_voters,
                 checkpoints: checkpoints.clone(),
+                scrubs: scrubs.clone(),
                 clocks: inner.clocks.clone(),
             };
             shards.insert(id, Shard::start(context).await?);
@@ -298,6 +300,12 @@ impl<E: Env> Node<E> {
     #[must_use]
     pub fn journal_sync_histogram(&self) -> Arc<Histogram> {
         self.inner.journal.sync_histogram()
+    }
+
+    /// What comparing segments with their checksums came to since the start, over all shards hosted here.
+    #[must_use]
+    pub fn scrub_counts(&self) -> ScrubCounts {
+        self.shards().iter().map(Shard::scrub_counts).sum()
     }
 
     /// Proposes on the shard if this node leads it; see [`Shard::propose`].
@@ -421,6 +429,9 @@ fn check(config: &NodeConfig) -> Result<(), StartError> {
     }
     if config.shards == 0 || config.shards > 1024 {
         return refuse("cluster.shards", format!("{} is not within 1 ..= 1024", config.shards));
+    }
+    if config.scrub_bytes_per_second == 0 {
+        return refuse("config.scrub_bytes_per_second", "must be at least 1".to_owned());
     }
     if config.replication == 0 {
         return refuse("cluster.replication", "must be at least 1".to_owned());

@@ -20,14 +20,17 @@ use super::entry_codec;
 use super::kept_vote::KeptVote;
 use super::log_store::VoteWire;
 use super::message::{
-    self, Append, AppendAnswer, Ballot, BallotAnswer, ChunkRequest, Offer, OfferAnswer, Transfer, TransferAnswer,
+    self, Append, AppendAnswer, Ballot, BallotAnswer, ChunkRequest, Offer, OfferAnswer, SegmentAsk, SegmentSuspicion,
+    Transfer, TransferAnswer,
 };
 use super::promises::Promises;
+use super::repair;
 use super::replica::Replica;
 use super::snapshot::{self, Incoming};
 use super::type_config::{Entry, TypeConfig, Vote, log_id, position};
 use crate::journal::ShardLog;
 use crate::peer::{IncomingRequest, Lane, PeerFault, PeerIdentity, PeerNetwork, PeerReply};
+use crate::storage::suspicion::FoundBy;
 use lockstep_probe::{Mark, Mistake};
 
 /// How long an offer is answered after at most, when there is nothing new.
@@ -110,6 +113,10 @@ impl<E: Env> Handler<E> {
             message::INSTALL_SNAPSHOT => Box::pin(async move { this.offered(from, read(&request.body)?).await }),
             message::SNAPSHOT_CHUNK => Box::pin(async move { this.chunk(&read(&request.body)?).await }),
             message::TRANSFER_LEADER => Box::pin(async move { this.transfer(from.node, read(&request.body)?).await }),
+            message::SEGMENT_PIECE => Box::pin(async move { this.segment_piece(&read(&request.body)?).await }),
+            message::SEGMENT_SUSPECTED => {
+                Box::pin(std::future::ready(read(&request.body).map(|suspicion| this.suspected(&suspicion))))
+            }
             kind => Box::pin(std::future::ready(Err(malformed(format!("request kind {kind} is not known"))))),
         }
     }
@@ -178,6 +185,19 @@ impl<E: Env> Handler<E> {
             .await
             .map_err(|error| PeerFault { code: FAULT_MISSING, reason: error.to_string() })?;
         Ok(PeerReply { body: Bytes::new(), payload: vec![chunk] })
+    }
+
+    async fn segment_piece(&self, ask: &SegmentAsk) -> Answer {
+        let piece = repair::read_piece(&self.replica, ask)
+            .await
+            .map_err(|error| PeerFault { code: FAULT_MISSING, reason: error.to_string() })?;
+        Ok(PeerReply { body: Bytes::new(), payload: vec![piece] })
+    }
+
+    /// Another member believes that a segment is damaged here. That is looked into, and no more: it may be wrong.
+    fn suspected(&self, suspicion: &SegmentSuspicion) -> PeerReply {
+        self.replica.store.suspect(suspicion.segment, FoundBy::Peer);
+        PeerReply { body: Bytes::new(), payload: Vec::new() }
     }
 
     /// A leader offers its snapshot, and offers it again while it is being fetched.

@@ -20,6 +20,10 @@ pub(crate) const INSTALL_SNAPSHOT: u8 = 4;
 pub(crate) const SNAPSHOT_CHUNK: u8 = 5;
 /// Body: [`Transfer`]. Answer: [`TransferAnswer`].
 pub(crate) const TRANSFER_LEADER: u8 = 6;
+/// A piece of a segment, for a member whose own copy is damaged. Body: [`SegmentAsk`]. Answer: payload, the bytes.
+pub(crate) const SEGMENT_PIECE: u8 = 7;
+/// What you gave of this segment has the wrong checksum. Body: [`SegmentSuspicion`]. Answer: empty.
+pub(crate) const SEGMENT_SUSPECTED: u8 = 8;
 
 /// An AppendEntries request.
 #[derive(Debug, Serialize, Deserialize)]
@@ -97,6 +101,22 @@ pub(crate) enum ChunkOf {
     Manifest,
     /// A segment that the manifest lists.
     Segment(SegmentName),
+}
+
+/// A piece of a segment.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SegmentAsk {
+    pub(crate) segment: SegmentName,
+    /// So many bytes of the segment will be asked for in all; whoever has fewer has none to give.
+    pub(crate) whole: u64,
+    pub(crate) offset: u64,
+    pub(crate) len: u32,
+}
+
+/// A segment that may be damaged where it was fetched from.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SegmentSuspicion {
+    pub(crate) segment: SegmentName,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ mod message;
 mod network;
 mod promises;
 mod proposals;
+mod repair;
 mod replica;
 mod snapshot;
 mod state_machine;
@@ -49,6 +50,7 @@ pub(crate) use log_store::{LogStore, stored_vote};
 pub(crate) use network::NetworkFactory;
 pub use promises::{Promised, Promises};
 pub(crate) use proposals::Proposals;
+pub(crate) use repair::Repairer;
 pub(crate) use replica::{Progress, Replica};
 pub(crate) use snapshot::restore;
 pub(crate) use state_machine::{StateMachine, take_turns};
@@ -75,6 +77,8 @@ pub(crate) struct ShardContext<E: Env> {
     pub(crate) founding_voters: Option<BTreeMap<NodeId, Member>>,
     /// One permit: shards of a node are checkpointed one after another.
     pub(crate) checkpoints: Arc<Semaphore>,
+    /// One permit: a node reads one segment at a time to compare it with its checksum.
+    pub(crate) scrubs: Arc<Semaphore>,
     pub(crate) clocks: Clocks,
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use super::entry_codec;
 use super::log_store::VoteWire;
 use super::message::{self, ChunkOf, ChunkRequest, Offer};
+use super::repair::tell_damaged;
 use super::replica::{Progress, Replica};
 use super::type_config::{Member, Membership, SnapshotMeta, StoredMembership, TypeConfig, log_id, position};
 use crate::peer::{Lane, PeerNetwork, PeerRequest};
@@ -339,7 +340,12 @@ impl<E: Env> Pull<E> {
                     let len = (end - offset).min(u64::from(CHUNK_BYTES)) as u32;
                     let chunk = self.chunk(ChunkOf::Segment(range.segment), offset, len).await?;
                     offset += chunk.len() as u64;
-                    installation.write_chunk(&range.segment, offset - chunk.len() as u64, chunk).await?;
+                    let written = installation.write_chunk(&range.segment, offset - chunk.len() as u64, chunk).await;
+                    if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+                        // The leader's own copy is damaged. It will offer the snapshot again, and by then it may be repaired.
+                        tell_damaged(&self.peers, &self.replica, self.from, range.segment).await;
+                    }
+                    written?;
                     self.replica.env.reached(Step::SnapshotPulled);
                 }
             }

@@ -9,7 +9,8 @@ pub(crate) const HEADER_LEN: usize = 61;
 /// Bytes before and including the length field.
 const LENGTH_END: usize = 12;
 const CRC_START: usize = 17;
-const CRC_END: usize = 21;
+/// The batch's checksum covers what begins here.
+pub(crate) const CRC_END: usize = 21;
 /// Attribute bit 3 (of the low byte): timestamps are those of the append.
 const LOG_APPEND_TIME: u8 = 1 << 3;
 
@@ -22,6 +23,8 @@ pub(crate) struct BatchHeader {
     pub(crate) next_offset: i64,
     /// Length of the whole batch in bytes.
     pub(crate) len: usize,
+    /// The epoch in which it was appended. The batch's checksum does not cover it.
+    pub(crate) leader_epoch: i32,
     /// Largest timestamp in milliseconds; −1 when there is none.
     pub(crate) max_timestamp_ms: i64,
     /// CRC32C of everything from byte 21 on.
@@ -43,6 +46,7 @@ impl BatchHeader {
             base_offset,
             next_offset: base_offset.checked_add(i64::from(last_offset_delta))?.checked_add(1)?,
             len,
+            leader_epoch: i32::from_be_bytes(field(header, 12)?),
             max_timestamp_ms: i64::from_be_bytes(field(header, 35)?),
             crc32c: u32::from_be_bytes(field(header, CRC_START)?),
         })

@@ -194,7 +194,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Makes durable what is written of a segment.
-    async fn sync_segment(&self, partition: &Partition, name: SegmentName) -> io::Result<()> {
+    pub(crate) async fn sync_segment(&self, partition: &Partition, name: SegmentName) -> io::Result<()> {
         let (written, generation) = {
             let state = partition.lock();
             (state.segment(name.base_offset).map_or(0, |segment| segment.written), state.generation)

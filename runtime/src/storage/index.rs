@@ -136,6 +136,7 @@ mod tests {
         let mut index = Index::default();
         for number in 0..20 {
             index.push(&BatchHeader {
+                leader_epoch: 0,
                 base_offset: 100 + number * 10,
                 next_offset: 110 + number * 10,
                 len: 20_000,

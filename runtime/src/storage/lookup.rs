@@ -71,7 +71,7 @@ impl<E: Env> Inner<E> {
         lock(&self.indexes).insert((name, generation), Arc::clone(loaded), loaded.entries.len() + 8);
     }
 
-    /// Takes in the batches from `index.covered` to `source.recent_from`, or to the first one that does not follow.
+    /// Takes in the batches from `index.covered` to `source.recent_from`, or to the first one that does not follow or is damaged.
     async fn scan(&self, source: &FileSource, index: &mut Index) -> io::Result<()> {
         let file = self.file(source.segment, source.generation, OpenMode::ReadWrite).await?;
         let mut expected = (index.covered == 0).then_some(source.segment.base_offset);
@@ -86,6 +86,15 @@ impl<E: Env> Inner<E> {
                     None => index.entries.last().is_none_or(|last| header.base_offset > last.offset),
                 };
                 if !follows || index.covered + header.len as u64 > source.recent_from {
+                    return Ok(());
+                }
+                // A damaged timestamp would lead whoever looks for a time past its batch.
+                let sound = match rest.get(..header.len) {
+                    Some(batch) => header.verifies(batch),
+                    None if at > 0 => break,
+                    None => header.verifies(&file.read_at(index.covered, header.len).await?),
+                };
+                if !sound {
                     return Ok(());
                 }
                 index.push(&header);

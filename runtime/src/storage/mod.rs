@@ -8,9 +8,12 @@
 //! Everything that shapes a `.log` file is decided by the applied sequence, so the files of all replicas are byte-identical.
 //! They are written behind `apply` and synced by checkpoints only. A checkpoint's [`Manifest`] names every segment with its length and
 //! checksum; what lies in the directory beyond it is a leftover that a replay of the journal makes again.
+//!
+//! `check.rs` compares files with these checksums, `repair.rs` replaces a damaged one by another replica's.
 
 pub(crate) mod batch;
 pub mod cache;
+pub(crate) mod check;
 pub mod checkpoint;
 mod flush;
 mod index;
@@ -20,9 +23,11 @@ mod lru;
 pub mod manifest;
 mod read;
 mod recovery;
+pub(crate) mod repair;
 pub mod segment;
 pub(crate) mod state;
 pub mod store;
+pub(crate) mod suspicion;
 #[cfg(test)]
 mod tests;
 
@@ -32,3 +37,4 @@ pub use install::{Installation, MissingRange};
 pub use manifest::{Manifest, ManifestError};
 pub use segment::{SegmentEntry, SegmentName};
 pub use store::{PartitionStore, Pin, SegmentView, StoreOptions};
+pub use suspicion::ScrubCounts;

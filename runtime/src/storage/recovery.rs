@@ -11,6 +11,7 @@ use lockstep_env::{Disk, DiskFile, Env, OpenMode};
 use crate::error::StartError;
 use crate::storage::install;
 use crate::storage::manifest::{Manifest, check_segments};
+use crate::storage::repair::REPAIRING;
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
 use crate::storage::state::{Partition, PartitionState};
 
@@ -46,7 +47,9 @@ pub(crate) async fn recover<E: Env>(
     let names = disk.read_dir(dir).await.map_err(|error| failed(dir, error))?;
     install::resume(disk, dir, &names, manifest).await.map_err(|error| failed(dir, error))?;
     for name in names {
-        if PartitionKey::parse_directory(&name).is_some_and(|key| !listed.contains_key(&key)) {
+        // What was being repaired is damaged still, or whole.
+        let is_leftover = name == REPAIRING;
+        if is_leftover || PartitionKey::parse_directory(&name).is_some_and(|key| !listed.contains_key(&key)) {
             let path = dir.join(&name);
             disk.remove_dir_all(&path).await.map_err(|error| failed(&path, error))?;
         }

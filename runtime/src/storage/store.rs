@@ -23,6 +23,7 @@ use crate::storage::manifest::Manifest;
 use crate::storage::recovery;
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
 use crate::storage::state::{Partition, PartitionState};
+use crate::storage::suspicion::{FoundBy, ScrubCounters, ScrubCounts, Suspicions};
 use lockstep_probe::{Mark, Mistake};
 
 /// The flusher does not wait any longer once so much is in memory only.
@@ -99,6 +100,8 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) writing: tokio::sync::Mutex<()>,
     /// Open segment files, by name and generation.
     pub(crate) files: Mutex<OpenFiles<E>>,
+    /// Grows, while `files` is locked, with every segment file that another one has taken the place of.
+    replaced_files: AtomicU64,
     pub(crate) indexes: Mutex<Lru<(SegmentName, u64), Arc<LoadedIndex>>>,
     /// Held by whoever makes, reads or writes an index file.
     pub(crate) indexing: tokio::sync::Mutex<()>,
@@ -109,6 +112,9 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) generation: AtomicU64,
     /// An installation is under way.
     pub(crate) installing: AtomicBool,
+    /// Segments that may be damaged.
+    pub(crate) suspicions: Suspicions,
+    pub(crate) scrubbed: ScrubCounters,
     has_failed: AtomicBool,
     failure: Mutex<Option<String>>,
     /// It is being closed: nothing waits for room on the disk any more.
@@ -190,12 +196,15 @@ impl<E: Env> PartitionStore<E> {
             wrote: Notify::new(),
             writing: tokio::sync::Mutex::new(()),
             files: Mutex::new(Lru::new(options.open_files_max.max(1))),
+            replaced_files: AtomicU64::new(0),
             indexes: Mutex::new(Lru::new(INDEX_ENTRIES_MAX)),
             indexing: tokio::sync::Mutex::new(()),
             root_changes: AtomicU64::new(1),
             root_synced: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             installing: AtomicBool::new(false),
+            suspicions: Suspicions::default(),
+            scrubbed: ScrubCounters::default(),
             has_failed: AtomicBool::new(false),
             failure: Mutex::default(),
             closing: AtomicBool::new(false),
@@ -361,6 +370,57 @@ impl<E: Env> PartitionStore<E> {
         Ok(Bytes::from(file.read_at(offset, len).await?))
     }
 
+    /// Up to `len` bytes (at most 4 MiB) of the first `whole` bytes of a segment, for a replica whose own copy is damaged. `NotFound` when there is no such
+    /// segment here, or not so much of it.
+    pub(crate) async fn read_part(
+        &self,
+        segment: SegmentName,
+        whole: u64,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<Bytes> {
+        let not_found = || io::Error::from(io::ErrorKind::NotFound);
+        let (_, written, generation) = self.inner.listed(segment).ok_or_else(not_found)?;
+        if written < whole || offset >= whole {
+            return Err(not_found());
+        }
+        let left = usize::try_from(whole - offset).unwrap_or(usize::MAX);
+        let file = self.inner.file(segment, generation, OpenMode::ReadWrite).await?;
+        Ok(Bytes::from(file.read_at(offset, len.min(CHUNK_BYTES_MAX).min(left)).await?))
+    }
+
+    /// Somebody believes that a segment is damaged: it will be checked, and repaired if it is.
+    pub(crate) fn suspect(&self, name: SegmentName, by: FoundBy) {
+        self.inner.suspect(name, by);
+    }
+
+    /// The segment that holds this offset.
+    pub(crate) fn segment_of(&self, topic_id: TopicId, partition: u32, offset: i64) -> Option<SegmentName> {
+        let partition = self.inner.partition(PartitionKey { topic_id, partition })?;
+        let state = partition.lock();
+        state.segments().map(|segment| segment.entry.name).take_while(|name| name.base_offset <= offset).last()
+    }
+
+    /// The segments that are suspected.
+    pub(crate) fn suspicions(&self) -> &Suspicions {
+        &self.inner.suspicions
+    }
+
+    /// Where a segment's file is.
+    pub(crate) fn segment_path(&self, name: SegmentName) -> PathBuf {
+        self.inner.log_path(name)
+    }
+
+    pub(crate) fn scrub_counters(&self) -> &ScrubCounters {
+        &self.inner.scrubbed
+    }
+
+    /// What checking and repairing segments came to since the store was opened.
+    #[must_use]
+    pub fn scrub_counts(&self) -> ScrubCounts {
+        self.inner.scrubbed.read()
+    }
+
     /// Writes what is in memory and stops the background task. Nothing may be applied afterwards.
     pub async fn close(&self) {
         self.inner.closing.store(true, Ordering::Release);
@@ -412,6 +472,13 @@ impl<E: Env> Inner<E> {
         self.has_failed.load(Ordering::Acquire)
     }
 
+    /// See [`PartitionStore::suspect`].
+    pub(crate) fn suspect(&self, name: SegmentName, by: FoundBy) {
+        if self.listed(name).is_some() {
+            self.suspicions.add(name, by);
+        }
+    }
+
     /// Nothing is written any more after this; `apply` refuses. The error is returned with the path in it.
     pub(crate) fn fail(&self, path: &Path, error: io::Error) -> io::Error {
         let error = io::Error::new(error.kind(), format!("{}: {error}", path.display()));
@@ -436,13 +503,29 @@ impl<E: Env> Inner<E> {
         generation: u64,
         mode: OpenMode,
     ) -> io::Result<<E::Disk as Disk>::File> {
-        let open = lock(&self.files).get((name, generation));
-        if let Some(file) = open {
-            return Ok(file);
+        loop {
+            let replaced_files = {
+                let mut files = lock(&self.files);
+                if let Some(file) = files.get((name, generation)) {
+                    return Ok(file);
+                }
+                self.replaced_files.load(Ordering::Acquire)
+            };
+            let file = self.env.disk().open(&self.log_path(name), mode).await?;
+            let mut files = lock(&self.files);
+            // One that was opened just before another took its place must not be kept: what is written to it would be lost.
+            if self.replaced_files.load(Ordering::Acquire) == replaced_files {
+                files.insert((name, generation), file.clone(), 1);
+                return Ok(file);
+            }
         }
-        let file = self.env.disk().open(&self.log_path(name), mode).await?;
-        lock(&self.files).insert((name, generation), file.clone(), 1);
-        Ok(file)
+    }
+
+    /// Another file has taken the place of this one: whoever asks for it from now on is given that.
+    pub(crate) fn forget_file(&self, name: SegmentName, generation: u64) {
+        let mut files = lock(&self.files);
+        self.replaced_files.fetch_add(1, Ordering::AcqRel);
+        files.remove((name, generation));
     }
 
     fn create(&self, key: PartitionKey) -> Result<(), String> {

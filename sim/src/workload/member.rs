@@ -10,7 +10,9 @@ use lockstep_env::Env;
 use crate::env::{SimEnv, chance, random_below};
 
 use super::commits::record_fetched;
-use super::{COMMIT_SLOW, Commits, Context, Ending, Habits, START_OVER, partition_of, partitions_of, random_up_to, text_of};
+use super::{
+    COMMIT_SLOW, Commits, Context, Ending, Habits, START_OVER, partition_of, partitions_of, random_up_to, text_of,
+};
 
 /// What a member does.
 #[derive(Clone, Debug)]

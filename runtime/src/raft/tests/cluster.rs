@@ -87,6 +87,8 @@ pub(super) struct Cluster {
     dir: TempDir,
     shard_count: u16,
     size: u64,
+    /// What is different in the nodes' configuration.
+    change: fn(&mut NodeConfig),
     checkpoint_journal_bytes: u64,
     nodes: BTreeMap<NodeId, TestNode>,
     addresses: BTreeMap<NodeId, String>,
@@ -100,11 +102,22 @@ impl Cluster {
 
     /// The same, with a checkpoint after so many bytes of a shard's journal.
     pub(super) async fn start_with(size: u64, shard_count: u16, checkpoint_journal_bytes: u64) -> Self {
+        Self::start_changed(size, shard_count, checkpoint_journal_bytes, |_| {}).await
+    }
+
+    /// The same, with another configuration.
+    pub(super) async fn start_changed(
+        size: u64,
+        shard_count: u16,
+        checkpoint_journal_bytes: u64,
+        change: fn(&mut NodeConfig),
+    ) -> Self {
         let dir = TempDir::new().unwrap();
         let mut cluster = Self {
             dir,
             shard_count,
             size,
+            change,
             checkpoint_journal_bytes,
             nodes: BTreeMap::new(),
             addresses: BTreeMap::new(),
@@ -115,6 +128,11 @@ impl Cluster {
         cluster
     }
 
+    /// How many nodes there are.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Where a node's disk is.
     pub(super) fn directory(&self, id: NodeId) -> PathBuf {
         self.dir.path().join(id.to_string())
@@ -123,7 +141,8 @@ impl Cluster {
     fn config(&self, id: NodeId) -> NodeConfig {
         let base = self.directory(id);
         let peers = (1..=self.size).map(|peer| (peer, String::new())).collect();
-        NodeConfig {
+        let mut config = NodeConfig {
+            cache_bytes: 8 << 20,
             shards: self.shard_count,
             checkpoint_journal_bytes: self.checkpoint_journal_bytes,
             journal_file_bytes: 1 << 20,
@@ -131,7 +150,9 @@ impl Cluster {
             election_timeout_max: ELECTION_TIMEOUT_MAX,
             offsets_retention_check_interval: Duration::from_millis(50),
             ..NodeConfig::new(id, peers, base.join("raft"), base.join("data"))
-        }
+        };
+        (self.change)(&mut config);
+        config
     }
 
     pub(super) async fn start_node(&mut self, id: NodeId) {
@@ -156,8 +177,9 @@ impl Cluster {
         }
         let founder = |id| (id, Member { address: String::new(), incarnation: incarnation(id) });
         let founders: BTreeMap<NodeId, Member> = (1..=self.size).map(founder).collect();
-        let cache = Cache::new(8 << 20);
+        let cache = Cache::new(config.cache_bytes);
         let checkpoints = Arc::new(Semaphore::new(1));
+        let scrubs = Arc::new(Semaphore::new(1));
         for shard in (0..self.shard_count).map(ShardId) {
             let context = ShardContext {
                 env: env.clone(),
@@ -169,6 +191,7 @@ impl Cluster {
                 cache: cache.clone(),
                 founding_voters: Some(founders.clone()),
                 checkpoints: checkpoints.clone(),
+                scrubs: scrubs.clone(),
                 clocks: Clocks::new(1),
             };
             let started = Shard::start(context).await.unwrap();

@@ -4,5 +4,6 @@ mod cluster;
 mod groups;
 mod promises;
 mod recovery;
+mod repair;
 mod replication;
 mod single;

@@ -7,4 +7,5 @@ mod lifecycle;
 mod memory_env;
 mod read;
 mod real_disk;
+mod repair;
 mod scenario;

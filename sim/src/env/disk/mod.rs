@@ -274,6 +274,14 @@ impl SimDisk {
         state.tree.files().iter().filter_map(|(path, inode)| Some((path.clone(), content(inode)?))).collect()
     }
 
+    /// One byte of a file; `None` when there is no such file or it ends before.
+    #[must_use]
+    pub fn byte(&self, path: &Path, at: u64) -> Option<u8> {
+        let state = self.state();
+        let inode = state.tree.files().get(path).copied()?;
+        state.inodes.get(&inode)?.content().get(usize::try_from(at).ok()?).copied()
+    }
+
     /// How many syncs the disk has done.
     #[must_use]
     pub fn syncs(&self) -> u64 {

@@ -1,0 +1,168 @@
+//! Comparing a segment's file with the checksum that its store knows of it.
+//!
+//! Every segment is checked, the one that still grows too: a log that nobody writes to has no other, and it would never be looked at. Its file is
+//! only ever appended to, so the bytes that were there at one moment stay as they are, and the store knows the CRC32C of exactly these: it is
+//! noted with the length under the partition's lock, what is missing of them in the file is written, and then the file's beginning is read.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use lockstep_env::{DiskFile, Env, OpenMode};
+
+use crate::storage::batch::{BatchHeader, CRC_END, HEADER_LEN};
+use crate::storage::segment::{SegmentEntry, SegmentName};
+use crate::storage::store::{Inner, PartitionStore};
+
+/// Bytes read at once.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// What came of a check.
+#[derive(Debug)]
+pub(crate) enum Checked {
+    /// The file holds what was applied.
+    Sound,
+    /// There is no such segment any more, or its file was exchanged meanwhile.
+    Gone,
+    /// It holds something else.
+    Damaged(Damage),
+}
+
+/// A segment whose file does not hold what was applied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Damage {
+    /// What the file must begin with: length and checksum.
+    pub(crate) entry: SegmentEntry,
+    /// The generation of the partition's files then.
+    pub(crate) generation: u64,
+}
+
+/// How fast a file is read for a check.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    bytes_per_second: Option<u64>,
+    /// Not before then.
+    next: Instant,
+}
+
+impl Pace {
+    /// At most so many bytes a second.
+    pub(crate) fn slow<E: Env>(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second: Some(bytes_per_second.max(1)), next: E::now() }
+    }
+
+    /// As fast as the disk is.
+    pub(crate) fn fast<E: Env>() -> Self {
+        Self { bytes_per_second: None, next: E::now() }
+    }
+
+    async fn read<E: Env>(&mut self, bytes: usize) {
+        let Some(rate) = self.bytes_per_second else { return };
+        let now = E::now();
+        // What was not read in time is not made up for.
+        self.next = self.next.max(now) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        E::sleep_until(self.next).await;
+    }
+}
+
+impl<E: Env> PartitionStore<E> {
+    /// All segments with records that can be read, ascending.
+    pub(crate) fn listed_segments(&self) -> Vec<SegmentName> {
+        let mut names = Vec::new();
+        for partition in self.inner.partitions().values() {
+            let state = partition.lock();
+            names.extend(state.segments().filter(|segment| segment.entry.len > 0).map(|segment| segment.entry.name));
+        }
+        names
+    }
+
+    /// Reads a segment's file and compares it with what was applied. A file that is missing or cannot be read is damaged too.
+    ///
+    /// # Errors
+    /// It could not be compared now: the store has failed, or the file could not be opened for a reason that says nothing of its content.
+    pub(crate) async fn check_segment(&self, name: SegmentName, pace: &mut Pace) -> io::Result<Checked> {
+        let inner = &self.inner;
+        let Some((entry, written, generation)) = inner.listed(name) else { return Ok(Checked::Gone) };
+        if written < entry.len {
+            inner.flush().await?;
+        }
+        let counters = &inner.scrubbed;
+        let sound = match inner.file(name, generation, OpenMode::ReadWrite).await {
+            Ok(file) => {
+                let (mut position, mut crc32c) = (0, 0);
+                while position < entry.len {
+                    let left = usize::try_from(entry.len - position).unwrap_or(usize::MAX);
+                    let piece = match file.read_at(position, left.min(PIECE_BYTES)).await {
+                        Ok(piece) => Ok(piece),
+                        // A moment's failure is no damage.
+                        Err(_) => file.read_at(position, left.min(PIECE_BYTES)).await,
+                    };
+                    let Ok(piece) = piece else { break };
+                    if piece.is_empty() {
+                        break;
+                    }
+                    crc32c = crc32c::crc32c_append(crc32c, &piece);
+                    position += piece.len() as u64;
+                    counters.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                    pace.read::<E>(piece.len()).await;
+                }
+                position == entry.len && crc32c == entry.crc32c
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        counters.segments.fetch_add(1, Ordering::Relaxed);
+        if sound {
+            return Ok(Checked::Sound);
+        }
+        // Files of deleted records are removed, and an installation exchanges and shortens files, only after the state has changed. What is listed
+        // still, in the same generation, should have been there for as long as it was read.
+        match inner.listed(name) {
+            Some((_, _, now)) if now == generation => Ok(Checked::Damaged(Damage { entry, generation })),
+            _ => Ok(Checked::Gone),
+        }
+    }
+
+    /// Where the first batch begins that is not as it should be; `None` when each one is good by itself: a byte changed that no batch's checksum covers.
+    pub(crate) async fn locate_damage(&self, damage: &Damage) -> Option<u64> {
+        let entry = &damage.entry;
+        let Ok(file) = self.inner.file(entry.name, damage.generation, OpenMode::ReadWrite).await else {
+            return Some(0);
+        };
+        let (mut position, mut expected) = (0, entry.name.base_offset);
+        while position < entry.len {
+            let head = file.read_at(position, HEADER_LEN).await.unwrap_or_default();
+            let left = entry.len - position;
+            let header =
+                BatchHeader::parse(&head).filter(|header| header.base_offset == expected && header.len as u64 <= left);
+            let Some(header) = header else { return Some(position) };
+            // In pieces: a length that is wrong must not decide how much memory this takes.
+            let (mut at, mut crc32c) = (CRC_END, 0);
+            while at < header.len {
+                let piece = file.read_at(position + at as u64, (header.len - at).min(PIECE_BYTES)).await;
+                let Some(piece) = piece.ok().filter(|piece| !piece.is_empty()) else { return Some(position) };
+                crc32c = crc32c::crc32c_append(crc32c, &piece);
+                at += piece.len();
+            }
+            if crc32c != header.crc32c {
+                return Some(position);
+            }
+            position += header.len as u64;
+            expected = header.next_offset;
+        }
+        None
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// A segment with records that can be read: its entry, how much of it is in the file, and the generation of the partition's files.
+    pub(crate) fn listed(&self, name: SegmentName) -> Option<(SegmentEntry, u64, u64)> {
+        let partition = self.partition(name.key())?;
+        let state = partition.lock();
+        if state.dropped || !state.lists(name.base_offset) {
+            return None;
+        }
+        let segment = state.segment(name.base_offset).filter(|segment| segment.entry.len > 0)?;
+        Some((segment.entry, segment.written, state.generation))
+    }
+}
