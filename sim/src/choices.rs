@@ -159,6 +159,7 @@ impl Choices {
         };
         // Drawn last, so that everything else is as it would be without them.
         faults.extend(faults::draw_composed(rng, shards, begin_ms));
+        faults.extend(faults::draw_damaged_segments(rng, nodes, safety_ms));
         faults.sort_by_key(|planned| planned.at_ms);
         let operations_least = OPERATIONS_LEAST;
         Self { nodes, shards, partitions, grows, clients, faults, safety_ms, operations_least, gone, deletion }

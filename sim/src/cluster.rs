@@ -58,7 +58,7 @@ impl Default for ClusterOptions {
             shards: 3,
             journal_file_bytes: 64 << 10,
             checkpoint_journal_bytes: 48 << 10,
-            segment_bytes: 16 << 10,
+            segment_bytes: 3 << 10,
             retention_check_interval: Duration::from_millis(400),
             scrub_interval: Duration::from_secs(1),
             cache_bytes: 32 << 10,

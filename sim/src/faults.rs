@@ -183,13 +183,10 @@ pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, sp
                 17 => Fault::HangingDisk(node),
                 18 => Fault::FailingDisk(node),
                 19 => Fault::FullDisk(node),
-                20 => {
-                    let kinds = [AtRest::Journal, AtRest::Checkpoint, AtRest::Index, AtRest::Segment];
-                    match kinds[rng.random_range(0..kinds.len())] {
-                        AtRest::Segment => Fault::DamagedSegment { node, restarts: rng.random_ratio(1, 2) },
-                        kind => Fault::FlippedBit(node, kind),
-                    }
-                }
+                20 => Fault::FlippedBit(
+                    node,
+                    [AtRest::Journal, AtRest::Checkpoint, AtRest::Index][rng.random_range(0..3)],
+                ),
                 21 => Fault::ClockJump(node, rng.random_range(-7_200_000..7_200_000)),
                 22 => Fault::ClockDrift(node, rng.random_range(DRIFT_PPM)),
                 23 => Fault::ResetClients(node),
@@ -232,6 +229,16 @@ pub(crate) fn draw_composed(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<
         planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: some_time(rng) });
     }
     planned
+}
+
+/// The same for segments that are damaged: late enough that some are closed.
+pub(crate) fn draw_damaged_segments(rng: &mut StdRng, nodes: u64, span_ms: u64) -> Vec<Planned> {
+    let count = if rng.random_ratio(1, 4) { rng.random_range(1..=3) } else { 0 };
+    let draw = |_| {
+        let fault = Fault::DamagedSegment { node: rng.random_range(1..=nodes), restarts: rng.random_ratio(1, 2) };
+        Planned { at_ms: rng.random_range(span_ms / 3..span_ms), fault, lasts_ms: 0 }
+    };
+    (0..count).map(draw).collect()
 }
 
 /// Mostly short, sometimes longer than every time-out between brokers.

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod connections;
+mod damage;
 mod groups;
 mod groups_bad_input;
 mod groups_classic;
