@@ -364,6 +364,31 @@ async fn what_was_read_before_a_partition_was_lost_is_not_committed_after_it_was
     consumer.commit_offset(TOPIC, read.partition, read.offset + 1).await.expect("commits");
 }
 
+/// It would commit what it read before, and may do so with the epoch of the time after.
+#[tokio::test]
+async fn nobody_is_asked_to_give_up_what_was_lost_meanwhile() {
+    let (state, brokers) = cluster().await;
+    let consumer = consumer(&brokers, |_| {}).await;
+    let mut messages = consumer.subscribe().await.expect("joins");
+    messages.next().await.expect("a message");
+    state.lock().expect("no panic").assignment = Some(vec![0]);
+    eventually("one is to be given up", || consumer.assignment() == [at(0)]).await;
+    {
+        let mut state = state.lock().expect("no panic");
+        state.heartbeat_errors = vec![ErrorCode::FencedMemberEpoch.code()];
+        state.epoch = 7;
+        state.assignment = Some(vec![0, 1]);
+    }
+    eventually("it has its partitions again", || consumer.member_epoch() == 7 && consumer.assignment().len() == 2)
+        .await;
+    let mut events = Vec::new();
+    while !events.iter().any(|event| matches!(event, GroupEvent::Lost(_))) {
+        events.extend(messages.poll(Duration::from_secs(5)).await.expect("polled").events);
+    }
+    let asked = events.iter().any(|event| matches!(event, GroupEvent::Revoked(_)));
+    assert!(!asked && events.contains(&GroupEvent::Lost(vec![at(0), at(1)])), "{events:?}");
+}
+
 #[tokio::test]
 async fn a_commit_with_a_stale_epoch_is_repeated_with_the_new_one() {
     let (state, brokers) = cluster().await;

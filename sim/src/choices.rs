@@ -1,12 +1,14 @@
 //! What a seed chooses before anything starts: the cluster, its clients, and what goes wrong when. All of it is data, so that a
 //! run can be printed, kept, and made smaller.
 
+use std::time::Duration;
+
 use lockstep_core::NodeId;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use crate::faults::{self, Planned};
+use crate::faults::{self, Fault, Planned};
 
 /// What clients do in a run, at least: with less a run says little.
 const OPERATIONS_LEAST: u64 = 500;
@@ -160,9 +162,21 @@ impl Choices {
         // Drawn last, so that everything else is as it would be without them.
         faults.extend(faults::draw_composed(rng, shards, begin_ms));
         faults.extend(faults::draw_damaged_segments(rng, nodes, safety_ms));
+        faults.extend(faults::draw_wipes_beside_damage(rng, shards, safety_ms));
         faults.sort_by_key(|planned| planned.at_ms);
         let operations_least = OPERATIONS_LEAST;
         Self { nodes, shards, partitions, grows, clients, faults, safety_ms, operations_least, gone, deletion }
+    }
+}
+
+impl Choices {
+    /// How often every segment is looked at. Where a copy of a damaged one is to be noticed as it is made, the scrub must not come first; where nothing is
+    /// damaged it would only take time.
+    pub(crate) fn scrub_interval(&self) -> Duration {
+        let has = |is: fn(&Fault) -> bool| self.faults.iter().any(|planned| is(&planned.fault));
+        let is_quick = has(|fault| matches!(fault, Fault::DamagedSegment { .. }))
+            && !has(|fault| matches!(fault, Fault::WipeBesideDamage { .. }));
+        Duration::from_secs(if is_quick { 1 } else { 8 })
     }
 }
 

@@ -221,6 +221,10 @@ impl Cluster {
 
     /// Flips a bit of one of a node's files of this kind, in a place drawn from the seed; where, unless there is none.
     pub fn flip_bit(&self, id: NodeId, kind: AtRest) -> Option<(PathBuf, u64)> {
+        self.flip_bit_of(id, kind, |_| true)
+    }
+
+    fn flip_bit_of(&self, id: NodeId, kind: AtRest, is_in: impl Fn(&Path) -> bool) -> Option<(PathBuf, u64)> {
         let disk = self.disk(id);
         let paths = disk.paths();
         let has_extension = |path: &Path, wanted: &str| path.extension().is_some_and(|extension| extension == wanted);
@@ -230,6 +234,9 @@ impl Cluster {
             paths.iter().rfind(alike).is_none_or(|last| last == path)
         };
         disk.flip_bit(|path| {
+            if !is_in(path) {
+                return None;
+            }
             let is_chosen = match kind {
                 AtRest::Segment => has_extension(path, "log") && !is_last_of_its_kind(path),
                 AtRest::Index => has_extension(path, "index") && !is_last_of_its_kind(&path.with_extension("log")),
@@ -246,10 +253,14 @@ impl Cluster {
         })
     }
 
-    /// Flips a bit of a closed segment of a node, which is to find and repair it by itself; `false` when there is none.
+    /// Flips a bit of a closed segment of a node, which is to find and repair it by itself; `false` when there is none. With a shard: of one of its segments.
     #[must_use]
-    pub fn damage_segment(&self, id: NodeId) -> bool {
-        let Some((path, at)) = self.flip_bit(id, AtRest::Segment) else { return false };
+    pub fn damage_segment(&self, id: NodeId, shard: Option<ShardId>) -> bool {
+        let directory = shard.map(|shard| shard.to_string());
+        let is_in = |path: &Path| {
+            directory.as_deref().is_none_or(|directory| path.components().any(|part| part.as_os_str() == directory))
+        };
+        let Some((path, at)) = self.flip_bit_of(id, AtRest::Segment, is_in) else { return false };
         let byte = self.disk(id).byte(&path, at);
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         damaged.push(DamagedSegment { node: id, path, at, byte });
@@ -262,6 +273,34 @@ impl Cluster {
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         damaged.retain(|it| self.disk(it.node).byte(&it.path, it.at) == it.byte);
         damaged.iter().all(|it| !self.is_up(it.node))
+    }
+
+    /// Two copies of a segment that differ, though both are up and nothing damaged them: the first found.
+    #[must_use]
+    pub fn differing_copies(&self) -> Option<String> {
+        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen: BTreeMap<PathBuf, (NodeId, Vec<u8>)> = BTreeMap::new();
+        for id in self.ids().into_iter().filter(|id| self.broker(*id).is_some()) {
+            let mut files = self.disk(id).files();
+            files.retain(|path, _| {
+                path.starts_with("data") && path.extension().is_some_and(|extension| extension == "log")
+            });
+            for (path, content) in files {
+                let Some((other, known)) = seen.get(&path) else {
+                    seen.insert(path, (id, content));
+                    continue;
+                };
+                let is_excused = |at: usize| {
+                    damaged.iter().any(|it| it.path == path && it.at == at as u64 && [id, *other].contains(&it.node))
+                };
+                let differs =
+                    content.iter().zip(known).enumerate().find(|(at, (one, two))| one != two && !is_excused(*at));
+                if let Some((at, _)) = differs {
+                    return Some(format!("{} differs between nodes {other} and {id} at {at}", path.display()));
+                }
+            }
+        }
+        None
     }
 
     /// Where clients reach the brokers.

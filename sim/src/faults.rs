@@ -123,6 +123,11 @@ pub enum Fault {
         /// It is started anew before it can have noticed.
         restarts: bool,
     },
+    /// A bit flips in a closed segment of a shard's leader, and another broker, whose disk is emptied, is given that segment. It must notice.
+    WipeBesideDamage {
+        /// The shard.
+        shard: u16,
+    },
     /// A broker's wall clock jumps.
     ClockJump(NodeId, i64),
     /// A broker's clocks run too fast or too slow, by so many millionths.
@@ -237,6 +242,16 @@ pub(crate) fn draw_damaged_segments(rng: &mut StdRng, nodes: u64, span_ms: u64) 
     let draw = |_| {
         let fault = Fault::DamagedSegment { node: rng.random_range(1..=nodes), restarts: rng.random_ratio(1, 2) };
         Planned { at_ms: rng.random_range(span_ms / 3..span_ms), fault, lasts_ms: 0 }
+    };
+    (0..count).map(draw).collect()
+}
+
+/// Draws what damage is given on to others in the runs that have it.
+pub(crate) fn draw_wipes_beside_damage(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<Planned> {
+    let count = if rng.random_ratio(1, 8) { rng.random_range(1..=2) } else { 0 };
+    let draw = |_| {
+        let fault = Fault::WipeBesideDamage { shard: rng.random_range(0..shards) };
+        Planned { at_ms: rng.random_range(span_ms / 3..span_ms), fault, lasts_ms: rng.random_range(20..400) }
     };
     (0..count).map(draw).collect()
 }
@@ -471,6 +486,7 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             restart(victims, node).await;
         }
         Fault::FlippedBit(node, kind) => return flip_bit(victims, node, kind).await,
+        Fault::WipeBesideDamage { shard } => return wipe_beside_damage(victims, ShardId(shard), lasts).await,
         Fault::DamagedSegment { node, restarts } => return damage_segment(victims, node, restarts).await,
         Fault::ClockJump(node, by_ms) => {
             cluster.clock(node).jump(by_ms);
@@ -567,13 +583,28 @@ async fn damage_segment(victims: &Victims, node: NodeId, restarts: bool) -> bool
     // At most one replica's copy of a segment is damaged at a time, and no disk is emptied meanwhile.
     let Ok(_at_stake) = victims.majority_at_stake.try_lock() else { return false };
     let all_vote = cluster.ids().iter().all(|id| cluster.votes_everywhere(*id));
-    if !cluster.is_up(node) || !all_vote || !cluster.damage_segment(node) {
+    if !cluster.is_up(node) || !all_vote || !cluster.damage_segment(node, None) {
         return false;
     }
     if restarts && let Some(_taken) = victims.take(node) {
         cluster.kill(node, Death::Process);
         cluster.start(node);
     }
+    let _ = cluster.wait_until(REPAIRED, Cluster::all_whole).await;
+    true
+}
+
+async fn wipe_beside_damage(victims: &Victims, shard: ShardId, lasts: Duration) -> bool {
+    let cluster = &victims.cluster;
+    let Some(leader) = cluster.leader(shard) else { return false };
+    let node = 1 + leader % cluster.ids().len() as u64;
+    let Some(_at_stake) = empty_disk(victims, node, lasts).await else { return false };
+    // Only now: what is found before the disk is lost is repaired before.
+    if cluster.leader(shard).is_none_or(|leader| leader == node || !cluster.damage_segment(leader, Some(shard))) {
+        return false;
+    }
+    let _ = cluster.wait_until(REFILL, |cluster| cluster.votes_everywhere(node)).await;
+    victims.inspector.compare_copies(cluster);
     let _ = cluster.wait_until(REPAIRED, Cluster::all_whole).await;
     true
 }

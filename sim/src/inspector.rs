@@ -114,6 +114,13 @@ impl Inspector {
         }
     }
 
+    /// Copies of segments are equal, as far as both go and nothing has damaged them.
+    pub(crate) fn compare_copies(&self, cluster: &Cluster) {
+        if let Some(difference) = cluster.differing_copies() {
+            self.found(cluster, format!("replicas hold different bytes: {difference}"));
+        }
+    }
+
     /// The node got an empty disk: what it promised is void.
     pub(crate) fn forget(&self, node: NodeId) {
         self.lock().promises.retain(|(id, _), _| *id != node);

@@ -64,7 +64,12 @@ pub fn run(case: &Case) -> Outcome {
 }
 
 async fn drive(seed: u64, choices: Choices, witness: Witness) -> Option<String> {
-    let options = ClusterOptions { nodes: choices.nodes, shards: choices.shards, ..ClusterOptions::default() };
+    let options = ClusterOptions {
+        nodes: choices.nodes,
+        shards: choices.shards,
+        scrub_interval: choices.scrub_interval(),
+        ..ClusterOptions::default()
+    };
     let cluster = Cluster::new(options, LinkOptions::default(), DiskOptions::default());
     let history = History::new(Header { seed: Some(seed), ..Header::default() });
     *witness.lock().unwrap_or_else(PoisonError::into_inner) = Some((cluster.trace().clone(), history.clone()));

@@ -106,12 +106,12 @@ fn who_reads_a_damaged_segment_gets_the_right_records_once_it_is_repaired() {
             }
             // Broker 3 has a good copy of everything; followers are not read from, so theirs may stay damaged.
             for id in [1, 2] {
-                let damaged = |cluster: &Cluster| cluster.damage_segment(id);
+                let damaged = |cluster: &Cluster| cluster.damage_segment(id, None);
                 assert!(cluster.wait_until(PATIENCE, damaged).await, "there are no closed segments");
             }
             read_all(&client).await;
             for id in [1, 2] {
-                assert!(cluster.damage_segment(id));
+                assert!(cluster.damage_segment(id, None));
             }
             read_all(&client).await;
             cluster.end().await;

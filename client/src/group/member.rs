@@ -256,6 +256,14 @@ impl<E: Env> Member<E> {
                     let gone = self.stop(state, &gone);
                     state.handed_out.clear();
                     tracing::warn!(group = %self.config.group_id, partitions = ?names(&gone), "lost");
+                    // Whoever was not told yet to give them up is not to be asked any more: it would commit what it had read, and by then
+                    // perhaps have won them again while others had gone further.
+                    for event in &mut state.events {
+                        if let GroupEvent::Revoked(revoked) = event {
+                            revoked.retain(|at| !gone.contains(at));
+                        }
+                    }
+                    state.events.retain(|event| !matches!(event, GroupEvent::Revoked(revoked) if revoked.is_empty()));
                     state.events.push_back(GroupEvent::Lost(gone));
                 }
                 Effect::Assign(new) => {

@@ -48,7 +48,7 @@ pub(crate) use kept_vote::KeptVote;
 pub(crate) use leadership::{Leadership, STOPPED};
 pub(crate) use log_store::{LogStore, stored_vote};
 pub(crate) use network::NetworkFactory;
-pub use promises::{Promised, Promises};
+pub use promises::{Choice, Promised, Promises};
 pub(crate) use proposals::Proposals;
 pub(crate) use repair::Repairer;
 pub(crate) use replica::{Progress, Replica};

@@ -12,10 +12,21 @@ use super::type_config::Vote;
 /// A vote and a position up to which entries are there, be it in the journal or in a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Promised {
-    /// The last vote: its term, and for whom.
-    pub vote: Option<(u64, NodeId)>,
+    /// The last vote.
+    pub vote: Option<Choice>,
     /// The last entry.
     pub last: Option<Position>,
+}
+
+/// A vote of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// In which term.
+    pub term: u64,
+    /// For whom.
+    pub node: NodeId,
+    /// That node was elected, as this one knows. It follows it then, whomever it had voted for.
+    pub is_elected: bool,
 }
 
 impl Promised {
@@ -23,7 +34,11 @@ impl Promised {
     #[must_use]
     pub fn broken_by(&self, found: &Self) -> Option<String> {
         let votes_again = match (self.vote, found.vote) {
-            (Some(promised), Some(found)) => found.0 < promised.0 || found.0 == promised.0 && found.1 != promised.1,
+            (Some(promised), Some(found)) => {
+                (found.term, found.is_elected) < (promised.term, promised.is_elected)
+                    || (found.term, found.is_elected) == (promised.term, promised.is_elected)
+                        && found.node != promised.node
+            }
             (promised, None) => promised.is_some(),
             (None, Some(_)) => false,
         };
@@ -102,8 +117,8 @@ impl Promises {
     }
 }
 
-fn choice(vote: &Vote) -> (u64, NodeId) {
-    (vote.leader_id.term, vote.leader_id.voted_for)
+fn choice(vote: &Vote) -> Choice {
+    Choice { term: vote.leader_id.term, node: vote.leader_id.voted_for, is_elected: vote.committed }
 }
 
 #[cfg(test)]
@@ -124,13 +139,15 @@ mod tests {
         let promises = Promises::at_start(Some(vote(3, 1)), None);
         promises.voted(&vote(4, 2));
         let found = |vote| Promised { vote, last: None };
-        for vote in [None, Some((3, 1)), Some((4, 1))] {
+        let choice = |term, node, is_elected| Some(Choice { term, node, is_elected });
+        for vote in [None, choice(3, 1, false), choice(4, 1, false), choice(3, 2, true)] {
             assert!(promises.made().broken_by(&found(vote)).is_some(), "{vote:?}");
         }
-        for vote in [Some((4, 2)), Some((5, 1))] {
+        // Whoever was elected without this node's vote leads it too.
+        for vote in [choice(4, 2, false), choice(5, 1, false), choice(4, 1, true)] {
             assert_eq!(promises.made().broken_by(&found(vote)), None);
         }
-        assert_eq!(promises.found().vote, Some((3, 1)));
+        assert_eq!(promises.found().vote, choice(3, 1, false));
     }
 
     #[test]

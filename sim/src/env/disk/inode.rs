@@ -83,11 +83,14 @@ impl Inode {
         let old_end = len_before.min(offset + new.len());
         let old = self.content.get(offset..old_end).unwrap_or_default().to_vec();
         put(&mut self.content, offset, &new);
-        // Zeros only make room.
-        if new.iter().any(|byte| *byte != 0) {
+        self.push(Change::Write { offset, new, old, len_before });
+    }
+
+    /// Notes where a write of several pieces began. One of zeros only makes room.
+    pub(super) fn note_write(&mut self, offset: usize, is_zeros: bool) {
+        if !is_zeros {
             self.last_write = offset;
         }
-        self.push(Change::Write { offset, new, old, len_before });
     }
 
     pub(super) fn set_len(&mut self, len: usize) {

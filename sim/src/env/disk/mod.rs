@@ -573,7 +573,9 @@ impl DiskFile for SimFile {
             self.write(at, buffers, usize::try_from(random_below(len as u64 + 1)).unwrap_or(0))?;
             return Err(error);
         }
-        self.write(at, buffers, usize::MAX)
+        let is_zeros = buffers.iter().flatten().all(|byte| *byte == 0);
+        self.write(at, buffers, usize::MAX)?;
+        self.inode(|inode| inode.note_write(at, is_zeros))
     }
 
     async fn write_and_sync(&self, offset: u64, buffers: Vec<Bytes>) -> io::Result<()> {
