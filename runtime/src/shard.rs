@@ -476,8 +476,9 @@ impl<E: Env> Shard<E> {
         self.raft_status().reverted
     }
 
-    /// Why the shard stopped on this node, if it did.
-    pub(crate) fn stopped(&self) -> Option<String> {
+    /// Why the shard stopped on this node, if it did, or will with the next entry: a write behind it failed.
+    #[must_use]
+    pub fn stopped(&self) -> Option<String> {
         let failure = || self.inner.group.as_ref().and_then(|group| group.leadership.failure());
         self.inner.replica.stopped().or_else(|| self.inner.replica.store.failed()).or_else(failure)
     }

@@ -466,12 +466,12 @@ impl Cluster {
         }
     }
 
-    /// The shards that have stopped on a node while the node goes on, as after an error of the disk that only concerned one. In production
+    /// The shards that have stopped on a node, or will with their next entry, while the node goes on, as after an error of the disk that only concerned one. In production
     /// it takes a restart until they run there again.
     #[must_use]
     pub fn stopped_shards(&self, id: NodeId) -> Vec<ShardId> {
         let shards = self.node(id).map(|node| node.shards()).unwrap_or_default();
-        shards.iter().filter(|shard| shard.role().0 == "stopped").map(|shard| shard.id()).collect()
+        shards.iter().filter(|shard| shard.stopped().is_some()).map(|shard| shard.id()).collect()
     }
 
     /// Why a broker that was started does not serve: it could not start, or it gave up.

@@ -21,6 +21,8 @@ use crate::inspector::Inspector;
 const FAULTS: std::ops::Range<usize> = 10..15;
 /// Within so long some sync comes.
 const SYNC_COMES: Duration = Duration::from_secs(1);
+/// What failed last has ended its process after so long.
+const FALLS_WITHIN: Duration = Duration::from_millis(200);
 /// How long an emptied disk may take to be filled again, while other things go wrong.
 const REFILL: Duration = Duration::from_secs(30);
 /// How long a damaged segment may take to be whole again, while other things go wrong.
@@ -215,10 +217,10 @@ pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, sp
 
 /// Draws what only some runs have beside their other faults.
 pub(crate) fn draw_composed(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<Planned> {
-    let count = if rng.random_ratio(1, 4) { rng.random_range(2..=4) } else { 0 };
+    let count = if rng.random_ratio(1, 4) { rng.random_range(3..=6) } else { 0 };
     let draw = |_| Planned {
         at_ms: rng.random_range(0..span_ms),
-        fault: Fault::RestartBesideCut { shard: rng.random_range(0..shards), away_ms: rng.random_range(0..150) },
+        fault: Fault::RestartBesideCut { shard: rng.random_range(0..shards), away_ms: rng.random_range(0..120) },
         lasts_ms: rng.random_range(100..900),
     };
     let mut planned: Vec<Planned> = (0..count).map(draw).collect();
@@ -334,6 +336,7 @@ pub(crate) async fn play(victims: &Victims, schedule: &[Planned]) {
     for task in tasks {
         let _ = task.await;
     }
+    SimEnv::sleep(FALLS_WITHIN).await;
     operator.abort();
     restart_fallen(victims, Duration::ZERO).await;
     // A shard that has stopped stays so until its broker is started anew.
