@@ -229,10 +229,10 @@ pub(crate) fn draw_composed(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<
         planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: rng.random_range(500..2_000) });
     }
     // The one step that a client waits for while it has nothing to go by.
-    let count = if rng.random_ratio(1, 3) { rng.random_range(1..=3) } else { 0 };
+    let count = if rng.random_ratio(1, 2) { rng.random_range(1..=3) } else { 0 };
     for _ in 0..count {
         let death = if rng.random_ratio(1, 2) { Death::Power } else { Death::Process };
-        let fault = Fault::CrashAt { step: Step::BeforeOffsetsAnswer as usize, nth: rng.random_range(1..4), death };
+        let fault = Fault::CrashAt { step: Step::BeforeOffsetsAnswer as usize, nth: rng.random_range(1..=2), death };
         planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: some_time(rng) });
     }
     planned

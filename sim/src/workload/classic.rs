@@ -100,17 +100,24 @@ impl Classic {
     }
 }
 
+/// Most groups are at rest after so long without faults.
+const CALM_BEFORE_REPLACED: Duration = Duration::from_secs(1);
+
 /// Reads and commits until told to finish; starts anew whenever it cannot go on.
 pub async fn consume(context: Context, config: Classic) {
     let Some(client) = context.connect().await else { return };
     let mut number = 0;
     let mut divided = None;
+    // A static member's process is replaced once more when all is calm: nobody joins again on account of it, so it must be given what it had.
+    let mut is_to_be_replaced = config.instance_id.is_some();
     while !context.finish.is_due() {
         number += 1;
         let mut life = Life::new(&context, &config, &client, format!("{}.{number}", context.name));
         life.divided = divided;
+        life.is_to_be_replaced = is_to_be_replaced;
         let ending = life.live().await;
         divided = life.divided;
+        is_to_be_replaced = life.is_to_be_replaced;
         match ending {
             Ok(_) => context.pause_unless_calm(random_up_to(config.habits.away)).await,
             Err(error) => {
@@ -144,6 +151,9 @@ struct Life<'a> {
     /// It leads the group, and divided so many partitions: it watches out for more. A static member whose place was kept while it was away
     /// divides nothing when it is back (KIP-814), so this is handed from one life to the next.
     divided: Option<usize>,
+    /// It vanishes once when all has been calm for a while.
+    is_to_be_replaced: bool,
+    calm_since: Option<Instant>,
 }
 
 impl<'a> Life<'a> {
@@ -168,6 +178,8 @@ impl<'a> Life<'a> {
             committed_at: now,
             must_rejoin: true,
             divided: None,
+            is_to_be_replaced: false,
+            calm_since: None,
         }
     }
 
@@ -189,7 +201,7 @@ impl<'a> Life<'a> {
             if self.context.has_whim(habits.slow_per_mille) {
                 self.be_slow(heartbeat_interval).await?;
             }
-            if self.context.has_whim(habits.vanish_per_mille) {
+            if self.context.has_whim(habits.vanish_per_mille) || self.is_replaced_now() {
                 return Ok(Ending::Vanished);
             }
             if self.is_commit_due() {
@@ -204,6 +216,16 @@ impl<'a> Life<'a> {
         }
         self.leave().await;
         Ok(Ending::Left)
+    }
+
+    fn is_replaced_now(&mut self) -> bool {
+        if !self.is_to_be_replaced || !self.context.finish.is_calm() {
+            return false;
+        }
+        let calm_since = *self.calm_since.get_or_insert_with(SimEnv::now);
+        let is_now = SimEnv::now().saturating_duration_since(calm_since) >= CALM_BEFORE_REPLACED;
+        self.is_to_be_replaced = !is_now;
+        is_now
     }
 
     /// The application takes its time; the library goes on with heartbeats.
