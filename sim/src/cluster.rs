@@ -279,25 +279,26 @@ impl Cluster {
     #[must_use]
     pub fn differing_copies(&self) -> Option<String> {
         let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut seen: BTreeMap<PathBuf, (NodeId, Vec<u8>)> = BTreeMap::new();
+        let mut seen: BTreeMap<PathBuf, Vec<(NodeId, Vec<u8>)>> = BTreeMap::new();
         for id in self.ids().into_iter().filter(|id| self.broker(*id).is_some()) {
             let mut files = self.disk(id).files();
             files.retain(|path, _| {
                 path.starts_with("data") && path.extension().is_some_and(|extension| extension == "log")
             });
             for (path, content) in files {
-                let Some((other, known)) = seen.get(&path) else {
-                    seen.insert(path, (id, content));
-                    continue;
-                };
-                let is_excused = |at: usize| {
-                    damaged.iter().any(|it| it.path == path && it.at == at as u64 && [id, *other].contains(&it.node))
-                };
-                let differs =
-                    content.iter().zip(known).enumerate().find(|(at, (one, two))| one != two && !is_excused(*at));
-                if let Some((at, _)) = differs {
-                    return Some(format!("{} differs between nodes {other} and {id} at {at}", path.display()));
+                let copies = seen.entry(path.clone()).or_default();
+                for (other, known) in &*copies {
+                    let is_excused = |at: usize| {
+                        damaged
+                            .iter()
+                            .any(|it| it.path == path && it.at == at as u64 && [id, *other].contains(&it.node))
+                    };
+                    let bytes = content.iter().zip(known).enumerate();
+                    if let Some((at, _)) = bytes.into_iter().find(|(at, (one, two))| one != two && !is_excused(*at)) {
+                        return Some(format!("{} differs between nodes {other} and {id} at {at}", path.display()));
+                    }
                 }
+                copies.push((id, content));
             }
         }
         None

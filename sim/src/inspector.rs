@@ -235,6 +235,7 @@ impl Seen {
     }
 
     fn serves_nobody(&mut self, shard: ShardId) {
+        self.former_sessions.retain(|(_, number), _| *number != shard.0);
         // The next time is another one, even if it is the same node in the same term.
         if let Some(last) = self.served.get_mut(&shard.0).and_then(|served| served.last_mut()) {
             last.term = u64::MAX;

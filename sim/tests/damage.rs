@@ -33,10 +33,10 @@ fn case(seed: u64) -> Case {
     let mut faults: Vec<Planned> = (0..14)
         .map(|number| {
             let node = 1 + (first + number) % 3;
-            damage(1_500 + 400 * number, node, (seed + number) % 4 == 0)
+            damage(1_500 + 400 * number, node, (seed + number).is_multiple_of(4))
         })
         .collect();
-    let death = if seed % 2 == 0 { Death::Power } else { Death::Process };
+    let death = if seed.is_multiple_of(2) { Death::Power } else { Death::Process };
     faults.push(crash(2_500, Step::SegmentRepairStaged, death));
     faults.push(crash(4_500, Step::SegmentPieceFetched, death));
     faults.sort_by_key(|planned| planned.at_ms);

@@ -183,7 +183,7 @@ impl Inode {
     /// Flips a bit of a durable byte drawn at random, preferably one that is not zero; where it is. `None` when there are no such bytes.
     /// `before_last_write`: of one that lies before what was written last.
     pub(super) fn flip_bit(&mut self, before_last_write: bool) -> Option<usize> {
-        let limit = if before_last_write { self.last_write } else { self.content.len() };
+        let limit = if before_last_write { self.last_write.min(self.content.len()) } else { self.content.len() };
         let is_durable = |at: usize| {
             !self.pending.iter().any(|pending| match &pending.change {
                 Change::Write { offset, new, .. } => (*offset..offset + new.len()).contains(&at),
