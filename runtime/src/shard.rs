@@ -280,39 +280,57 @@ impl<E: Env> Shard<E> {
     }
 
     /// Compares the leader epochs that batches name with those in which they were appended, as far as the state knows. Of all that a batch says of itself, only this is
-    /// not covered by its checksum.
+    /// not covered by its checksum. Gives the batches before the first wrong one, whose segment is going to be repaired.
     ///
     /// # Errors
-    /// `WrongEpoch`: the batches, which were read from the partition's log, must not be given to anybody. The segment is going to be repaired.
-    pub fn check_epochs(&self, topic_id: TopicId, partition: u32, batches: &[Bytes]) -> Result<(), ReadError> {
+    /// `WrongEpoch`: the first batch, which was read from the partition's log, is wrong already.
+    pub fn check_epochs(
+        &self,
+        topic_id: TopicId,
+        partition: u32,
+        mut batches: Vec<Bytes>,
+    ) -> Result<Vec<Bytes>, ReadError> {
+        // Taken from the batches before the state is read: `apply` waits for whoever reads that.
+        let mut headers = Vec::new();
+        for (number, bytes) in batches.iter().enumerate() {
+            let mut at = 0_usize;
+            while let Some(header) = bytes.get(at..).and_then(BatchHeader::parse) {
+                headers.push((number, at, header.base_offset, header.next_offset, header.leader_epoch));
+                at = at.saturating_add(header.len);
+            }
+        }
         let wrong = self.read(|state| {
             let start = state.partition(topic_id, partition).map_or(0, |view| view.log_start_offset);
             // First and last epoch, and the offset before which they hold.
             let mut known: Option<(i32, i32, i64)> = None;
-            for bytes in batches {
-                let mut rest: &[u8] = bytes;
-                while let Some(header) = BatchHeader::parse(rest) {
-                    rest = rest.get(header.len..).unwrap_or_default();
-                    if header.next_offset <= start {
-                        // Deleted since it was read: nothing is known of its epoch any more.
-                        continue;
-                    }
-                    let offset = header.base_offset.max(start);
-                    if known.is_none_or(|(.., end)| offset >= end) {
-                        known = state.epochs_at(topic_id, partition, offset);
-                    }
-                    if known.is_some_and(|(first, last, _)| !(first..=last).contains(&header.leader_epoch)) {
-                        return Some(header.base_offset);
-                    }
+            headers.iter().find(|(_, _, base_offset, next_offset, leader_epoch)| {
+                if *next_offset <= start {
+                    // Deleted since it was read: nothing is known of its epoch any more.
+                    return false;
                 }
-            }
-            None
+                let offset = (*base_offset).max(start);
+                if known.is_none_or(|(.., end)| offset >= end) {
+                    known = state.epochs_at(topic_id, partition, offset);
+                }
+                known.is_some_and(|(first, last, _)| !(first..=last).contains(leader_epoch))
+            })
         });
-        let Some(offset) = wrong else { return Ok(()) };
+        let Some(&(number, at, offset, ..)) = wrong else { return Ok(batches) };
         let store = &self.inner.replica.store;
-        let Some(name) = store.segment_of(topic_id, partition, offset) else { return Err(ReadError::Gone) };
-        store.suspect(name, FoundBy::Reader);
-        Err(ReadError::WrongEpoch { path: store.segment_path(name).display().to_string(), offset })
+        let name = store.segment_of(topic_id, partition, offset);
+        if let Some(name) = name {
+            store.suspect(name, FoundBy::Reader);
+        }
+        batches.truncate(number + 1);
+        if let Some(last) = batches.last_mut() {
+            last.truncate(at);
+        }
+        batches.retain(|bytes| !bytes.is_empty());
+        match name {
+            _ if !batches.is_empty() => Ok(batches),
+            Some(name) => Err(ReadError::WrongEpoch { path: store.segment_path(name).display().to_string(), offset }),
+            None => Err(ReadError::Gone),
+        }
     }
 
     /// The segments with records of a partition hosted here, ascending, as they are on this node.

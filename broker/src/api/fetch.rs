@@ -229,7 +229,7 @@ async fn read_one<E: Env>(
         Ok(Vec::new())
     } else {
         match place.log.read(wanted.fetch_offset, bytes_max, at_least_one).await {
-            Ok(batches) => place.shard.check_epochs(place.topic_id, place.partition, &batches).map(|()| batches),
+            Ok(batches) => place.shard.check_epochs(place.topic_id, place.partition, batches),
             refused => refused,
         }
     };

@@ -297,7 +297,7 @@ impl<E: Env> Installation<E> {
             }
         }
         inner.removable(gone);
-        lock(&inner.files).clear();
+        inner.forget_files();
         lock(&inner.indexes).clear();
         inner.wrote.notify_waiters();
         for waiter in waiters {

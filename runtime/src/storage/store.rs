@@ -434,7 +434,7 @@ impl<E: Env> PartitionStore<E> {
         if let Some(flusher) = flusher {
             let _ = flusher.await;
         }
-        lock(&self.inner.files).clear();
+        self.inner.forget_files();
     }
 }
 
@@ -519,6 +519,13 @@ impl<E: Env> Inner<E> {
                 return Ok(file);
             }
         }
+    }
+
+    /// Other files have taken the place of all that were open.
+    pub(crate) fn forget_files(&self) {
+        let mut files = lock(&self.files);
+        self.replaced_files.fetch_add(1, Ordering::AcqRel);
+        files.clear();
     }
 
     /// Another file has taken the place of this one: whoever asks for it from now on is given that.

@@ -123,7 +123,11 @@ async fn a_reader_is_given_nothing_damaged_and_soon_everything() {
     let shard = cluster.node(leader).shard(0);
     let log = shard.log(TOPIC, 0).unwrap();
     let read = log.read(names[3].base_offset, 10_000, true).await.unwrap();
-    let checked = shard.check_epochs(TOPIC, 0, &read);
+    // What lies before it is given.
+    let more = log.read(names[2].base_offset, 1 << 20, true).await.unwrap();
+    let given = shard.check_epochs(TOPIC, 0, more.clone()).unwrap().concat();
+    assert!(!given.is_empty() && more.concat().starts_with(&given));
+    let checked = shard.check_epochs(TOPIC, 0, read.clone());
     assert!(
         matches!(checked, Err(ReadError::WrongEpoch { offset, .. }) if offset == names[3].base_offset),
         "{checked:?}"
@@ -131,7 +135,7 @@ async fn a_reader_is_given_nothing_damaged_and_soon_everything() {
     eventually("the file is whole again", || content(&cluster, leader, names[3]) == good).await;
     eventually("the new file is read", || shard.scrub_counts().repaired == 2).await;
     let read = log.read(0, 1 << 20, true).await.unwrap();
-    assert!(shard.check_epochs(TOPIC, 0, &read).is_ok());
+    assert!(shard.check_epochs(TOPIC, 0, read.clone()).is_ok());
     drop(shard);
     cluster.assert_same_records(&[1, 2, 3], usize::from(BATCHES)).await;
     cluster.stop().await;
