@@ -15,7 +15,7 @@ const SEEDS: u64 = 100;
 /// Situations that the fixed set need not reach: sweeps of many seeds reach some of them, and name those that they do not.
 const TOO_RARE: &[Mark] = &[
     Mark::ApplyWaitedForSegments,
-    // tests/disk_space.rs reaches this one and SegmentsWaitedForRoom.
+    // Disks fill up in few runs; tests/disk_space.rs is about nothing else.
     Mark::CheckpointWaitedForRoom,
     Mark::CommitDuringRebalanceRefused,
     Mark::CommitMetNewEpoch,
