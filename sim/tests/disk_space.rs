@@ -22,9 +22,9 @@ const NEARLY_FULL_BYTES: u64 = 100 << 20;
 /// Not enough for anything.
 const FULL_BYTES: u64 = 4 << 10;
 
-/// Segments that do not end while a disk is full: a snapshot that is being put in place then still stops its shard.
+/// Nobody falls so far behind that it needs a snapshot: one that meets a full disk while it is put in place still stops its shard.
 fn options() -> ClusterOptions {
-    ClusterOptions { segment_bytes: 16 << 10, ..ClusterOptions::default() }
+    ClusterOptions { checkpoint_journal_bytes: 4 << 20, ..ClusterOptions::default() }
 }
 
 async fn started() -> (Cluster, Client<SimEnv>) {
