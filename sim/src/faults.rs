@@ -300,6 +300,13 @@ impl Victims {
         }
     }
 
+    /// A broker dies and its disk is exchanged for an empty one: nothing that it promised is there any more.
+    fn lose_disk(&self, node: NodeId) {
+        self.cluster.kill(node, Death::Process);
+        self.cluster.disk(node).wipe();
+        self.inspector.forget(node);
+    }
+
     /// The same for one that is down.
     fn take_down(&self, node: NodeId) -> Option<Taken> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -547,9 +554,7 @@ async fn wipe_beside_cut(victims: &Victims, shard: u16, lasts: Duration) -> bool
     }
     let cut = cluster.network().block(&cluster.host(leader), &cluster.host(deaf));
     SimEnv::sleep(LEASES_RUN_OUT / 3).await;
-    cluster.kill(wiped, Death::Process);
-    cluster.disk(wiped).wipe();
-    victims.inspector.forget(wiped);
+    victims.lose_disk(wiped);
     cluster.start(wiped);
     let serves = |cluster: &Cluster| cluster.broker(wiped).is_some() || !cluster.is_up(wiped);
     let _ = cluster.wait_until(LEASES_RUN_OUT / 3, serves).await;
@@ -626,9 +631,7 @@ async fn flip_bit(victims: &Victims, node: NodeId, kind: AtRest) -> bool {
     let _ = cluster.wait_until(Duration::from_secs(5), decided).await;
     if cluster.broker(node).is_none() {
         cluster.trace().event("faults", format!("broker {node} refuses its disk and gets an empty one"));
-        cluster.kill(node, Death::Process);
-        cluster.disk(node).wipe();
-        victims.inspector.forget(node);
+        victims.lose_disk(node);
         cluster.start(node);
     }
     drop(taken);
@@ -672,9 +675,7 @@ async fn empty_disk(victims: &Victims, node: NodeId, away: Duration) -> Option<t
     if !cluster.ids().iter().all(|id| cluster.votes_everywhere(*id)) {
         return None;
     }
-    cluster.kill(node, Death::Process);
-    cluster.disk(node).wipe();
-    victims.inspector.forget(node);
+    victims.lose_disk(node);
     SimEnv::sleep(away).await;
     cluster.start(node);
     Some(at_stake)
