@@ -188,7 +188,8 @@ impl<E: Env> Client<E> {
         state.connection = None;
         let config = &self.shared.config;
         let patience = config.timeout.min(CONNECT_PATIENCE_MAX);
-        match BrokerConnection::open(&self.shared.env, address, &config.client_id, patience).await {
+        // Boxed, since it is long and rarely comes to this: all that ask a broker something would be as long, and are moved about.
+        match Box::pin(BrokerConnection::open(&self.shared.env, address, &config.client_id, patience)).await {
             Ok(connection) => {
                 let connection = Arc::new(connection);
                 state.connection = Some(Arc::clone(&connection));

@@ -112,7 +112,8 @@ impl<E: Env> Client<E> {
             if doubts >= DOUBTS_AT_FIRST {
                 pause = (pause * 2).min(DOUBT_PAUSE_MAX);
             }
-            match self.successor(address, role).await {
+            // Boxed, since it is long and rarely comes to this: every request waits beside it.
+            match Box::pin(self.successor(address, role)).await {
                 Ok(Some(successor)) => {
                     Mark::SuccessorFound.reached();
                     return successor;

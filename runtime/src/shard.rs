@@ -595,6 +595,8 @@ fn raft_config(config: &crate::config::NodeConfig, id: ShardId) -> Result<openra
         snapshot_policy: SnapshotPolicy::Never,
         // Purging is bounded by bytes, which Raft does not count: see `checkpoint`.
         max_in_snapshot_log_to_keep: u64::MAX,
+        // Room for measurements that are compiled away.
+        log_stage_capacity: Some(1),
         backoff: "40ms 80ms 160ms ...400ms".to_owned(),
         ..openraft::Config::default()
     };

@@ -149,7 +149,7 @@ impl Choices {
         let safety_ms = rng.random_range(5_500..8_000);
         // What begins later would last beyond the time that clients are given.
         let begin_ms = safety_ms * 2 / 3;
-        let mut faults = faults::draw(rng, nodes, shards, members, begin_ms);
+        let mut faults = faults::draw::kinds(rng, nodes, shards, members, begin_ms);
         let gone = (nodes == 3 && rng.random_ratio(1, 10)).then(|| rng.random_range(1..=nodes));
         let grows = rng.random_ratio(1, 4);
         let partitions = [1, 3, 6, 6][rng.random_range(0..4)];
@@ -160,9 +160,13 @@ impl Choices {
             _ => Deletion::Never,
         };
         // Drawn last, so that everything else is as it would be without them.
-        faults.extend(faults::draw_composed(rng, shards, begin_ms));
-        faults.extend(faults::draw_damaged_segments(rng, nodes, safety_ms));
-        faults.extend(faults::draw_wipes_beside_damage(rng, shards, safety_ms));
+        faults.extend(faults::draw::composed(rng, shards, begin_ms));
+        faults.extend(faults::draw::damaged_segments(rng, nodes, safety_ms));
+        faults.extend(faults::draw::wipes_beside_damage(rng, shards, safety_ms));
+        faults.extend(faults::draw::full_disks(rng, nodes, begin_ms));
+        if let Some(pattern) = faults::draw::pattern(rng, nodes, safety_ms) {
+            faults = pattern;
+        }
         faults.sort_by_key(|planned| planned.at_ms);
         let operations_least = OPERATIONS_LEAST;
         Self { nodes, shards, partitions, grows, clients, faults, safety_ms, operations_least, gone, deletion }

@@ -202,10 +202,12 @@ fn sweep_seeds(seconds: u64, count: Option<u64>, first: Option<u64>, jobs: Optio
     println!("seeds from {first} on");
     let begun = Instant::now();
     let deadline = begun + Duration::from_secs(seconds);
-    let swept = sweep::sweep(first, count.unwrap_or(u64::MAX), deadline, jobs, |outcome| {
+    let failed = |outcome: &Outcome| {
         let verdict = outcome.verdict.as_deref().unwrap_or_default();
         println!("BROKEN: seed {}: {verdict}", outcome.case.seed);
-    });
+    };
+    let progress = |swept: &sweep::Swept| swept.print_progress(begun.elapsed());
+    let swept = sweep::sweep(first, count.unwrap_or(u64::MAX), deadline, jobs, failed, progress);
     swept.print(begun.elapsed(), jobs);
     if swept.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

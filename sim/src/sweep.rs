@@ -9,6 +9,9 @@ use lockstep_probe::Mark;
 use crate::choices::Case;
 use crate::scenario::{self, Outcome};
 
+/// So often a sweep says how far it is: what one that is stopped had come to is not lost.
+const PROGRESS_EVERY: Duration = Duration::from_secs(30);
+
 /// What a sweep came to.
 #[derive(Debug, Default)]
 pub struct Swept {
@@ -48,6 +51,11 @@ impl Swept {
         }
     }
 
+    /// Prints how far it is.
+    pub fn print_progress(&self, took: Duration) {
+        println!("{} seeds in {:.0} s, {} failed", self.seeds, took.as_secs_f64(), self.failures.len());
+    }
+
     /// Prints what it came to.
     pub fn print(&self, took: Duration, jobs: usize) {
         let seconds = took.as_secs_f64();
@@ -82,17 +90,25 @@ impl Swept {
     }
 }
 
-/// Runs seeds from `first` on, until `limit` are done or `deadline` has come. Failures are told to `failed` as they come.
+/// Runs seeds from `first` on, until `limit` are done or `deadline` has come. Failures are told to `failed` as they come; `progress` hears now
+/// and then how far it is.
 #[must_use]
-pub fn sweep(first: u64, limit: u64, deadline: Instant, jobs: usize, failed: impl Fn(&Outcome) + Sync) -> Swept {
+#[expect(clippy::disallowed_methods, reason = "real time, outside of every simulation")]
+pub fn sweep(
+    first: u64,
+    limit: u64,
+    deadline: Instant,
+    jobs: usize,
+    failed: impl Fn(&Outcome) + Sync,
+    progress: impl Fn(&Swept) + Sync,
+) -> Swept {
     let next = AtomicU64::new(0);
-    let swept = Mutex::new(Swept::default());
+    let swept = Mutex::new((Swept::default(), Instant::now()));
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    #[expect(clippy::disallowed_methods, reason = "real time, outside of every simulation")]
                     if number >= limit || Instant::now() >= deadline {
                         return;
                     }
@@ -100,12 +116,18 @@ pub fn sweep(first: u64, limit: u64, deadline: Instant, jobs: usize, failed: imp
                     if outcome.verdict.is_some() {
                         failed(&outcome);
                     }
-                    swept.lock().unwrap_or_else(PoisonError::into_inner).add(&outcome);
+                    let mut swept = swept.lock().unwrap_or_else(PoisonError::into_inner);
+                    let (swept, told_at) = &mut *swept;
+                    swept.add(&outcome);
+                    if told_at.elapsed() >= PROGRESS_EVERY {
+                        *told_at = Instant::now();
+                        progress(swept);
+                    }
                 }
             });
         }
     });
-    let mut swept = swept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (mut swept, _) = swept.into_inner().unwrap_or_else(PoisonError::into_inner);
     swept.failures.sort();
     swept
 }

@@ -22,13 +22,8 @@ const NEARLY_FULL_BYTES: u64 = 100 << 20;
 /// Not enough for anything.
 const FULL_BYTES: u64 = 4 << 10;
 
-/// Nobody falls so far behind that it needs a snapshot: one that meets a full disk while it is put in place still stops its shard.
-fn options() -> ClusterOptions {
-    ClusterOptions { checkpoint_journal_bytes: 4 << 20, ..ClusterOptions::default() }
-}
-
 async fn started() -> (Cluster, Client<SimEnv>) {
-    let cluster = Cluster::new(options(), LinkOptions::default(), DiskOptions::default());
+    let cluster = Cluster::new(ClusterOptions::default(), LinkOptions::default(), DiskOptions::default());
     for id in cluster.ids() {
         cluster.start(id);
     }

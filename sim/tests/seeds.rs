@@ -15,8 +15,6 @@ const SEEDS: u64 = 100;
 /// Situations that the fixed set need not reach: sweeps of many seeds reach some of them, and name those that they do not.
 const TOO_RARE: &[Mark] = &[
     Mark::ApplyWaitedForSegments,
-    // Disks fill up in few runs; tests/disk_space.rs is about nothing else.
-    Mark::CheckpointWaitedForRoom,
     Mark::CommitDuringRebalanceRefused,
     Mark::CommitMetNewEpoch,
     Mark::CommitOfStaleEpochRefused,
@@ -49,7 +47,6 @@ const TOO_RARE: &[Mark] = &[
     Mark::RequestForFormerDiskRefused,
     Mark::RevokedWhileTargetIsBehind,
     Mark::SegmentRepairedByReader,
-    Mark::SegmentsWaitedForRoom,
     Mark::SnapshotNoLongerOnOffer,
     Mark::SnapshotPullBegunAnew,
     Mark::StaleGenerationRefused,

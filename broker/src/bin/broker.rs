@@ -18,6 +18,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The configuration, a port or a directory is wrong: starting again changes nothing.
 const EXIT_CONFIGURATION: u8 = 2;
 /// The broker ran and could not go on.

@@ -106,27 +106,21 @@ impl<E: Env> Inner<E> {
             if !directory_made {
                 self.root_changes.fetch_add(1, Ordering::AcqRel);
                 let directory = self.directory(partition.key);
-                let made = loop {
-                    match self.env.disk().create_dir_all(&directory).await {
-                        Err(error) if self.waits_for_room(&error) => self.wait_for_room(&directory).await,
-                        made => break made,
-                    }
-                };
-                made.map_err(|error| self.fail(&directory, error))?;
+                while let Err(error) = self.env.disk().create_dir_all(&directory).await {
+                    self.wait_for_room(&directory, error).await.map_err(|error| self.fail(&directory, error))?;
+                }
                 partition.lock().directory_made = true;
             }
             let mode = if new_file { OpenMode::CreateOrOpen } else { OpenMode::ReadWrite };
-            let written = loop {
+            loop {
                 let written = match self.file(step.segment, step.generation, mode).await {
                     Ok(file) => file.write_at(step.position, step.buffers.clone()).await,
                     Err(error) => Err(error),
                 };
-                match written {
-                    Err(error) if self.waits_for_room(&error) => self.wait_for_room(&self.log_path(step.segment)).await,
-                    written => break written,
-                }
-            };
-            written.map_err(|error| self.fail(&self.log_path(step.segment), error))?;
+                let Err(error) = written else { break };
+                let path = self.log_path(step.segment);
+                self.wait_for_room(&path, error).await.map_err(|error| self.fail(&path, error))?;
+            }
             {
                 let mut state = partition.lock();
                 state.wrote(&step);
@@ -143,16 +137,20 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    /// A write that finds the disk full has lost nothing, since what it wrote is still in memory: it is made again once there is room. Until then
-    /// [`PartitionStore::writable`](super::store::PartitionStore::writable) holds up what would need more memory.
-    fn waits_for_room(&self, error: &io::Error) -> bool {
-        error.kind() == io::ErrorKind::StorageFull && !self.closing.load(Ordering::Acquire)
-    }
-
-    async fn wait_for_room(&self, path: &Path) {
+    /// Returns when a write that failed may be made again: one that finds the disk full has lost nothing, since what it wrote is still in memory, or
+    /// in another file. Until then [`PartitionStore::writable`](super::store::PartitionStore::writable) holds up what would need more memory.
+    /// Not for a sync that failed: what that left is unknown.
+    ///
+    /// # Errors
+    /// `error` itself when it is another one, or when the store is being closed.
+    pub(crate) async fn wait_for_room(&self, path: &Path, error: io::Error) -> io::Result<()> {
+        if error.kind() != io::ErrorKind::StorageFull || self.closing.load(Ordering::Acquire) {
+            return Err(error);
+        }
         Mark::SegmentsWaitedForRoom.reached();
         tracing::warn!(path = %path.display(), "the disk is full: waiting for room");
         E::sleep(ROOM_LOOK_EVERY).await;
+        Ok(())
     }
 
     /// Makes these segments durable up to the lengths given. They must be written.

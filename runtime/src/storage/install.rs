@@ -227,14 +227,19 @@ impl<E: Env> Installation<E> {
         let encoded = self.manifest.encode();
         let complete = inner.dir.join(complete_name(&encoded));
         remove_if_there(disk, &complete).await?;
-        disk.rename(&self.folder, &complete).await?;
+        while let Err(error) = disk.rename(&self.folder, &complete).await {
+            inner.wait_for_room(&complete, error).await?;
+        }
         disk.sync_dir(&inner.dir).await?;
-        checkpoints.write_encoded(encoded).await?;
+        // Each attempt writes a file of its own, and the last one's is durable before it is put in place.
+        while let Err(error) = checkpoints.write_encoded(encoded.clone()).await {
+            inner.wait_for_room(&complete, error).await?;
+        }
         // From here on the new state is what a start finds.
         inner.env.reached(Step::SnapshotAdopted);
         let fetched = self.fetched.iter().map(|(name, from)| (*name, *from));
         let targets = self.manifest.segments.iter().map(|entry| (entry.name, entry.len)).collect();
-        move_in(disk, &inner.dir, &complete, fetched, &targets).await?;
+        move_in(disk, &inner.dir, &complete, fetched, &targets, Some(inner)).await?;
         self.exchange_state(inner).await?;
         disk.remove_dir_all(&complete).await
     }
@@ -358,8 +363,8 @@ async fn remove_if_there<D: Disk>(disk: &D, directory: &Path) -> io::Result<()> 
 }
 
 /// Ends an installation that a crash interrupted: `names` are the entries of the store's directory, `manifest` its checkpoint.
-pub(crate) async fn resume<D: Disk>(
-    disk: &D,
+pub(crate) async fn resume<E: Env>(
+    disk: &E::Disk,
     dir: &Path,
     names: &[String],
     manifest: Option<&Manifest>,
@@ -371,21 +376,27 @@ pub(crate) async fn resume<D: Disk>(
             let staged = disk.read_dir(&folder).await?;
             let targets = manifest.segments.iter().map(|entry| (entry.name, entry.len)).collect();
             let staged = staged.iter().filter_map(|name| parse_staged_name(name));
-            move_in(disk, dir, &folder, staged, &targets).await?;
+            move_in::<E>(disk, dir, &folder, staged, &targets, None).await?;
         }
         remove_if_there(disk, &folder).await?;
     }
     Ok(())
 }
 
-/// Moves staged files to where they belong and makes that durable. May be repeated after a crash.
-async fn move_in<D: Disk>(
-    disk: &D,
+/// Moves staged files to where they belong and makes that durable. May be repeated after a crash. Where the disk is full, the store waits for
+/// room; while there is no store yet that is an error.
+async fn move_in<E: Env>(
+    disk: &E::Disk,
     dir: &Path,
     folder: &Path,
     staged: impl Iterator<Item = (SegmentName, u64)>,
     targets: &BTreeMap<SegmentName, u64>,
+    store: Option<&Inner<E>>,
 ) -> io::Result<()> {
+    let wait = async |path: &Path, error: io::Error| match store {
+        Some(store) => store.wait_for_room(path, error).await,
+        None => Err(error),
+    };
     let mut moves = Vec::new();
     let mut directories = BTreeSet::new();
     for (segment, from) in staged {
@@ -396,7 +407,9 @@ async fn move_in<D: Disk>(
         }
     }
     for directory in &directories {
-        disk.create_dir_all(directory).await?;
+        while let Err(error) = disk.create_dir_all(directory).await {
+            wait(directory, error).await?;
+        }
     }
     // A file must not move durably into a directory that a crash may take away.
     disk.sync_dir(dir).await?;
@@ -409,7 +422,9 @@ async fn move_in<D: Disk>(
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            disk.rename(&from_path, &to_path).await?;
+            while let Err(error) = disk.rename(&from_path, &to_path).await {
+                wait(&to_path, error).await?;
+            }
         } else {
             // The staged file stays until the segment is durable, with the folder.
             let source = disk.open(&from_path, OpenMode::Read).await?;
@@ -421,9 +436,11 @@ async fn move_in<D: Disk>(
                 if bytes.is_empty() {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                let count = bytes.len() as u64;
-                target.write_at(position, vec![Bytes::from(bytes)]).await?;
-                position += count;
+                let bytes = Bytes::from(bytes);
+                while let Err(error) = target.write_at(position, vec![bytes.clone()]).await {
+                    wait(&to_path, error).await?;
+                }
+                position += bytes.len() as u64;
             }
             target.set_len(len).await?;
             target.sync_data().await?;

@@ -45,7 +45,7 @@ pub(crate) async fn recover<E: Env>(
         }
     }
     let names = disk.read_dir(dir).await.map_err(|error| failed(dir, error))?;
-    install::resume(disk, dir, &names, manifest).await.map_err(|error| failed(dir, error))?;
+    install::resume::<E>(disk, dir, &names, manifest).await.map_err(|error| failed(dir, error))?;
     for name in names {
         // What was being repaired is damaged still, or whole.
         let is_leftover = name == REPAIRING;

@@ -257,6 +257,44 @@ async fn a_crash_leaves_the_old_or_the_new_state() {
     }
 }
 
+#[tokio::test]
+async fn a_disk_that_is_full_meanwhile_only_holds_up_the_end() {
+    let seed = 66;
+    let entries = random_entries(seed, SHAPE);
+    let (leader, manifest) = leader(&entries[..100]).await;
+    let fetched = async || {
+        let mut follower = Replica::open(&MemoryDisk::default(), small()).await.unwrap();
+        follower.apply(&entries[..40]).unwrap();
+        follower.checkpoint().await.unwrap();
+        let mut installation = Installation::begin(&follower.store, manifest.clone()).await.unwrap();
+        fetch(&mut installation, &leader, seed).await.unwrap();
+        // Still to be written when the installation ends.
+        follower.apply(&entries[..70]).unwrap();
+        (follower, installation)
+    };
+    let (follower, installation) = fetched().await;
+    let start = follower.disk.operations();
+    installation.finish(&follower.checkpoints).await.unwrap();
+    let end = follower.disk.operations();
+    let expected = reference_files(&entries, small()).await;
+    let ends = (start..end).map(async |at| {
+        let (mut follower, installation) = fetched().await;
+        follower.disk.full_at(at);
+        if let Err(error) = installation.finish(&follower.checkpoints).await {
+            panic!("full at {at}: {error}");
+        }
+        let was_full = follower.disk.was_full();
+        follower.applied = 100;
+        follower.apply(&entries).unwrap();
+        follower.check_reads(&model(&entries)).await;
+        follower.checkpoint().await.unwrap();
+        assert_same_files(&follower.log_files(), &expected, &format!("full at {at}"));
+        was_full
+    });
+    let met = futures_util::future::join_all(ends).await.into_iter().filter(|was_full| *was_full).count();
+    assert!(met > 10, "only {met} of {} changes met a full disk", end - start);
+}
+
 /// A replica that missed the deletion of what it has, and all that followed.
 #[tokio::test]
 async fn segments_that_the_leader_has_deleted_go_with_the_installation() {

@@ -39,6 +39,7 @@ struct Machine {
     /// Changes made so far.
     operations: u64,
     power_off_at: Option<u64>,
+    full_at: Option<u64>,
     syncs_fail: bool,
     opened: u64,
 }
@@ -76,6 +77,7 @@ impl Default for MemoryDisk {
                 moves: Vec::new(),
                 operations: 0,
                 power_off_at: None,
+                full_at: None,
                 syncs_fail: false,
                 opened: 0,
             })),
@@ -102,6 +104,14 @@ impl Machine {
         }
         self.operations += 1;
         Ok(())
+    }
+
+    /// An operation that a full disk refuses.
+    fn operation_that_takes_room(&mut self) -> io::Result<()> {
+        if self.full_at.take_if(|at| self.operations >= *at).is_some() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.operation()
     }
 
     fn names(&mut self, node: usize, durable_ones: bool) -> &mut Names {
@@ -204,6 +214,16 @@ impl MemoryDisk {
     }
 
     /// From now on every sync fails.
+    /// From this number of changes on the disk is full, until it has said so once.
+    pub(crate) fn full_at(&self, operation: u64) {
+        self.machine().full_at = Some(operation);
+    }
+
+    /// Has it said that it is full?
+    pub(crate) fn was_full(&self) -> bool {
+        self.machine().full_at.is_none()
+    }
+
     pub(crate) fn fail_syncs(&self) {
         self.machine().syncs_fail = true;
     }
@@ -293,7 +313,7 @@ impl Disk for MemoryDisk {
             (None, OpenMode::Read | OpenMode::ReadWrite) => return Err(io::ErrorKind::NotFound.into()),
             (Some(_), OpenMode::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
             (None, _) => {
-                machine.operation()?;
+                machine.operation_that_takes_room()?;
                 let file = Node::File { content: Vec::new(), durable: Vec::new(), unsynced: Vec::new() };
                 machine.add(directory, name, file)
             }
@@ -315,7 +335,7 @@ impl Disk for MemoryDisk {
             node = match machine.names(node, false).get(&name) {
                 Some(node) => *node,
                 None => {
-                    machine.operation()?;
+                    machine.operation_that_takes_room()?;
                     machine.add(node, name, Node::Directory { names: Names::new(), durable: Names::new() })
                 }
             };
@@ -335,7 +355,7 @@ impl Disk for MemoryDisk {
         let mut machine = self.machine();
         let node = machine.find(from)?;
         let (to_directory, to_name) = machine.find_parent(to)?;
-        machine.operation()?;
+        machine.operation_that_takes_room()?;
         let from = machine.find_parent(from)?;
         machine.moved(Move { removed: Some(from), added: Some((to_directory, to_name, node)) });
         Ok(())
@@ -401,7 +421,7 @@ impl DiskFile for MemoryFile {
     async fn write_at(&self, offset: u64, buffers: Vec<Bytes>) -> io::Result<()> {
         tokio::task::yield_now().await;
         let mut machine = self.machine.lock().unwrap();
-        machine.operation()?;
+        machine.operation_that_takes_room()?;
         machine.changed(self.node, Change::Write(offset as usize, buffers.concat()));
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! What goes wrong in a run, as data, and how it is done to a cluster. Faults overlap; what one has broken it mends itself.
 
+pub(crate) mod draw;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,8 +9,6 @@ use std::time::Duration;
 use lockstep_core::{NodeId, ShardId};
 use lockstep_env::{Env, Step, Task};
 use madsim::runtime::{Handle, NodeHandle};
-use rand::rngs::StdRng;
-use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{AtRest, Cluster, Death};
@@ -17,8 +17,6 @@ use crate::env::disk::{DiskOptions, Operation};
 use crate::env::net::{BlockId, LinkOptions};
 use crate::inspector::Inspector;
 
-/// Faults of a run.
-const FAULTS: std::ops::Range<usize> = 10..15;
 /// Within so long some sync comes.
 const SYNC_COMES: Duration = Duration::from_secs(1);
 /// What failed last has ended its process after so long.
@@ -31,8 +29,6 @@ const REPAIRED: Duration = Duration::from_secs(30);
 const SYNCS_HANG: Duration = Duration::from_millis(40);
 /// Whoever did not hear of a leader for so long stands for election.
 const LEASES_RUN_OUT: Duration = Duration::from_millis(600);
-/// Clocks drift by so many millionths at most: leases allow for a tenth, either way.
-const DRIFT_PPM: std::ops::RangeInclusive<i64> = -90_000..=90_000;
 
 /// One thing that goes wrong, and later is mended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +110,7 @@ pub enum Fault {
         /// When the disk begins to fail, in milliseconds after the broker was started with it.
         after_ms: u64,
     },
-    /// A broker's disk is full for a time. What stopped because of it (an installation that was under way, say) is started anew afterwards.
+    /// A broker's disk is full for a time, and nothing stops because of that. A broker that was to start meanwhile is started again.
     FullDisk(NodeId),
     /// A bit flips in a file that a broker has closed, and the broker is started anew. When it refuses to start, it gets an empty disk.
     FlippedBit(NodeId, AtRest),
@@ -149,118 +145,6 @@ pub struct Planned {
     pub fault: Fault,
     /// For how long, in milliseconds.
     pub lasts_ms: u64,
-}
-
-/// Draws the faults of a run that lasts `span_ms`. Each kind is either in this run or not at all, so that some runs show a fault on
-/// its own.
-pub(crate) fn draw(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, span_ms: u64) -> Vec<Planned> {
-    const KINDS: u8 = 29;
-    let mut kinds: Vec<u8> = (0..KINDS).filter(|_| rng.random_ratio(3, 10)).collect();
-    if kinds.is_empty() {
-        kinds.push(rng.random_range(0..KINDS));
-    }
-    let count = rng.random_range(FAULTS);
-    let mut planned: Vec<Planned> = (0..count)
-        .map(|_| {
-            let kind = kinds[rng.random_range(0..kinds.len())];
-            let node = rng.random_range(1..=nodes);
-            let other = 1 + (node + rng.random_range(0..nodes - 1)) % nodes;
-            let death = if rng.random_ratio(1, 2) { Death::Power } else { Death::Process };
-            let fault = match kind {
-                0 => Fault::Crash(node, death),
-                1 => Fault::CrashLeader(rng.random_range(0..shards), death),
-                2 => Fault::CrashAll(death),
-                3 => Fault::Wipe(node),
-                4 => Fault::Stop(node),
-                5 => Fault::Isolate(node),
-                6 => Fault::Mute(node),
-                7 => Fault::CutOneWay(node, other),
-                8 => Fault::Pause(node),
-                9 => Fault::Reset(node, other),
-                10 => Fault::BadLinks,
-                11 => Fault::SlowDisk(node),
-                12 => Fault::RollingRestart,
-                13 | 14 => {
-                    // Some steps are taken all the time, others once in a run.
-                    let most = [2, 6, 30][rng.random_range(0..3)];
-                    Fault::CrashAt { step: rng.random_range(0..Step::ALL.len()), nth: rng.random_range(1..most), death }
-                }
-                15 => Fault::Ring,
-                16 => Fault::SlowLink(node, other),
-                17 => Fault::HangingDisk(node),
-                18 => Fault::FailingDisk(node),
-                19 => Fault::FullDisk(node),
-                20 => Fault::FlippedBit(
-                    node,
-                    [AtRest::Journal, AtRest::Checkpoint, AtRest::Index][rng.random_range(0..3)],
-                ),
-                21 => Fault::ClockJump(node, rng.random_range(-7_200_000..7_200_000)),
-                22 => Fault::ClockDrift(node, rng.random_range(DRIFT_PPM)),
-                23 => Fault::ResetClients(node),
-                24 => Fault::AllZombies,
-                25 => Fault::CrashAllTwice,
-                26 => Fault::FailedSync { node, nth: rng.random_range(1..12) },
-                27 => Fault::WipeOntoFailingDisk { node, after_ms: rng.random_range(20..900) },
-                _ => Fault::Zombie(rng.random_range(0..members.max(1))),
-            };
-            let lasts_ms = match fault {
-                // Longer than the session time-out, or it would be no zombie.
-                Fault::Zombie(_) | Fault::AllZombies => rng.random_range(3_000..4_500),
-                _ => some_time(rng),
-            };
-            Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms }
-        })
-        .collect();
-    planned.sort_by_key(|planned| planned.at_ms);
-    planned
-}
-
-/// Draws what only some runs have beside their other faults.
-pub(crate) fn draw_composed(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<Planned> {
-    let count = if rng.random_ratio(1, 4) { rng.random_range(3..=6) } else { 0 };
-    let draw = |_| Planned {
-        at_ms: rng.random_range(0..span_ms),
-        fault: Fault::RestartBesideCut { shard: rng.random_range(0..shards), away_ms: rng.random_range(0..120) },
-        lasts_ms: rng.random_range(100..900),
-    };
-    let mut planned: Vec<Planned> = (0..count).map(draw).collect();
-    if rng.random_ratio(1, 8) {
-        let fault = Fault::WipeBesideCut { shard: rng.random_range(0..shards) };
-        planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: rng.random_range(500..2_000) });
-    }
-    // The one step that a client waits for while it has nothing to go by.
-    let count = if rng.random_ratio(1, 2) { rng.random_range(1..=3) } else { 0 };
-    for _ in 0..count {
-        let death = if rng.random_ratio(1, 2) { Death::Power } else { Death::Process };
-        let fault = Fault::CrashAt { step: Step::BeforeOffsetsAnswer as usize, nth: rng.random_range(1..=2), death };
-        planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: some_time(rng) });
-    }
-    planned
-}
-
-/// The same for segments that are damaged: late enough that some are closed.
-pub(crate) fn draw_damaged_segments(rng: &mut StdRng, nodes: u64, span_ms: u64) -> Vec<Planned> {
-    let count = if rng.random_ratio(1, 4) { rng.random_range(1..=3) } else { 0 };
-    let draw = |_| {
-        let fault = Fault::DamagedSegment { node: rng.random_range(1..=nodes), restarts: rng.random_ratio(1, 2) };
-        Planned { at_ms: rng.random_range(span_ms / 3..span_ms), fault, lasts_ms: 0 }
-    };
-    (0..count).map(draw).collect()
-}
-
-/// Draws what damage is given on to others in the runs that have it.
-pub(crate) fn draw_wipes_beside_damage(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<Planned> {
-    let count = if rng.random_ratio(1, 8) { rng.random_range(1..=2) } else { 0 };
-    let draw = |_| {
-        let fault = Fault::WipeBesideDamage { shard: rng.random_range(0..shards) };
-        Planned { at_ms: rng.random_range(span_ms / 3..span_ms), fault, lasts_ms: rng.random_range(20..400) }
-    };
-    (0..count).map(draw).collect()
-}
-
-/// Mostly short, sometimes longer than every time-out between brokers.
-fn some_time(rng: &mut impl Rng) -> u64 {
-    if rng.random_ratio(1, 4) { rng.random_range(1_000..2_500) } else { rng.random_range(20..700) }
 }
 
 /// What faults act on.
@@ -489,11 +373,14 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             let _ = cluster.wait_until(REFILL, |cluster| cluster.votes_everywhere(node)).await;
         }
         Fault::FullDisk(node) => {
-            victims.inspector.excuse(node);
             cluster.disk(node).fill_up(4 << 10);
             SimEnv::sleep(lasts).await;
             cluster.disk(node).change_options(|options| options.capacity_bytes = None);
-            restart(victims, node).await;
+            if let Some(_taken) = victims.take(node)
+                && !cluster.is_up(node)
+            {
+                cluster.start(node);
+            }
         }
         Fault::FlippedBit(node, kind) => return flip_bit(victims, node, kind).await,
         Fault::WipeBesideDamage { shard } => return wipe_beside_damage(victims, ShardId(shard), lasts).await,
