@@ -102,6 +102,17 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, span_ms: u64) -> Option<Vec<
             };
             (0..span_ms.div_ceil(distance_ms)).map(crash).collect()
         }
+        // Bits flip in one journal after the other: some of them in what was written last but one, where a torn write is to be told from damage.
+        2 => {
+            let first = rng.random_range(0..nodes);
+            let distance_ms = rng.random_range(1_200..1_800);
+            let flip = |number: u64| Planned {
+                at_ms: 1_000 + number * distance_ms,
+                fault: Fault::FlippedBit(1 + (first + number) % nodes, AtRest::Journal),
+                lasts_ms: 0,
+            };
+            (0..span_ms.div_ceil(distance_ms)).map(flip).collect()
+        }
         _ => return None,
     };
     while planned.len() < FAULTS.start {

@@ -114,6 +114,10 @@ struct State {
     failing: Vec<(Operation, u64)>,
     /// No fsync ends before.
     stuck_until: Option<Instant>,
+    /// Writes, syncs and changes of directories so far.
+    changes: u64,
+    /// With which of them power fails.
+    power_fails_at: Option<u64>,
 }
 
 fn gone() -> io::Error {
@@ -139,6 +143,8 @@ impl SimDisk {
             syncs: 0,
             failing: Vec::new(),
             stuck_until: None,
+            changes: 0,
+            power_fails_at: None,
         };
         Self { state: Arc::new(Mutex::new(state)), trace, lane: lane.into(), boot: 0 }
     }
@@ -155,7 +161,10 @@ impl SimDisk {
     /// The host dies: handles of this life can do nothing from now on. With `lose_unsynced` it lost power: unsynced content is lost or
     /// torn; without, only the process died and the kernel kept what it held.
     pub fn power_off(&self, lose_unsynced: bool) {
-        let mut state = self.state();
+        self.end_life(&mut self.state(), lose_unsynced);
+    }
+
+    fn end_life(&self, state: &mut State, lose_unsynced: bool) {
         state.boot += 1;
         state.locks.clear();
         if lose_unsynced {
@@ -282,6 +291,25 @@ impl SimDisk {
         state.inodes.get(&inode)?.content().get(usize::try_from(at).ok()?).copied()
     }
 
+    /// How many writes, syncs and changes of directories there have been.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.state().changes
+    }
+
+    /// Power fails just as the change with this number, counted from 0, would be made. The host must be taken down when
+    /// [`SimDisk::lost_power`] says that it has.
+    pub fn power_fails_at(&self, change: u64) {
+        self.state().power_fails_at = Some(change);
+    }
+
+    /// Did power fail, as [`SimDisk::power_fails_at`] asked for?
+    #[must_use]
+    pub fn lost_power(&self) -> bool {
+        let state = self.state();
+        state.power_fails_at.is_some_and(|at| state.changes > at)
+    }
+
     /// How many syncs the disk has done.
     #[must_use]
     pub fn syncs(&self) -> u64 {
@@ -312,6 +340,13 @@ impl SimDisk {
 
     /// Does this operation fail? `what` is only for people.
     fn check(&self, state: &mut State, operation: Operation, what: impl fmt::Display) -> io::Result<()> {
+        if operation != Operation::Read {
+            state.changes += 1;
+            if state.power_fails_at.is_some_and(|at| at == state.changes - 1) {
+                self.end_life(state, true);
+                return Err(gone());
+            }
+        }
         let per_mille = match operation {
             Operation::Read => state.options.read_error_per_mille,
             Operation::Write => state.options.write_error_per_mille,
