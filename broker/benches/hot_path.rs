@@ -18,6 +18,9 @@ use lockstep_runtime::{Durability, Journal, JournalOptions};
 use lockstep_wire::records::ProducerStamp;
 use lockstep_wire::{BatchBuilder, Compression, check_batch};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const TOPIC: TopicId = TopicId([7; 16]);
 const PARTITIONS: u32 = 12;
 const RECORD_BYTES: usize = 1024;
@@ -160,7 +163,8 @@ fn journal(c: &mut Criterion) {
             let path = directory.path().join(format!("journal-{entries}"));
             let journal = runtime.block_on(Journal::open(TokioEnv::new(), &path, options)).expect("a journal");
             let log = journal.shard(ShardId(0));
-            let mut index = 0;
+            // Each of criterion's calls opens the same journal again.
+            let mut index = log.last().map_or(0, |last| last.index);
             b.iter(|| {
                 let batch = (0..entries as u64).map(|_| {
                     index += 1;

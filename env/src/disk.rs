@@ -41,7 +41,7 @@ pub trait Disk: Clone + Debug + Send + Sync + 'static {
     fn remove_file(&self, path: &Path) -> impl Future<Output = io::Result<()>> + Send;
     /// Removes a directory with all it holds.
     fn remove_dir_all(&self, path: &Path) -> impl Future<Output = io::Result<()>> + Send;
-    /// Makes the entries of a directory durable.
+    /// Makes the entries of a directory durable. Its errors are as those of [`DiskFile::sync_data`].
     fn sync_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>> + Send;
     /// Bytes that may still be written to the file system that `path` lies on, which must exist.
     fn free_bytes(&self, path: &Path) -> impl Future<Output = io::Result<u64>> + Send;
@@ -106,7 +106,8 @@ pub trait DiskFile: Clone + Debug + Send + Sync + 'static {
     fn write_at(&self, offset: u64, buffers: Vec<Bytes>) -> impl Future<Output = io::Result<()>> + Send;
     /// [`DiskFile::write_at`] and then [`DiskFile::sync_data`], in one trip to the disk thread.
     fn write_and_sync(&self, offset: u64, buffers: Vec<Bytes>) -> impl Future<Output = io::Result<()>> + Send;
-    /// fdatasync: content and length are durable. After an error the unsynced content is unknown: never retry it.
+    /// fdatasync: content and length are durable. After an error the unsynced content is unknown: never retry it. So that nobody does
+    /// who waits for room on a disk, the error is never `StorageFull`.
     fn sync_data(&self) -> impl Future<Output = io::Result<()>> + Send;
     /// Makes sure that `len` bytes are allocated, zero-filled where nothing was written, and that the length is at least `len`.
     fn allocate(&self, len: u64) -> impl Future<Output = io::Result<()>> + Send;

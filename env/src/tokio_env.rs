@@ -213,7 +213,7 @@ impl Disk for TokioDisk {
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
         // The parent of a relative file name is the empty path, which the operating system does not take for ".".
         let path = if path.as_os_str().is_empty() { PathBuf::from(".") } else { path.to_path_buf() };
-        blocking(move || File::open(path)?.sync_all()).await
+        blocking(move || File::open(path)?.sync_all().map_err(failed_sync)).await
     }
 
     async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
@@ -274,14 +274,14 @@ impl DiskFile for TokioFile {
         let file = Arc::clone(&self.file);
         let operation = move || {
             write_all_at(&file, offset, &buffers)?;
-            file.sync_data()
+            file.sync_data().map_err(failed_sync)
         };
         self.sync_threads.run(operation).await
     }
 
     async fn sync_data(&self) -> io::Result<()> {
         let file = Arc::clone(&self.file);
-        blocking(move || file.sync_data()).await
+        blocking(move || file.sync_data().map_err(failed_sync)).await
     }
 
     async fn allocate(&self, len: u64) -> io::Result<()> {
@@ -298,6 +298,11 @@ impl DiskFile for TokioFile {
         let file = Arc::clone(&self.file);
         blocking(move || Ok(file.metadata()?.len())).await
     }
+}
+
+/// What a sync left of the disk's content is unknown after any error, also one that names a reason for which a write might be tried again.
+fn failed_sync(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::StorageFull { io::Error::other(error) } else { error }
 }
 
 fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {

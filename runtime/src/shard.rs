@@ -549,6 +549,8 @@ impl<E: Env> Shard<E> {
     /// Stops the shard's tasks. What was acknowledged is durable already.
     pub(crate) async fn stop(&self) {
         self.inner.proposals.close();
+        // Whoever waits for room on the disk may be what Raft's core waits for.
+        self.inner.replica.store.wait_no_longer();
         if let Some(group) = &self.inner.group {
             let _ = group.raft.shutdown().await;
         }
@@ -584,7 +586,7 @@ fn raft_config(config: &crate::config::NodeConfig, id: ShardId) -> Result<openra
         election_timeout_max: max.max(min + 1),
         // The node beats for all shards at once, as often as it is configured to. For Raft itself this is the time that a heartbeat may
         // take: more than one beat, or a busy moment would cost the lease.
-        heartbeat_interval: (min / 2).max(1),
+        heartbeat_interval: (min / 2).max(millis(config.heartbeat_interval) * 5 / 3).min(min - 1).max(1),
         enable_heartbeat: false,
         enable_pre_vote: Some(true),
         // A node that has lost its log comes back as another member, never as the same one.

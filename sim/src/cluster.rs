@@ -315,6 +315,10 @@ impl Cluster {
         let options = self.options;
         let mut node = NodeConfig::new(id, peers, PathBuf::from("raft"), PathBuf::from("data"));
         node.shards = options.shards;
+        // Longer than in production, so that what is to come within a lease, such as a step of a fault, has room.
+        node.heartbeat_interval = Duration::from_millis(75);
+        node.election_timeout_min = Duration::from_millis(250);
+        node.election_timeout_max = Duration::from_millis(400);
         node.journal_file_bytes = options.journal_file_bytes;
         node.checkpoint_journal_bytes = options.checkpoint_journal_bytes;
         node.segment_bytes = options.segment_bytes;

@@ -128,6 +128,12 @@ impl Cluster {
                     "min_session_timeout_ms": 1_000,
                 },
             });
+            if cfg!(debug_assertions) {
+                // Builds without optimisation, of which several may run at once, are not as quick as what they test is meant to be.
+                config["cluster"]["heartbeat_interval_ms"] = json!(75);
+                config["cluster"]["election_timeout_min_ms"] = json!(250);
+                config["cluster"]["election_timeout_max_ms"] = json!(400);
+            }
             adapt(node.id, &mut config);
             fs::create_dir_all(&node.directory).expect("the node's directory");
             fs::write(node.config_file(), config.to_string()).expect("the configuration file");

@@ -14,8 +14,8 @@ use super::state::{FileOf, Inner, JournalFile, Op, SpareFile};
 use lockstep_probe::Mark;
 
 /// Spare files kept; more are deleted. A checkpoint frees several at once, and each that is kept need not be written over with zeros again: with two,
-/// a tenth of all that a loaded node wrote was zeros.
-const SPARES_MAX: usize = 6;
+/// a sixth of all that a loaded node wrote was zeros.
+pub(super) const SPARES_MAX: usize = 6;
 /// From this number of files on, entries that keep the oldest file from being recycled are carried to the newest file, if they are few.
 /// Below it, waiting for the shard's checkpoint is cheaper.
 const CARRY_FILES_MIN: usize = 4;

@@ -23,6 +23,7 @@ use super::format::{
     BLOCK_BYTES, HEADER_BYTES, Header, Identity, Kind, Name, RECORD_BYTES, Record, file_name, padded, spare_name,
 };
 use super::index::{Place, ShardIndex};
+use super::keeper::SPARES_MAX;
 use super::mark::{Mark, follows};
 use super::state::{FileOf, JournalFile, SpareFile};
 use crate::error::StartError;
@@ -353,7 +354,7 @@ pub(super) async fn recover<E: Env>(env: &E, dir: &Path, file_bytes: u64) -> Res
         let path = dir.join(spare_name(number));
         let file = env.disk().open(&path, OpenMode::ReadWrite).await.map_err(io_error(&path))?;
         let len = file.len().await.map_err(io_error(&path))?;
-        if len == file_bytes && spares.is_empty() {
+        if len == file_bytes && spares.len() < SPARES_MAX {
             spares.push(SpareFile { path, file, len });
         } else {
             env.disk().remove_file(&path).await.map_err(io_error(&path))?;

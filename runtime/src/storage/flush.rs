@@ -139,11 +139,12 @@ impl<E: Env> Inner<E> {
 
     /// Returns when a write that failed may be made again: one that finds the disk full has lost nothing, since what it wrote is still in memory, or
     /// in another file. Until then [`PartitionStore::writable`](super::store::PartitionStore::writable) holds up what would need more memory.
-    /// Not for a sync that failed: what that left is unknown.
+    /// A sync that failed is not made again: it never says that the disk is full ([`DiskFile::sync_data`]).
     ///
     /// # Errors
     /// `error` itself when it is another one, or when the store is being closed.
     pub(crate) async fn wait_for_room(&self, path: &Path, error: io::Error) -> io::Result<()> {
+        self.check_failed()?;
         if error.kind() != io::ErrorKind::StorageFull || self.closing.load(Ordering::Acquire) {
             return Err(error);
         }

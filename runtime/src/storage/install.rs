@@ -231,7 +231,7 @@ impl<E: Env> Installation<E> {
             inner.wait_for_room(&complete, error).await?;
         }
         disk.sync_dir(&inner.dir).await?;
-        // Each attempt writes a file of its own, and the last one's is durable before it is put in place.
+        // Each attempt writes all of it again.
         while let Err(error) = checkpoints.write_encoded(encoded.clone()).await {
             inner.wait_for_room(&complete, error).await?;
         }

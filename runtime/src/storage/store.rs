@@ -421,9 +421,14 @@ impl<E: Env> PartitionStore<E> {
         self.inner.scrubbed.read()
     }
 
+    /// From now on nothing waits for room on the disk: what would have to wait is an error.
+    pub(crate) fn wait_no_longer(&self) {
+        self.inner.closing.store(true, Ordering::Release);
+    }
+
     /// Writes what is in memory and stops the background task. Nothing may be applied afterwards.
     pub async fn close(&self) {
-        self.inner.closing.store(true, Ordering::Release);
+        self.wait_no_longer();
         if let Err(error) = self.inner.flush().await {
             tracing::warn!(dir = %self.inner.dir.display(), %error, "segments could not be written at the end");
         }

@@ -115,6 +115,7 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, span_ms: u64) -> Option<Vec<
         }
         _ => return None,
     };
+    planned.retain(|planned| planned.at_ms < span_ms);
     while planned.len() < FAULTS.start {
         let node = rng.random_range(1..=nodes);
         let other = 1 + (node + rng.random_range(0..nodes - 1)) % nodes;

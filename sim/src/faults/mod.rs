@@ -110,7 +110,8 @@ pub enum Fault {
         /// When the disk begins to fail, in milliseconds after the broker was started with it.
         after_ms: u64,
     },
-    /// A broker's disk is full for a time, and nothing stops because of that. A broker that was to start meanwhile is started again.
+    /// A broker's disk is full for a time, and no shard stops because of that. (A broker that was to start meanwhile and could not is started again,
+    /// as everything that fell is.)
     FullDisk(NodeId),
     /// A bit flips in a file that a broker has closed, and the broker is started anew. When it refuses to start, it gets an empty disk.
     FlippedBit(NodeId, AtRest),
@@ -376,11 +377,6 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             cluster.disk(node).fill_up(4 << 10);
             SimEnv::sleep(lasts).await;
             cluster.disk(node).change_options(|options| options.capacity_bytes = None);
-            if let Some(_taken) = victims.take(node)
-                && !cluster.is_up(node)
-            {
-                cluster.start(node);
-            }
         }
         Fault::FlippedBit(node, kind) => return flip_bit(victims, node, kind).await,
         Fault::WipeBesideDamage { shard } => return wipe_beside_damage(victims, ShardId(shard), lasts).await,

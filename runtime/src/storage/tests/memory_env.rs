@@ -213,7 +213,6 @@ impl MemoryDisk {
         self.machine().power_off_at = Some(operation);
     }
 
-    /// From now on every sync fails.
     /// From this number of changes on the disk is full, until it has said so once.
     pub(crate) fn full_at(&self, operation: u64) {
         self.machine().full_at = Some(operation);
@@ -224,6 +223,7 @@ impl MemoryDisk {
         self.machine().full_at.is_none()
     }
 
+    /// From now on every sync fails.
     pub(crate) fn fail_syncs(&self) {
         self.machine().syncs_fail = true;
     }
@@ -265,6 +265,7 @@ impl MemoryDisk {
             moves: Vec::new(),
             operations: 0,
             power_off_at: None,
+            full_at: None,
             syncs_fail: false,
             opened: 0,
         };
