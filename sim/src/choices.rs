@@ -165,7 +165,7 @@ impl Choices {
         faults.extend(faults::draw::wipes_beside_damage(rng, shards, safety_ms));
         faults.extend(faults::draw::full_disks(rng, nodes, begin_ms));
         // A pattern takes the place of all that was drawn.
-        if let Some(pattern) = faults::draw::pattern(rng, nodes, safety_ms) {
+        if let Some(pattern) = faults::draw::pattern(rng, nodes, shards, safety_ms) {
             faults = pattern;
         }
         faults.sort_by_key(|planned| planned.at_ms);

@@ -78,7 +78,7 @@ pub(crate) fn kinds(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, s
 
 /// Draws faults of one pattern, with little beside them, for the runs that have one: what needs a clean start again and again, such as a commit that
 /// is under way when its leader is cut off, is drowned by many faults of many kinds.
-pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, span_ms: u64) -> Option<Vec<Planned>> {
+pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -> Option<Vec<Planned>> {
     let mut planned: Vec<Planned> = match rng.random_range(0..12) {
         // One broker after the other is cut off for longer than its lease, and comes back.
         0 => {
@@ -112,6 +112,19 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, span_ms: u64) -> Option<Vec<
                 lasts_ms: 0,
             };
             (0..span_ms.div_ceil(distance_ms)).map(flip).collect()
+        }
+        // A follower of one shard after the other is started anew, and hears no more of its leader, whose lease holds.
+        3 => {
+            let first = rng.random_range(0..shards);
+            let distance_ms = rng.random_range(1_200..1_500);
+            let lasts_ms = rng.random_range(600..900);
+            let away_ms = rng.random_range(0..120);
+            let cut = |number: u16| Planned {
+                at_ms: 800 + u64::from(number) * distance_ms,
+                fault: Fault::RestartBesideCut { shard: (first + number) % shards, away_ms },
+                lasts_ms,
+            };
+            (0..8).map(cut).collect()
         }
         _ => return None,
     };
