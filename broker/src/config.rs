@@ -682,7 +682,7 @@ mod tests {
                 "cluster.raft_address: ",
             ),
             (r#"{"cluster":{"heartbeat_interval_ms":500}}"#, "cluster.heartbeat_interval_ms: "),
-            (r#"{"cluster":{"election_timeout_max_ms":200}}"#, "cluster.election_timeout_max_ms: "),
+            (r#"{"cluster":{"election_timeout_max_ms":100}}"#, "cluster.election_timeout_max_ms: "),
             (r#"{"groups":{"heartbeat_interval_ms":50000}}"#, "groups.heartbeat_interval_ms: "),
             (r#"{"groups":{"offsets_retention_minutes":0}}"#, "groups.offsets_retention_minutes: "),
             (
