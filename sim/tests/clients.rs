@@ -245,7 +245,10 @@ fn producers_of_all_promises_readers_and_observers_see_what_is_there() {
         world.spawn("c0", |context| classic::consume(context, Classic::new("olds", topics())));
         world.spawn("r0", |context| read(context, Reader::new(topics())));
         let groups = vec![GROUP.to_owned(), "olds".to_owned()];
-        world.spawn("o0", |context| observe(context, Observer::new(groups, topics())));
+        // Of its questions only one in eight is about a group as such, in the group's own protocol.
+        let pause = Duration::from_millis(30)..Duration::from_millis(120);
+        let observer = Observer { pause, ..Observer::new(groups, topics()) };
+        world.spawn("o0", |context| observe(context, observer));
         world.run(&[GROUP, "olds"], Duration::from_secs(8)).await;
         assert!(world.count(|event| matches!(event, Event::Read { .. })) > 10);
         assert!(world.count(|event| matches!(event, Event::EndObserved { .. })) > 5);

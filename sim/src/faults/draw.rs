@@ -126,6 +126,32 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
             };
             (0..8).map(cut).collect()
         }
+        // One disk after the other is full, for long enough that segments and checkpoints are due on it.
+        4 => {
+            let first = rng.random_range(0..nodes);
+            let distance_ms = rng.random_range(2_000..2_600);
+            let lasts_ms = rng.random_range(1_500..1_900);
+            let fill = |number: u64| Planned {
+                at_ms: 700 + number * distance_ms,
+                fault: Fault::FullDisk(1 + (first + number) % nodes),
+                lasts_ms,
+            };
+            (0..span_ms.div_ceil(distance_ms)).map(fill).collect()
+        }
+        // One broker after the other loses its disk, and the new one begins to fail just as it is filled: what a broker says it has, it must have.
+        5 => {
+            let first = rng.random_range(0..nodes);
+            let distance_ms = rng.random_range(1_800..2_600);
+            let wipe = |number: u64| Planned {
+                at_ms: 600 + number * distance_ms,
+                fault: Fault::WipeOntoFailingDisk {
+                    node: 1 + (first + number) % nodes,
+                    after_ms: rng.random_range(20..250),
+                },
+                lasts_ms: rng.random_range(300..800),
+            };
+            (0..span_ms.div_ceil(distance_ms)).map(wipe).collect()
+        }
         _ => return None,
     };
     planned.retain(|planned| planned.at_ms < span_ms);
