@@ -4,6 +4,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use lockstep_client::{Admin, Client};
 use serde_json::Value;
+use std::io::{self, Write};
 
 use super::output::{Table, print_json};
 
@@ -30,7 +31,7 @@ pub(crate) async fn run(client: &Client, command: ClusterCommand) -> anyhow::Res
         nodes.row(vec![text(&node["id"]), text(&node["address"]), text(&node["alive"])]);
     }
     nodes.print()?;
-    println!();
+    writeln!(io::stdout())?;
     let mut shards = Table::new(&["SHARD", "LEADER", "TERM", "VOTERS", "LEARNERS", "APPLIED"]);
     for shard in rows("shards") {
         shards.row(vec![

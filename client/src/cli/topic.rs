@@ -1,6 +1,7 @@
 //! `lockstep topic`.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 
 use anyhow::bail;
 use clap::Subcommand;
@@ -127,7 +128,7 @@ pub(crate) async fn run(client: &Client, command: TopicCommand) -> anyhow::Resul
             if json {
                 return print_json(&created);
             }
-            println!("created topic {} with {} partitions", created.name, created.partitions);
+            writeln!(io::stdout(), "created topic {} with {} partitions", created.name, created.partitions)?;
         }
         TopicCommand::List { json } => {
             let topics = admin.list_topics().await?;
@@ -153,7 +154,7 @@ pub(crate) async fn run(client: &Client, command: TopicCommand) -> anyhow::Resul
         }
         TopicCommand::Delete { topic } => {
             admin.delete_topic(&topic).await?;
-            println!("deleted topic {topic}");
+            writeln!(io::stdout(), "deleted topic {topic}")?;
         }
     }
     Ok(())
@@ -220,9 +221,9 @@ async fn describe(client: &Client, admin: &Admin, name: &str, json: bool) -> any
         let described = Described { name: name.to_owned(), id: topic.id.to_string(), partitions, configs };
         return print_json(&described);
     }
-    println!("topic {name}, id {}", topic.id);
+    writeln!(io::stdout(), "topic {name}, id {}", topic.id)?;
     for config in configs.iter().filter(|config| !config.is_default) {
-        println!("{}={}", config.name, or_dash(config.value.as_ref()));
+        writeln!(io::stdout(), "{}={}", config.name, or_dash(config.value.as_ref()))?;
     }
     let mut table = Table::new(&["PARTITION", "LEADER", "EPOCH", "REPLICAS", "IN-SYNC", "START", "END"]);
     for partition in partitions {

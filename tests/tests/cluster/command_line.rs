@@ -1,5 +1,7 @@
 //! `lockstep`, as a script would use it.
 
+use std::process::{Command, Stdio};
+
 use serde_json::Value;
 use tests::cli::{run, stdout_of};
 use tests::{Cluster, PATIENCE, lockstep_binary, wait_until};
@@ -24,6 +26,18 @@ async fn topics_are_created_listed_described_and_deleted() {
     assert_eq!(partitions.len(), 4);
     assert!(partitions.iter().all(|partition| partition["end"] == 0 && partition["leader"].is_u64()), "{described}");
     assert!(stdout_of(&cluster.lockstep(&["topic", "describe", "orders"], "").await).contains("orders"));
+
+    // Whoever reads the output may have seen enough of it: `lockstep topic describe orders | head -1`.
+    let brokers = cluster.brokers();
+    let mut unread = Command::new(lockstep_binary())
+        .args(["--brokers", &brokers, "topic", "describe", "orders"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("lockstep can be started");
+    drop(unread.stdout.take());
+    let unread = unread.wait_with_output().expect("lockstep ends");
+    assert_eq!((unread.status.code(), String::from_utf8_lossy(&unread.stderr).as_ref()), (Some(0), ""));
 
     stdout_of(&cluster.lockstep(&["topic", "delete", "orders"], "").await);
     wait_until("the topic is gone", PATIENCE, || async {

@@ -1,6 +1,7 @@
 //! `lockstep bench cluster`.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -95,10 +96,10 @@ pub(super) async fn run(client: &Client, arguments: BenchCluster) -> anyhow::Res
     if arguments.json {
         return print_json(&report);
     }
-    report.before.print("before");
-    println!("{partitions} partitions created in {created_seconds:.2} s");
-    report.after.print("with them");
-    println!("{:.4} MiB of memory for each at most", resident_bytes_per_partition / f64::from(1 << 20));
+    report.before.print("before")?;
+    writeln!(io::stdout(), "{partitions} partitions created in {created_seconds:.2} s")?;
+    report.after.print("with them")?;
+    writeln!(io::stdout(), "{:.4} MiB of memory for each at most", resident_bytes_per_partition / f64::from(1 << 20))?;
     Ok(())
 }
 
@@ -115,10 +116,15 @@ async fn watch(processes: &[u32], time: Duration) -> anyhow::Result<Idle> {
 }
 
 impl Idle {
-    fn print(&self, when: &str) {
+    fn print(&self, when: &str) -> io::Result<()> {
         for (process, bytes) in &self.resident_bytes_each {
             let cpu = self.cpu_percent_each.get(process).copied().unwrap_or(0.0);
-            println!("{when}: broker {process}: {:.1} MiB, {cpu:.1} % of one core", *bytes as f64 / f64::from(1 << 20));
+            writeln!(
+                io::stdout(),
+                "{when}: broker {process}: {:.1} MiB, {cpu:.1} % of one core",
+                *bytes as f64 / f64::from(1 << 20)
+            )?;
         }
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! `lockstep bench consume`.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -90,15 +91,16 @@ pub(super) async fn run(client: &Client, arguments: BenchConsume) -> anyhow::Res
     if arguments.output.json {
         return print_json(&report);
     }
-    println!(
+    writeln!(
+        io::stdout(),
         "{records} records in {:.2} s: {:.0} records/s, {:.1} MB/s, {:.1} MB/s in the best of {} rounds",
         report.seconds,
         report.records_per_second,
         report.megabytes_per_second,
         report.best_megabytes_per_second,
         report.rounds
-    );
-    print_broker_cpu(&report.broker_cpu_percent_each);
+    )?;
+    print_broker_cpu(&report.broker_cpu_percent_each)?;
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod process;
 mod produce;
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -62,13 +63,13 @@ struct BrokerArguments {
 }
 
 /// Tells what brokers spent, if that was measured.
-fn print_broker_cpu(each: &BTreeMap<u32, f64>) {
+fn print_broker_cpu(each: &BTreeMap<u32, f64>) -> io::Result<()> {
     if each.is_empty() {
-        return;
+        return Ok(());
     }
     let all: f64 = each.values().sum();
     let each: Vec<String> = each.iter().map(|(process, percent)| format!("{process}: {percent:.1} %")).collect();
-    println!("brokers: {all:.1} % of one core ({})", each.join(", "));
+    writeln!(io::stdout(), "brokers: {all:.1} % of one core ({})", each.join(", "))
 }
 
 /// Milliseconds.
@@ -85,9 +86,9 @@ impl Quantiles {
         Self { p50_ms: quantile(0.5), p99_ms: quantile(0.99), p999_ms: quantile(0.999) }
     }
 
-    fn print(&self, name: &str) {
+    fn print(&self, name: &str) -> io::Result<()> {
         let Quantiles { p50_ms, p99_ms, p999_ms } = self;
-        println!("{name:<28} p50 {p50_ms:>8.3} ms   p99 {p99_ms:>8.3} ms   p99.9 {p999_ms:>8.3} ms");
+        writeln!(io::stdout(), "{name:<28} p50 {p50_ms:>8.3} ms   p99 {p99_ms:>8.3} ms   p99.9 {p999_ms:>8.3} ms")
     }
 }
 

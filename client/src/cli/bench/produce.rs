@@ -1,6 +1,7 @@
 //! `lockstep bench produce`.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -112,13 +113,15 @@ pub(super) async fn run(client: &Client, arguments: BenchProduce) -> anyhow::Res
     if arguments.output.json {
         return print_json(&report);
     }
-    println!(
+    writeln!(
+        io::stdout(),
         "{records} records of {} bytes in {seconds:.2} s: {records_per_second:.0} records/s, {:.1} MB/s",
-        arguments.record_size, report.megabytes_per_second
-    );
-    report.acknowledgement.print("acknowledgement");
-    print_broker_cpu(&report.broker_cpu_percent_each);
-    report.floor.print();
+        arguments.record_size,
+        report.megabytes_per_second
+    )?;
+    report.acknowledgement.print("acknowledgement")?;
+    print_broker_cpu(&report.broker_cpu_percent_each)?;
+    report.floor.print()?;
     Ok(())
 }
 

@@ -1,21 +1,23 @@
 //! `lockstep group describe`.
 
 use lockstep_client::{GroupDescription, TopicPartition};
+use std::io::{self, Write};
 
 use crate::cli::output::{Table, age, or_dash, ranges, visible};
 
 pub(super) fn print(group: &GroupDescription) -> anyhow::Result<()> {
     let epoch = group.epoch.map_or_else(String::new, |epoch| format!(", epoch {epoch}"));
-    println!(
+    writeln!(
+        io::stdout(),
         "group {}, {}, {}{epoch}, assignor {}, coordinator {}",
         visible(&group.group_id),
         group.group_type,
         group.state,
         visible(&group.assignor),
         group.coordinator
-    );
+    )?;
     let lag_ms = group.lag_ms.map_or_else(String::new, |lag_ms| format!(", {}", age(lag_ms)));
-    println!("lag {}{lag_ms}", or_dash(group.lag));
+    writeln!(io::stdout(), "lag {}{lag_ms}", or_dash(group.lag))?;
     let mut members = Table::new(&["MEMBER", "CLIENT", "HOST", "EPOCH", "ASSIGNMENT"]);
     for member in &group.members {
         members.row(vec![
@@ -26,7 +28,7 @@ pub(super) fn print(group: &GroupDescription) -> anyhow::Result<()> {
             assignment(&member.assignment),
         ]);
     }
-    println!();
+    writeln!(io::stdout())?;
     members.print()?;
     let mut offsets = Table::new(&["TOPIC", "PARTITION", "COMMITTED", "END", "LAG", "LAG TIME", "MEMBER"]);
     for offset in &group.offsets {
@@ -40,7 +42,7 @@ pub(super) fn print(group: &GroupDescription) -> anyhow::Result<()> {
             or_dash(offset.member_id.as_ref()),
         ]);
     }
-    println!();
+    writeln!(io::stdout())?;
     offsets.print()?;
     Ok(())
 }

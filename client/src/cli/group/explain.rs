@@ -1,21 +1,23 @@
 //! `lockstep group explain`: a group's timeline, as one reads a log.
 
 use lockstep_client::{GroupTimeline, PartitionsMoved, TimelineEvent, TimelineEventKind, TopicPartitions};
+use std::io::{self, Write};
 
 use crate::cli::output::{Table, age, ranges, visible};
 
 pub(super) fn print(timeline: &GroupTimeline) -> anyhow::Result<()> {
-    println!(
+    writeln!(
+        io::stdout(),
         "group {}, {}, {}, epoch {}",
         visible(&timeline.group_id),
         timeline.group_type,
         timeline.state,
         timeline.epoch
-    );
+    )?;
     if let Some(since_ms) = timeline.rebalance_since_ms {
-        println!("rebalancing since {}", time(since_ms));
+        writeln!(io::stdout(), "rebalancing since {}", time(since_ms))?;
     }
-    println!();
+    writeln!(io::stdout())?;
     table(timeline).print()?;
     Ok(())
 }

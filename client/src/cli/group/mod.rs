@@ -7,6 +7,7 @@ mod transfer;
 
 use clap::Subcommand;
 use lockstep_client::{Admin, Client};
+use std::io::{self, Write};
 
 use self::reset::ResetArguments;
 use self::transfer::ImportArguments;
@@ -105,7 +106,7 @@ pub(crate) async fn run(client: &Client, command: GroupCommand) -> anyhow::Resul
         GroupCommand::Reset(arguments) => reset::run(&admin, arguments).await?,
         GroupCommand::Delete { group } => {
             admin.delete_group(&group).await?;
-            println!("deleted group {}", visible(&group));
+            writeln!(io::stdout(), "deleted group {}", visible(&group))?;
         }
         GroupCommand::Export { group } => print_json(&admin.export_group(&group).await?)?,
         GroupCommand::Import(arguments) => transfer::import(&admin, arguments).await?,

@@ -1,6 +1,7 @@
 //! `lockstep group reset`.
 
 use std::collections::BTreeSet;
+use std::io::{self, Write};
 
 use clap::Args;
 use lockstep_client::{Admin, OffsetChange, ResetTo, TopicSelection};
@@ -64,7 +65,7 @@ pub(super) fn print(group: &str, dry_run: bool, changes: &[OffsetChange], json: 
     }
     table.print()?;
     let outcome = if dry_run { "nothing was changed" } else { "committed" };
-    println!("group {}: {outcome}", visible(group));
+    writeln!(io::stdout(), "group {}: {outcome}", visible(group))?;
     Ok(())
 }
 

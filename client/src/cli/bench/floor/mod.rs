@@ -3,6 +3,7 @@
 mod disk;
 mod network;
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -28,10 +29,10 @@ pub(super) struct Floor {
 }
 
 impl Floor {
-    pub(super) fn print(&self) {
-        self.disk.print("floor: 1 KiB + fdatasync");
-        self.majority.print("floor: 2 of 3 at a time");
-        self.round_trip.print("floor: loopback round trip");
+    pub(super) fn print(&self) -> io::Result<()> {
+        self.disk.print("floor: 1 KiB + fdatasync")?;
+        self.majority.print("floor: 2 of 3 at a time")?;
+        self.round_trip.print("floor: loopback round trip")
     }
 }
 
@@ -94,10 +95,11 @@ pub(super) async fn run(env: &TokioEnv, arguments: OutputArguments) -> anyhow::R
     if arguments.json {
         return print_json(&report);
     }
-    report.floor.print();
-    println!(
+    report.floor.print()?;
+    writeln!(
+        io::stdout(),
         "floor: three nodes, each record written twice, journal synced: {replicated_records_per_second:.0} records/s of 1 KiB"
-    );
-    println!("floor: loopback, one connection: {loopback_megabytes_per_second:.0} MB/s");
+    )?;
+    writeln!(io::stdout(), "floor: loopback, one connection: {loopback_megabytes_per_second:.0} MB/s")?;
     Ok(())
 }

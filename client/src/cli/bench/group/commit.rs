@@ -1,6 +1,7 @@
 //! `lockstep bench group commit`.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -106,15 +107,18 @@ pub(super) async fn run(client: &Client, arguments: BenchCommit) -> anyhow::Resu
     if arguments.output.json {
         return print_json(&report);
     }
-    println!(
+    writeln!(
+        io::stdout(),
         "{commits} commits in {:.2} s: {:.0} commits/s, {in_flight} under way over {} connections, {groups} groups",
-        report.seconds, report.commits_per_second, report.connections
-    );
-    report.acknowledgement.print("acknowledgement");
+        report.seconds,
+        report.commits_per_second,
+        report.connections
+    )?;
+    report.acknowledgement.print("acknowledgement")?;
     if let Some(refusal) = &report.refusal {
-        println!("refused {}, the last with {refusal}", report.refused);
+        writeln!(io::stdout(), "refused {}, the last with {refusal}", report.refused)?;
     }
-    report.floor.print();
+    report.floor.print()?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! `lockstep bench group heartbeats`.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -110,21 +111,28 @@ pub(super) async fn run(client: &Client, arguments: BenchHeartbeats) -> anyhow::
     if arguments.output.json {
         return print_json(&report);
     }
-    report.print();
+    report.print()?;
     Ok(())
 }
 
 impl Report {
-    fn print(&self) {
-        println!(
+    fn print(&self) -> io::Result<()> {
+        writeln!(
+            io::stdout(),
             "{} members in {} groups, heartbeats each {} ms: formed in {:.1} s",
-            self.members, self.groups, self.heartbeat_ms, self.formed_seconds
-        );
-        println!(
+            self.members,
+            self.groups,
+            self.heartbeat_ms,
+            self.formed_seconds
+        )?;
+        writeln!(
+            io::stdout(),
             "{} heartbeats in {:.1} s: {:.0} heartbeats/s",
-            self.heartbeats, self.seconds, self.heartbeats_per_second
-        );
-        self.answer.print("heartbeat to answer");
+            self.heartbeats,
+            self.seconds,
+            self.heartbeats_per_second
+        )?;
+        self.answer.print("heartbeat to answer")?;
         match self.broker_cpu_percent {
             Some(percent) => {
                 let each: Vec<String> = self
@@ -133,23 +141,33 @@ impl Report {
                     .map(|(process, percent)| format!("{process}: {percent:.1} %"))
                     .collect();
                 let idle = self.broker_idle_cpu_percent.unwrap_or_default();
-                println!("brokers: {percent:.1} % of one core ({}), {idle:.1} % without members", each.join(", "));
+                writeln!(
+                    io::stdout(),
+                    "brokers: {percent:.1} % of one core ({}), {idle:.1} % without members",
+                    each.join(", ")
+                )?;
             }
-            None => println!("brokers: processor time not measured (--broker-pids)"),
+            None => writeln!(io::stdout(), "brokers: processor time not measured (--broker-pids)")?,
         }
         if let Some(percent) = self.client_cpu_percent {
-            println!("this process: {percent:.1} % of one core");
+            writeln!(io::stdout(), "this process: {percent:.1} % of one core")?;
         }
-        println!(
+        writeln!(
+            io::stdout(),
             "false expiries {}, failed heartbeats {}{}",
             self.false_expiries,
             self.failed_heartbeats,
             failure_text(self.failure.as_deref())
-        );
+        )?;
         let shards: Vec<String> =
             self.entries_per_second.iter().map(|(shard, rate)| format!("{shard}: {rate:.2}")).collect();
-        println!("log entries per second by shard: {}; worst {:.2}", shards.join(", "), self.entries_per_second_worst);
-        self.floor.print();
+        writeln!(
+            io::stdout(),
+            "log entries per second by shard: {}; worst {:.2}",
+            shards.join(", "),
+            self.entries_per_second_worst
+        )?;
+        self.floor.print()
     }
 }
 

@@ -1,5 +1,6 @@
 //! `lockstep bench group join`.
 
+use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -82,12 +83,15 @@ pub(super) async fn run(client: &Client, arguments: BenchJoin) -> anyhow::Result
     if arguments.output.json {
         return print_json(&report);
     }
-    println!(
+    writeln!(
+        io::stdout(),
         "{} joins of empty groups, {} partitions each, {} heartbeats at most",
-        report.rounds, report.partitions, report.heartbeats_worst
-    );
-    report.assigned.print("join to assignment");
-    report.floor.print();
+        report.rounds,
+        report.partitions,
+        report.heartbeats_worst
+    )?;
+    report.assigned.print("join to assignment")?;
+    report.floor.print()?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! `lockstep bench group scale`.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -119,7 +120,7 @@ pub(super) async fn run(client: &Client, arguments: BenchScale) -> anyhow::Resul
     if arguments.output.json {
         print_json(&report)?;
     } else {
-        report.print();
+        report.print()?;
     }
     // Who was fenced may find out after another member got its partitions.
     if report.owned_twice > 0 && report.fenced == 0 {
@@ -132,25 +133,31 @@ const LEAVE: &str = "leave";
 const JOIN: &str = "join";
 
 impl Report {
-    fn print(&self) {
-        println!(
+    fn print(&self) -> io::Result<()> {
+        writeln!(
+            io::stdout(),
             "{} members, {} partitions, heartbeats each {} ms: formed in {:.0} ms",
-            self.members, self.partitions, self.heartbeat_ms, self.formed_ms
-        );
+            self.members,
+            self.partitions,
+            self.heartbeat_ms,
+            self.formed_ms
+        )?;
         for Step { change, reconciled_ms, partitions, taken, taken_needlessly } in &self.steps {
-            println!(
+            writeln!(
+                io::stdout(),
                 "one {change:<5} reconciled in {reconciled_ms:>8.1} ms   partitions {partitions:>4}   taken from others {taken:>4}, needlessly {taken_needlessly}"
-            );
+            )?;
         }
-        println!("worst leave {:.1} ms, worst join {:.1} ms", self.leave_worst_ms, self.join_worst_ms);
-        println!(
+        writeln!(io::stdout(), "worst leave {:.1} ms, worst join {:.1} ms", self.leave_worst_ms, self.join_worst_ms)?;
+        writeln!(
+            io::stdout(),
             "owned twice {}, fenced {}, failed heartbeats {}{}",
             self.owned_twice,
             self.fenced,
             self.failed_heartbeats,
             failure_text(self.failure.as_deref())
-        );
-        self.floor.print();
+        )?;
+        self.floor.print()
     }
 }
 
