@@ -27,7 +27,7 @@ const FILL_STEP_BYTES: u64 = 1 << 20;
 /// After each step the disk is left to others for so long.
 const FILL_PAUSE: Duration = Duration::from_millis(5);
 /// While the disk is full it is tried again so often whether there is room for a spare file.
-const ROOM_LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const ROOM_LOOK_EVERY: Duration = Duration::from_millis(500);
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Keeps the files.

@@ -10,7 +10,7 @@ use lockstep_env::{Disk, DiskFile, Env, Step};
 
 use super::format::{self, HEADER_BYTES, Identity, Kind, RECORD_BYTES, Record, padded, padding};
 use super::index::Place;
-use super::keeper::create_spare;
+use super::keeper::{ROOM_LOOK_EVERY, create_spare};
 use super::mark::{Extent, Mark};
 use super::state::{Done, FileOf, Inner, JournalFile, Op, SpareFile};
 use lockstep_probe::{Mark as Situation, Mistake};
@@ -339,7 +339,7 @@ impl<E: Env> Writer<E> {
     async fn spare(&self, len: u64) -> io::Result<SpareFile<FileOf<E>>> {
         let file_bytes = self.inner.options.file_bytes;
         if len > file_bytes {
-            return create_spare(&self.inner, padded(len), || true).await;
+            return self.longer_file(padded(len)).await;
         }
         let mut asked = false;
         loop {
@@ -369,6 +369,25 @@ impl<E: Env> Writer<E> {
             Situation::JournalWaitedForFile.reached();
             self.inner.wake_keeper.notify_one();
             self.inner.spare_changed.notified().await;
+        }
+    }
+
+    /// A file for an entry that does not fit into one of the usual size. None is kept ready, so that a full disk is waited for here.
+    async fn longer_file(&self, len: u64) -> io::Result<SpareFile<FileOf<E>>> {
+        loop {
+            let error = match create_spare(&self.inner, len, || true).await {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => error,
+                created => return created,
+            };
+            {
+                let state = self.inner.lock();
+                if state.closing || state.failed.is_some() {
+                    return Err(io::Error::new(error.kind(), format!("a new journal file: {error}")));
+                }
+            }
+            Situation::JournalWaitedForRoom.reached();
+            tracing::warn!(dir = %self.inner.dir.display(), %error, len, "no room for a long journal file: waiting for it");
+            E::sleep(ROOM_LOOK_EVERY).await;
         }
     }
 

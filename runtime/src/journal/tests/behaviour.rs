@@ -395,6 +395,34 @@ async fn a_full_disk_holds_the_journal_up_only_when_a_file_is_needed_and_until_t
 }
 
 #[tokio::test]
+async fn an_entry_longer_than_a_file_waits_for_room_too() {
+    let env = MemoryEnv::default();
+    let journal = open(&env, FILE_BYTES).await.unwrap();
+    let log = journal.shard(ShardId(0));
+    append(&log, 1, 0, "a").await.unwrap();
+    let long = || vec![7; 2 * FILE_BYTES as usize];
+    let appending = |index| {
+        let log = log.clone();
+        MemoryEnv::spawn(async move { append(&log, 1, index, long()).await })
+    };
+    env.disk.set_full_at(Some(env.disk.bytes()));
+    let mut waiting = appending(1);
+    assert!(timeout::<MemoryEnv, _>(Duration::from_secs(3), &mut waiting).await.is_err(), "there is no room for it");
+    assert_eq!(journal.failed(), None);
+    env.disk.set_full_at(None);
+    waiting.await.unwrap().unwrap();
+
+    env.disk.set_full_at(Some(env.disk.bytes()));
+    let waiting = appending(2);
+    journal.close().await;
+    let error = waiting.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("a new journal file"), "closing does not wait for room: {error}");
+    env.disk.set_full_at(None);
+    let log = open(&env, FILE_BYTES).await.unwrap().shard(ShardId(0));
+    assert_eq!(log.last(), Some(at(1, 1)));
+}
+
+#[tokio::test]
 async fn sizes_that_make_no_sense_are_refused() {
     for file_bytes in [0, 4_096, 100_000, 2 << 30] {
         let error = open(&MemoryEnv::default(), file_bytes).await.unwrap_err();
