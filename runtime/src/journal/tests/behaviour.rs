@@ -413,7 +413,8 @@ async fn an_entry_longer_than_a_file_waits_for_room_too() {
     waiting.await.unwrap().unwrap();
 
     env.disk.set_full_at(Some(env.disk.bytes()));
-    let waiting = appending(2);
+    let mut waiting = appending(2);
+    assert!(timeout::<MemoryEnv, _>(Duration::from_secs(1), &mut waiting).await.is_err(), "there is no room again");
     journal.close().await;
     let error = waiting.await.unwrap().unwrap_err();
     assert!(error.to_string().contains("a new journal file"), "closing does not wait for room: {error}");
