@@ -1,10 +1,11 @@
 //! `lockstep cluster`.
 
+use std::io::{self, Write};
+
 use anyhow::Context;
 use clap::Subcommand;
 use lockstep_client::{Admin, Client};
 use serde_json::Value;
-use std::io::{self, Write};
 
 use super::output::{Table, print_json};
 

@@ -85,33 +85,21 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
             let first = rng.random_range(0..nodes);
             let distance_ms = rng.random_range(1_700..2_000);
             let lasts_ms = rng.random_range(900..1_200);
-            let isolate = |number: u64| Planned {
-                at_ms: 300 + number * distance_ms,
-                fault: Fault::Isolate(1 + (first + number) % nodes),
-                lasts_ms,
-            };
-            (0..span_ms.div_ceil(distance_ms)).map(isolate).collect()
+            repeated(span_ms, 300, distance_ms, |number| (Fault::Isolate(1 + (first + number) % nodes), lasts_ms))
         }
         // Coordinators die just as they would tell where the group has got to.
         1 => {
             let distance_ms = rng.random_range(700..1_100);
-            let crash = |number: u64| Planned {
-                at_ms: 500 + number * distance_ms,
-                fault: Fault::CrashAt { step: Step::BeforeOffsetsAnswer as usize, nth: 1, death: Death::Process },
-                lasts_ms: distance_ms * 4 / 5,
-            };
-            (0..span_ms.div_ceil(distance_ms)).map(crash).collect()
+            let step = Step::BeforeOffsetsAnswer as usize;
+            let crash = |_| (Fault::CrashAt { step, nth: 1, death: Death::Process }, distance_ms * 4 / 5);
+            repeated(span_ms, 500, distance_ms, crash)
         }
         // Bits flip in one journal after the other: some of them in what was written last but one, where a torn write is to be told from damage.
         2 => {
             let first = rng.random_range(0..nodes);
             let distance_ms = rng.random_range(1_200..1_800);
-            let flip = |number: u64| Planned {
-                at_ms: 1_000 + number * distance_ms,
-                fault: Fault::FlippedBit(1 + (first + number) % nodes, AtRest::Journal),
-                lasts_ms: 0,
-            };
-            (0..span_ms.div_ceil(distance_ms)).map(flip).collect()
+            let flip = |number| (Fault::FlippedBit(1 + (first + number) % nodes, AtRest::Journal), 0);
+            repeated(span_ms, 1_000, distance_ms, flip)
         }
         // A follower of one shard after the other is started anew, and hears no more of its leader, whose lease holds.
         3 => {
@@ -119,42 +107,32 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
             let distance_ms = rng.random_range(1_200..1_500);
             let lasts_ms = rng.random_range(600..900);
             let away_ms = rng.random_range(0..120);
-            let cut = |number: u16| Planned {
-                at_ms: 800 + u64::from(number) * distance_ms,
-                fault: Fault::RestartBesideCut { shard: (first + number) % shards, away_ms },
-                lasts_ms,
+            let cut = |number| {
+                let shard = ((u64::from(first) + number) % u64::from(shards)) as u16;
+                (Fault::RestartBesideCut { shard, away_ms }, lasts_ms)
             };
-            (0..8).map(cut).collect()
+            repeated(span_ms, 800, distance_ms, cut)
         }
         // One disk after the other is full, for long enough that segments and checkpoints are due on it.
         4 => {
             let first = rng.random_range(0..nodes);
             let distance_ms = rng.random_range(2_000..2_600);
             let lasts_ms = rng.random_range(1_500..1_900);
-            let fill = |number: u64| Planned {
-                at_ms: 700 + number * distance_ms,
-                fault: Fault::FullDisk(1 + (first + number) % nodes),
-                lasts_ms,
-            };
-            (0..span_ms.div_ceil(distance_ms)).map(fill).collect()
+            repeated(span_ms, 700, distance_ms, |number| (Fault::FullDisk(1 + (first + number) % nodes), lasts_ms))
         }
         // One broker after the other loses its disk, and the new one begins to fail just as it is filled: what a broker says it has, it must have.
         5 => {
             let first = rng.random_range(0..nodes);
             let distance_ms = rng.random_range(1_800..2_600);
-            let wipe = |number: u64| Planned {
-                at_ms: 600 + number * distance_ms,
-                fault: Fault::WipeOntoFailingDisk {
-                    node: 1 + (first + number) % nodes,
-                    after_ms: rng.random_range(20..250),
-                },
-                lasts_ms: rng.random_range(300..800),
+            let wipe = |number| {
+                let node = 1 + (first + number) % nodes;
+                let fault = Fault::WipeOntoFailingDisk { node, after_ms: rng.random_range(20..250) };
+                (fault, rng.random_range(300..800))
             };
-            (0..span_ms.div_ceil(distance_ms)).map(wipe).collect()
+            repeated(span_ms, 600, distance_ms, wipe)
         }
         _ => return None,
     };
-    planned.retain(|planned| planned.at_ms < span_ms);
     while planned.len() < FAULTS.start {
         let node = rng.random_range(1..=nodes);
         let other = 1 + (node + rng.random_range(0..nodes - 1)) % nodes;
@@ -166,6 +144,20 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
         planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: rng.random_range(20..300) });
     }
     Some(planned)
+}
+
+/// The same again and again, from `begin_ms` to the end of the span: what happens the first, the second time and so on, and for how many milliseconds.
+fn repeated(
+    span_ms: u64,
+    begin_ms: u64,
+    distance_ms: u64,
+    mut happening: impl FnMut(u64) -> (Fault, u64),
+) -> Vec<Planned> {
+    let all = (0..span_ms.div_ceil(distance_ms)).map(|number| {
+        let (fault, lasts_ms) = happening(number);
+        Planned { at_ms: begin_ms + number * distance_ms, fault, lasts_ms }
+    });
+    all.filter(|planned| planned.at_ms < span_ms).collect()
 }
 
 /// Draws what only some runs have beside their other faults.

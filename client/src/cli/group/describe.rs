@@ -1,7 +1,8 @@
 //! `lockstep group describe`.
 
-use lockstep_client::{GroupDescription, TopicPartition};
 use std::io::{self, Write};
+
+use lockstep_client::{GroupDescription, TopicPartition};
 
 use crate::cli::output::{Table, age, or_dash, ranges, visible};
 

@@ -1,7 +1,8 @@
 //! `lockstep group explain`: a group's timeline, as one reads a log.
 
-use lockstep_client::{GroupTimeline, PartitionsMoved, TimelineEvent, TimelineEventKind, TopicPartitions};
 use std::io::{self, Write};
+
+use lockstep_client::{GroupTimeline, PartitionsMoved, TimelineEvent, TimelineEventKind, TopicPartitions};
 
 use crate::cli::output::{Table, age, ranges, visible};
 

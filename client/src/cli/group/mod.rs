@@ -5,9 +5,10 @@ mod explain;
 mod reset;
 mod transfer;
 
+use std::io::{self, Write};
+
 use clap::Subcommand;
 use lockstep_client::{Admin, Client};
-use std::io::{self, Write};
 
 use self::reset::ResetArguments;
 use self::transfer::ImportArguments;
