@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub use disk::{Disk, DiskFile, OpenMode};
 pub use net::{Connection, Listener};
 pub use step::Step;
-pub use task::{Either, Elapsed, Task, TaskFailed, select, timeout};
+pub use task::{Either, Elapsed, Task, TaskFailed, select, timeout, timeout_at};
 
 /// Time, tasks, randomness, network and disk of one node or client.
 pub trait Env: Clone + Debug + Send + Sync + 'static {

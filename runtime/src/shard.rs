@@ -491,7 +491,7 @@ impl<E: Env> Shard<E> {
     /// Members that no longer hold what they acknowledged to this node, which leads. None is the rule: a disk lied, or was put back.
     #[must_use]
     pub fn reverted(&self) -> BTreeSet<NodeId> {
-        self.raft_status().reverted
+        self.inner.group.as_ref().map(|group| group.leadership.reverted()).unwrap_or_default()
     }
 
     /// Why the shard stopped on this node, if it did, or will with the next entry: a write behind it failed.

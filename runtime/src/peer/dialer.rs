@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::ready;
 use lockstep_core::NodeId;
 use lockstep_env::{Connection, Either, Elapsed, Env, select, timeout, watch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -146,12 +148,12 @@ impl Link {
         time: Duration,
     ) -> impl Future<Output = Result<(Bytes, Bytes), PeerError>> + Send + use<E> {
         let node = self.node;
-        let started = self.start_call(expect_incarnation, request, time);
-        async move {
-            match timeout::<E, _>(time, started?.finish()).await {
-                Ok(result) => result,
-                Err(Elapsed) => Err(PeerError::Timeout(node)),
+        match self.start_call(expect_incarnation, request, time) {
+            Ok(call) => {
+                let late = move |Elapsed| Err(PeerError::Timeout(node));
+                timeout::<E, _>(time, call.finish()).map(move |answered| answered.unwrap_or_else(late)).left_future()
             }
+            Err(error) => ready(Err(error)).right_future(),
         }
     }
 

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use futures_util::future::ready;
 use lockstep_core::NodeId;
 use lockstep_env::{Elapsed, Env, Listener, select, timeout, watch};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -89,18 +91,14 @@ impl<E: Env> PeerNetwork<E> {
         timeout: Duration,
     ) -> impl Future<Output = Result<(Bytes, Bytes), PeerError>> + Send + use<E> {
         let shared = &self.shared;
-        let (own, remote) = if to == shared.options.me {
-            (Some(shared.call_self(expect_incarnation, lane, request, timeout)), None)
-        } else {
-            (None, shared.peers.get(&to).map(|peer| peer.link(lane).call::<E>(expect_incarnation, request, timeout)))
-        };
-        async move {
-            match (own, remote) {
-                (Some(own), _) => own.await,
-                (None, Some(remote)) => remote.await,
-                (None, None) => Err(PeerError::Unreachable(to)),
-            }
+        if to == shared.options.me {
+            return shared.call_self(expect_incarnation, lane, request, timeout).left_future();
         }
+        match shared.peers.get(&to) {
+            Some(peer) => peer.link(lane).call::<E>(expect_incarnation, request, timeout).left_future(),
+            None => ready(Err(PeerError::Unreachable(to))).right_future(),
+        }
+        .right_future()
     }
 
     /// When anything last arrived from a node; now for this node. `None` before the first time.

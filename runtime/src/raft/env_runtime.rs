@@ -8,12 +8,13 @@ use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use lockstep_env::{Elapsed, Env, TaskFailed, watch};
+use lockstep_env::task::Timeout;
+use lockstep_env::{Elapsed, Env, TaskFailed, timeout, timeout_at, watch};
 use openraft_rt::{AsyncRuntime, OptionalSend, OptionalSync};
 use tokio::sync::{mpsc, oneshot};
 
@@ -56,11 +57,11 @@ impl<E: Env> AsyncRuntime for EnvRuntime<E> {
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {
-        Timeout { future, sleep: E::sleep(duration) }
+        timeout::<E, _>(duration, future)
     }
 
     fn timeout_at<R, F: Future<Output = R> + OptionalSend>(deadline: Self::Instant, future: F) -> Self::Timeout<R, F> {
-        Timeout { future, sleep: E::sleep_until(deadline.at) }
+        timeout_at::<E, _>(deadline.at, future)
     }
 
     fn is_panic(join_error: &Self::JoinError) -> bool {
@@ -108,28 +109,6 @@ struct Unpark(std::thread::Thread);
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {
         self.0.unpark();
-    }
-}
-
-pin_project_lite::pin_project! {
-    /// A future that is waited for until the time is up.
-    pub struct Timeout<E: Env, F> {
-        #[pin]
-        future: F,
-        #[pin]
-        sleep: E::Sleep,
-    }
-}
-
-impl<E: Env, F: Future> Future for Timeout<E, F> {
-    type Output = Result<F::Output, Elapsed>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        match this.future.poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => this.sleep.poll(cx).map(|()| Err(Elapsed)),
-        }
     }
 }
 

@@ -125,6 +125,11 @@ impl<E: Env> Leadership<E> {
         self.replica.duties.notify_one();
     }
 
+    /// Members that no longer hold what they acknowledged to this node, if it leads.
+    pub(crate) fn reverted(&self) -> BTreeSet<NodeId> {
+        if self.term_led().is_some() { self.replica.reverted() } else { BTreeSet::new() }
+    }
+
     /// What this node is in the group, and the highest term it has seen.
     pub(crate) fn role(&self) -> (&'static str, u64) {
         let metrics = self.metrics.borrow_watched();
@@ -144,6 +149,7 @@ impl<E: Env> Leadership<E> {
 
     /// Everything that is known of the group.
     pub(crate) fn status(&self) -> RaftStatus {
+        let reverted = self.reverted();
         let metrics = self.metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let nodes: BTreeMap<NodeId, Member> =
@@ -161,7 +167,6 @@ impl<E: Env> Leadership<E> {
             .map(|(node, matched)| (*node, matched.as_ref().map(|matched| matched.index)))
             .collect();
         let role = self.role_in(&metrics);
-        let reverted = if role == "leader" { self.replica.reverted() } else { BTreeSet::new() };
         RaftStatus {
             role,
             term: metrics.vote.leader_id.term,

@@ -119,16 +119,14 @@ impl<E: Env> Network<E> {
         let incarnation = (!is_ballot || !Mistake::VoteOfAnotherDisk.is_made()).then_some(self.incarnation);
         let calling = self.peers.call(self.target, incarnation, lane, request, timeout);
         let (id, target) = (self.replica.node_id, self.target);
-        async move {
-            match calling.await {
-                Ok((body, _)) => Ok(body),
-                Err(PeerError::Timeout(_)) => Err(Timeout { action: rpc, id, target, timeout }.into()),
-                Err(error @ (PeerError::Unreachable(_) | PeerError::WrongIncarnation(_) | PeerError::Fault(_))) => {
-                    Err(RPCError::Unreachable(Unreachable::new(&error)))
-                }
-                Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
+        calling.map(move |answered| match answered {
+            Ok((body, _)) => Ok(body),
+            Err(PeerError::Timeout(_)) => Err(Timeout { action: rpc, id, target, timeout }.into()),
+            Err(error @ (PeerError::Unreachable(_) | PeerError::WrongIncarnation(_) | PeerError::Fault(_))) => {
+                Err(RPCError::Unreachable(Unreachable::new(&error)))
             }
-        }
+            Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
+        })
     }
 
     fn append(
@@ -160,8 +158,8 @@ impl<E: Env> Network<E> {
         let acknowledged = self.acknowledged.clone();
         let (node, shard, target) = (self.replica.node_id, self.replica.id, self.target);
         // Boxed where it is made: it is long, and would be moved several times on its way into the pipeline.
-        Box::pin(async move {
-            let answer = match message::decode::<AppendAnswer>(&calling.await?).map_err(|error| garbled(&error))? {
+        Box::pin(calling.map(move |answered| {
+            let answer = match message::decode::<AppendAnswer>(&answered?).map_err(|error| garbled(&error))? {
                 AppendAnswer::HigherVote(vote) => return Ok(AppendEntriesResponse::HigherVote(vote.into())),
                 AppendAnswer::Success => {
                     acknowledged.acknowledge(last);
@@ -190,7 +188,7 @@ impl<E: Env> Network<E> {
                 }
             };
             if acknowledged.is_reverted() { Err(RPCError::Unreachable(reverted(target))) } else { Ok(answer) }
-        })
+        }))
     }
 
     async fn ballot(
