@@ -530,6 +530,11 @@ impl<E: Env> Shard<E> {
         self.change(ChangeMembers::AddVoterIds([node].into()), true).await
     }
 
+    /// Finishes a change of the voters that is half done: what it was to come to holds from then on.
+    pub(crate) async fn finish_change(&self) -> Result<(), ProposeError> {
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::new()), false).await
+    }
+
     async fn change(&self, change: ChangeMembers<NodeId, Member>, retain: bool) -> Result<(), ProposeError> {
         let group = self.group()?;
         group.leadership.serving()?;

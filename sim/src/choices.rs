@@ -8,10 +8,13 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Timing;
 use crate::faults::{self, Fault, Planned};
 
 /// What clients do in a run, at least: with less a run says little.
 const OPERATIONS_LEAST: u64 = 500;
+/// Most of what clients do is to be done while faults happen.
+const OPERATIONS_BESIDE_FAULTS: u64 = 300;
 
 /// One run, complete: the same case gives the same run, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,11 +53,37 @@ pub struct Choices {
     /// How much clients do before the faults count as over, at least: they go on for longer where faults kept them from it.
     #[serde(default)]
     pub operations_least: u64,
+    /// How much they do in all: they go on after the faults until they have.
+    #[serde(default)]
+    pub operations_in_all: u64,
+    /// How much producers send.
+    #[serde(default)]
+    pub pace: Pace,
+    /// Heartbeats and elections.
+    #[serde(default)]
+    pub timing: Timing,
     /// A broker that never comes back after the faults.
     pub gone: Option<NodeId>,
     /// How records of the topic are deleted.
     #[serde(default)]
     pub deletion: Deletion,
+}
+
+/// How much a producer sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// Records that it sends before it waits for their outcome, at most.
+    pub window_max: u64,
+    /// Shortest pause before the next ones, in milliseconds.
+    pub pause_ms_min: u64,
+    /// Longest pause.
+    pub pause_ms_max: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { window_max: 5, pause_ms_min: 110, pause_ms_max: 380 }
+    }
 }
 
 /// How the oldest records of a topic go.
@@ -146,7 +175,7 @@ impl Choices {
         let shards = if rng.random_ratio(1, 8) { 8 } else { 3 };
         let clients = draw_clients(rng);
         let members = clients.iter().filter(|client| client.is_member()).count();
-        let safety_ms = rng.random_range(5_500..8_000);
+        let safety_ms = rng.random_range(4_500..6_500);
         // What begins later would last beyond the time that clients are given.
         let begin_ms = safety_ms * 2 / 3;
         let mut faults = faults::draw::kinds(rng, nodes, shards, members, begin_ms);
@@ -164,13 +193,35 @@ impl Choices {
         faults.extend(faults::draw::damaged_segments(rng, nodes, safety_ms));
         faults.extend(faults::draw::wipes_beside_damage(rng, shards, safety_ms));
         faults.extend(faults::draw::full_disks(rng, nodes, begin_ms));
+        // What lasts long begins early enough to end with the time that clients are given.
+        for planned in &mut faults {
+            planned.at_ms = planned.at_ms.min(safety_ms.saturating_sub(planned.lasts_ms));
+        }
         // A pattern takes the place of all that was drawn.
         if let Some(pattern) = faults::draw::pattern(rng, nodes, shards, safety_ms) {
             faults = pattern;
         }
         faults.sort_by_key(|planned| planned.at_ms);
-        let operations_least = OPERATIONS_LEAST;
-        Self { nodes, shards, partitions, grows, clients, faults, safety_ms, operations_least, gone, deletion }
+        let timing = if rng.random_ratio(1, 8) {
+            Timing::shipped()
+        } else {
+            Timing { heartbeat_ms: rng.random_range(75..=120), ..Timing::default() }
+        };
+        Self {
+            nodes,
+            shards,
+            partitions,
+            grows,
+            clients,
+            faults,
+            safety_ms,
+            operations_least: OPERATIONS_BESIDE_FAULTS,
+            operations_in_all: OPERATIONS_LEAST,
+            pace: Pace { window_max: rng.random_range(5..=9), pause_ms_min: 70, pause_ms_max: 250 },
+            timing,
+            gone,
+            deletion,
+        }
     }
 }
 

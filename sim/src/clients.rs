@@ -106,7 +106,7 @@ impl Clients {
             }
             let task = match *choice {
                 ClientChoice::Producer(choice) => {
-                    machine.spawn(produce::produce(context, producer(choice, choices.grows)))
+                    machine.spawn(produce::produce(context, producer(choice, choices)))
                 }
                 ClientChoice::Member { is_static, has_whims } => {
                     let mut config = Member::new(GROUP, topics());
@@ -158,14 +158,14 @@ impl Clients {
         Ok(clients)
     }
 
-    /// No more records, no more whims.
+    /// No more whims.
     pub(crate) fn calm(&self) {
-        self.no_more_records.now();
         self.finish.calm();
     }
 
-    /// Waits until producers know what became of their records.
+    /// No more records. Waits until producers know what became of theirs.
     pub(crate) async fn written(&mut self) {
+        self.no_more_records.now();
         for task in self.writing.drain(..) {
             task.await.unwrap_or_else(|error| panic!("a producer died: {error}"));
         }
@@ -191,15 +191,17 @@ fn configs(deletion: Deletion) -> BTreeMap<String, String> {
     configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-fn producer(choice: ProducerChoice, grows: bool) -> Produce {
+fn producer(choice: ProducerChoice, choices: &Choices) -> Produce {
     let promise = match choice {
         ProducerChoice::Idempotent | ProducerChoice::IdempotentLarge => Promise::Idempotent,
         ProducerChoice::All => Promise::All,
         ProducerChoice::Unacknowledged => Promise::None,
     };
     let mut config = Produce::new(vec![TOPIC.to_owned()], promise);
-    config.pause = Duration::from_millis(110)..Duration::from_millis(380);
-    if grows {
+    let pace = choices.pace;
+    config.pause = Duration::from_millis(pace.pause_ms_min)..Duration::from_millis(pace.pause_ms_max);
+    config.window_max = pace.window_max;
+    if choices.grows {
         config.keys = 0;
     }
     if choice == ProducerChoice::IdempotentLarge {

@@ -49,6 +49,8 @@ pub struct ClusterOptions {
     pub session_timeout_ms: u32,
     /// Heartbeat interval of consumer groups.
     pub heartbeat_interval_ms: u32,
+    /// Heartbeats and elections of Raft.
+    pub timing: Timing,
 }
 
 impl Default for ClusterOptions {
@@ -64,6 +66,39 @@ impl Default for ClusterOptions {
             cache_bytes: 32 << 10,
             session_timeout_ms: 2_500,
             heartbeat_interval_ms: 500,
+            timing: Timing::default(),
+        }
+    }
+}
+
+/// How soon brokers notice that a leader is gone, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Between two heartbeats of a leader.
+    pub heartbeat_ms: u64,
+    /// A follower that hears nothing for this long may stand for election; a leader's lease is as long.
+    pub election_min_ms: u64,
+    /// A follower that hears nothing for this long does.
+    pub election_max_ms: u64,
+}
+
+impl Default for Timing {
+    /// Longer than in production, so that what is to come within a lease, such as a step of a fault, has room.
+    fn default() -> Self {
+        Self { heartbeat_ms: 75, election_min_ms: 250, election_max_ms: 400 }
+    }
+}
+
+impl Timing {
+    /// What brokers have unless they are told otherwise.
+    #[must_use]
+    pub fn shipped() -> Self {
+        let config = NodeConfig::new(1, BTreeMap::new(), PathBuf::new(), PathBuf::new());
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            heartbeat_ms: ms(config.heartbeat_interval),
+            election_min_ms: ms(config.election_timeout_min),
+            election_max_ms: ms(config.election_timeout_max),
         }
     }
 }
@@ -315,10 +350,9 @@ impl Cluster {
         let options = self.options;
         let mut node = NodeConfig::new(id, peers, PathBuf::from("raft"), PathBuf::from("data"));
         node.shards = options.shards;
-        // Longer than in production, so that what is to come within a lease, such as a step of a fault, has room.
-        node.heartbeat_interval = Duration::from_millis(75);
-        node.election_timeout_min = Duration::from_millis(250);
-        node.election_timeout_max = Duration::from_millis(400);
+        node.heartbeat_interval = Duration::from_millis(options.timing.heartbeat_ms);
+        node.election_timeout_min = Duration::from_millis(options.timing.election_min_ms);
+        node.election_timeout_max = Duration::from_millis(options.timing.election_max_ms);
         node.journal_file_bytes = options.journal_file_bytes;
         node.checkpoint_journal_bytes = options.checkpoint_journal_bytes;
         node.segment_bytes = options.segment_bytes;

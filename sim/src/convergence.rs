@@ -43,6 +43,8 @@ const RETENTION_SETTLES: Duration = Duration::from_millis(1_500);
 /// Every shard must have a leader within this long after the faults have stopped.
 const ELECT: Duration = Duration::from_secs(20);
 
+/// Every broker must vote again within this long after the faults have stopped: an emptied disk is filled, and a few looks are taken at it.
+const VOTE: Duration = Duration::from_secs(20);
 /// A damaged segment must be whole again within this long after the faults have stopped: a round of the scrub and a few attempts.
 const REPAIR: Duration = Duration::from_secs(30);
 
@@ -52,6 +54,19 @@ pub(crate) async fn led(cluster: &Cluster) -> Result<(), String> {
         Ok(())
     } else {
         Err("not every shard has a leader".to_owned())
+    }
+}
+
+/// Waits until every broker that is up votes in all its shards, with the disk that it has: whose disk was emptied is a full member again.
+pub(crate) async fn voting(cluster: &Cluster) -> Result<(), String> {
+    let all_vote = |cluster: &Cluster| {
+        let mut up = cluster.ids().into_iter().filter(|id| cluster.node(*id).is_some());
+        up.all(|id| cluster.votes_everywhere(id))
+    };
+    if cluster.wait_until(VOTE, all_vote).await {
+        Ok(())
+    } else {
+        Err(format!("not every broker votes in all its shards within {VOTE:?}"))
     }
 }
 
@@ -69,14 +84,9 @@ pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> Resu
     timeout::<SimEnv, _>(CONVERGE, work).await.map_err(|_| format!("not within {CONVERGE:?} after the faults: {what}"))
 }
 
-/// Have clients done so much?
-pub(crate) fn is_busy(history: &History, operations: u64) -> bool {
-    history.count(Event::is_operation) as u64 >= operations
-}
-
-/// Waits until they have.
+/// Waits until clients have done so much.
 pub(crate) async fn busy(history: &History, operations: u64) {
-    while !is_busy(history, operations) {
+    while (history.count(Event::is_operation) as u64) < operations {
         SimEnv::sleep(Duration::from_millis(100)).await;
     }
 }

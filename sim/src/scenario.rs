@@ -68,6 +68,7 @@ async fn drive(seed: u64, choices: Choices, witness: Witness) -> Option<String> 
         nodes: choices.nodes,
         shards: choices.shards,
         scrub_interval: choices.scrub_interval(),
+        timing: choices.timing,
         ..ClusterOptions::default()
     };
     let cluster = Cluster::new(options, LinkOptions::default(), DiskOptions::default());
@@ -97,9 +98,7 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
     let victims = Victims::new(cluster.clone(), clients.machines.clone(), inspector.clone());
     faults::play(&victims, &choices.faults).await;
     SimEnv::sleep_until(begun + Duration::from_millis(choices.safety_ms)).await;
-    if !convergence::is_busy(history, choices.operations_least) {
-        within("clients get on", convergence::busy(history, choices.operations_least)).await?;
-    }
+    within("clients get on", convergence::busy(history, choices.operations_least)).await?;
     if let Some(node) = choices.gone {
         faults::leave_dead(cluster, node).await;
     }
@@ -107,11 +106,13 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
 
     // Liveness: nothing goes wrong any more, and everything comes to rest.
     clients.calm();
+    within("clients get on after the faults", convergence::busy(history, choices.operations_in_all)).await?;
     within("producers know the outcome of every record", clients.written()).await?;
     if let Some(error) = cluster.ids().into_iter().find_map(|id| cluster.start_error(id)) {
         return Err(format!("a broker does not start again: {error}"));
     }
     convergence::led(cluster).await?;
+    convergence::voting(cluster).await?;
     convergence::whole(cluster).await?;
     if matches!(choices.deletion, Deletion::BySize | Deletion::ByAge) {
         let addresses = cluster.addresses();

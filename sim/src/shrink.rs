@@ -71,6 +71,7 @@ pub fn shrink(case: &Case, mut progress: impl FnMut(&str)) -> Option<Outcome> {
 /// What makes a run simpler, in one respect each.
 const SIMPLER: &[fn(&mut Choices)] = &[
     |choices| choices.operations_least = 0,
+    |choices| choices.operations_in_all = 0,
     |choices| choices.gone = None,
     |choices| choices.grows = false,
     |choices| choices.deletion = Deletion::Never,

@@ -20,6 +20,8 @@ const PROMOTE_LAG_ENTRIES_MAX: u64 = 128;
 /// One step towards the membership that should be.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
+    /// A leader began a change of the voters and did not come to its end: finish it. Until then the group needs a majority of the former voters too.
+    Finish,
     /// Its disk is not the one that voted, or no longer holds what it acknowledged: take it out.
     Remove(NodeId),
     /// Replicate to it.
@@ -57,11 +59,13 @@ async fn take_step<E: Env>(node: &Node<E>, shard: &Shard<E>, seen: &BTreeMap<Nod
     let (id, shard_id) = (node.id(), shard.id());
     tracing::info!(target: "cluster", node = id, shard = %shard_id, ?step, "raft membership changes");
     match &step {
+        Step::Finish => Mark::MembershipChangeFinishedByNextLeader.reached(),
         Step::Remove(_) => Mark::EmptiedNodeRemoved.reached(),
         Step::AddLearner(..) => Mark::LearnerAdded.reached(),
         Step::Promote(_) => Mark::LearnerPromoted.reached(),
     }
     let outcome = match step {
+        Step::Finish => shard.finish_change().await,
         Step::Remove(peer) => shard.remove_member(peer).await,
         Step::AddLearner(peer, member) => shard.add_learner(peer, member).await,
         Step::Promote(peer) => shard.promote(peer).await,
@@ -77,6 +81,9 @@ fn next_step(
     status: &RaftStatus,
     me: NodeId,
 ) -> Option<Step> {
+    if status.is_joint() {
+        return Some(Step::Finish);
+    }
     let known = |node: &NodeId| status.voters.get(node).or_else(|| status.learners.get(node));
     for (node, member) in seen.iter().filter(|(node, _)| **node != me && replicas.contains(node)) {
         match known(node) {
@@ -115,6 +122,7 @@ mod tests {
     ) {
         let status = RaftStatus {
             voters: members(voters),
+            lasting_voters: members(voters).into_keys().collect(),
             learners: members(learners),
             matched: matched.iter().map(|(node, index)| (*node, Some(*index))).collect(),
             last_log: 1000,
@@ -142,12 +150,25 @@ mod tests {
     fn a_node_that_lacks_what_it_acknowledged_starts_over_with_the_same_disk() {
         let status = RaftStatus {
             voters: members(&[(1, 1), (2, 2), (3, 3)]),
+            lasting_voters: BTreeSet::from([1, 2, 3]),
             reverted: BTreeSet::from([3]),
             ..RaftStatus::default()
         };
         let seen = members(&[(1, 1), (2, 2), (3, 3)]);
         assert_eq!(next_step(&BTreeSet::from([1, 2, 3]), &seen, &status, 1), Some(Step::Remove(3)));
         check(&[(1, 1), (2, 2)], &[], &[], &[(1, 1), (2, 2), (3, 3)], Some(Step::AddLearner(3, member(3))));
+    }
+
+    #[test]
+    fn a_change_that_was_left_half_done_is_finished_first() {
+        let status = RaftStatus {
+            voters: members(&[(1, 1), (2, 2), (3, 3)]),
+            lasting_voters: BTreeSet::from([2, 3]),
+            ..RaftStatus::default()
+        };
+        // Also by the node that the change is about, and before another disk that was emptied meanwhile is taken out.
+        let seen = members(&[(1, 1), (2, 9), (3, 3)]);
+        assert_eq!(next_step(&BTreeSet::from([1, 2, 3]), &seen, &status, 1), Some(Step::Finish));
     }
 
     #[test]

@@ -104,3 +104,10 @@ pub(crate) struct RaftStatus {
     /// Last entry that is no longer in the log.
     pub(crate) purged: Option<u64>,
 }
+
+impl RaftStatus {
+    /// Is a change of the voters half done? Until it is finished, majorities of the voters before and of those after are both needed.
+    pub(crate) fn is_joint(&self) -> bool {
+        self.lasting_voters.len() != self.voters.len()
+    }
+}
