@@ -21,7 +21,7 @@ use crate::error::{ClientError, ErrorCode};
 
 /// How much is allocated for an answer before its bytes are there.
 const READ_STEP_LEN: usize = 1 << 20;
-const BUFFER_LEN: usize = 64 << 10;
+const BUFFER_LEN: usize = 16 << 10;
 
 /// A connection whose broker's versions are known, for those who speak the protocol themselves: requests and answers are
 /// the messages of `lockstep_wire`. Made by [`Client::open_connection`](crate::Client::open_connection). Shared by

@@ -13,6 +13,8 @@ use crate::faults::{self, Fault, Planned};
 
 /// What clients do in a run, at least: with less a run says little.
 const OPERATIONS_LEAST: u64 = 500;
+/// A broker that died is there again so long after its fault is over, mostly.
+const MENDED_WITHIN_MS: u64 = 800;
 /// Most of what clients do is to be done while faults happen.
 const OPERATIONS_BESIDE_FAULTS: u64 = 300;
 
@@ -172,10 +174,10 @@ impl Choices {
     /// Draws a run. Each kind of fault and of client is either in it or not at all, so that some runs show one on its own.
     fn draw(rng: &mut StdRng) -> Self {
         let nodes = if rng.random_ratio(1, 24) { 5 } else { 3 };
-        let shards = if rng.random_ratio(1, 8) { 8 } else { 3 };
+        let shards = if rng.random_ratio(1, 9) { 8 } else { rng.random_range(2..=3) };
         let clients = draw_clients(rng);
         let members = clients.iter().filter(|client| client.is_member()).count();
-        let safety_ms = rng.random_range(4_500..6_500);
+        let safety_ms = rng.random_range(4_200..5_600);
         // What begins later would last beyond the time that clients are given.
         let begin_ms = safety_ms * 2 / 3;
         let mut faults = faults::draw::kinds(rng, nodes, shards, members, begin_ms);
@@ -193,9 +195,9 @@ impl Choices {
         faults.extend(faults::draw::damaged_segments(rng, nodes, safety_ms));
         faults.extend(faults::draw::wipes_beside_damage(rng, shards, safety_ms));
         faults.extend(faults::draw::full_disks(rng, nodes, begin_ms));
-        // What lasts long begins early enough to end with the time that clients are given.
+        // What lasts long begins early enough to end, and be mended, with the time that clients are given.
         for planned in &mut faults {
-            planned.at_ms = planned.at_ms.min(safety_ms.saturating_sub(planned.lasts_ms));
+            planned.at_ms = planned.at_ms.min(safety_ms.saturating_sub(planned.lasts_ms + MENDED_WITHIN_MS));
         }
         // A pattern takes the place of all that was drawn.
         if let Some(pattern) = faults::draw::pattern(rng, nodes, shards, safety_ms) {
@@ -205,7 +207,7 @@ impl Choices {
         let timing = if rng.random_ratio(1, 8) {
             Timing::shipped()
         } else {
-            Timing { heartbeat_ms: rng.random_range(75..=120), ..Timing::default() }
+            Timing { heartbeat_ms: rng.random_range(100..=125), ..Timing::default() }
         };
         Self {
             nodes,
@@ -217,7 +219,7 @@ impl Choices {
             safety_ms,
             operations_least: OPERATIONS_BESIDE_FAULTS,
             operations_in_all: OPERATIONS_LEAST,
-            pace: Pace { window_max: rng.random_range(5..=9), pause_ms_min: 70, pause_ms_max: 250 },
+            pace: Pace { window_max: rng.random_range(5..=8), pause_ms_min: 70, pause_ms_max: 230 },
             timing,
             gone,
             deletion,

@@ -39,7 +39,7 @@ impl StoredLog {
 /// Everything must come to rest within this long after the faults have stopped, each step of it.
 const CONVERGE: Duration = Duration::from_secs(60);
 /// What was to be deleted is so after some times the pause between two looks for it.
-const RETENTION_SETTLES: Duration = Duration::from_millis(1_500);
+const RETENTION_SETTLES: Duration = Duration::from_millis(1_000);
 /// Every shard must have a leader within this long after the faults have stopped.
 const ELECT: Duration = Duration::from_secs(20);
 

@@ -125,9 +125,9 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
     let committed = convergence::committed(&clients.client, &stored);
     let committed = within("the committed offsets can be read", committed).await??;
     within("the clients end", clients.end()).await?;
-    // A record that nobody waits for (`acks=0`) may have been stored, and read by a member, after the rest.
+    // A record that nobody waits for (`acks=0`) may have been stored, and read by a member, after the rest. Nothing is deleted any more.
     let stored =
-        within("everything can be read again", convergence::read_all(&clients.client, choices.deletion)).await??;
+        within("everything can be read again", convergence::read_all(&clients.client, Deletion::Never)).await??;
     let at_us = cluster.trace().now_us();
     for (partition, log) in &stored {
         history.add_final_records(at_us, "end", partition, (log.start, log.end), &log.records);
