@@ -105,9 +105,7 @@ impl Clients {
                 clients.machines.push(machine.clone());
             }
             let task = match *choice {
-                ClientChoice::Producer(choice) => {
-                    machine.spawn(produce::produce(context, producer(choice, choices)))
-                }
+                ClientChoice::Producer(choice) => machine.spawn(produce::produce(context, producer(choice, choices))),
                 ClientChoice::Member { is_static, has_whims } => {
                     let mut config = Member::new(GROUP, topics());
                     config.instance_id = instance(is_static);
