@@ -47,8 +47,7 @@ pub(super) async fn read_sources<E: Env>(
         match source {
             Source::Memory(payload) => entries.push((position, joined(&payload))),
             Source::File { place, len } => {
-                let file = inner.lock().files.get(&place.generation).map(|open| open.file.clone());
-                let Some(file) = file else { return Ok(entries) };
+                let Some(file) = file_of(inner, shard, position, place)? else { return Ok(entries) };
                 let start = u64::from(place.offset);
                 run = Some(Run { file, start, end: start + u64::from(len), entries: vec![(position, place, len)] });
             }
@@ -58,6 +57,28 @@ pub(super) async fn read_sources<E: Env>(
         read_run(inner, shard, run, &mut entries).await?;
     }
     Ok(entries)
+}
+
+/// The file that an entry is in; `None` when the log was changed meanwhile and the entry is gone.
+///
+/// # Errors
+/// The journal gave the file up although the log still has the entry: a caller that looked again would find the same for ever.
+fn file_of<E: Env>(
+    inner: &Inner<E>,
+    shard: ShardId,
+    position: Position,
+    place: Place,
+) -> io::Result<Option<FileOf<E>>> {
+    let state = inner.lock();
+    if let Some(open) = state.files.get(&place.generation) {
+        return Ok(Some(open.file.clone()));
+    }
+    if !state.shards.get(&shard).is_some_and(|index| index.is_at(position.index, place)) {
+        return Ok(None);
+    }
+    let path = inner.path(place.generation);
+    let reason = format!("{}: given up although entry {} of {shard:?} is in it", path.display(), position.index);
+    Err(io::Error::new(io::ErrorKind::InvalidData, reason))
 }
 
 impl<F> Run<F> {
