@@ -200,14 +200,15 @@ impl Choices {
             planned.at_ms = planned.at_ms.min(safety_ms.saturating_sub(planned.lasts_ms + MENDED_WITHIN_MS));
         }
         // A pattern takes the place of all that was drawn.
-        if let Some(pattern) = faults::draw::pattern(rng, nodes, shards, safety_ms) {
-            faults = pattern;
-        }
+        let pattern = faults::draw::pattern(rng, nodes, shards, safety_ms);
+        let has_pattern = pattern.is_some();
+        faults = pattern.unwrap_or(faults);
         faults.sort_by_key(|planned| planned.at_ms);
-        let timing = if rng.random_ratio(1, 8) {
-            Timing::shipped()
-        } else {
-            Timing { heartbeat_ms: rng.random_range(100..=125), ..Timing::default() }
+        let timing = match rng.random_range(0..8) {
+            // The times of a pattern are made for this one.
+            _ if has_pattern => Timing::default(),
+            0 => Timing::shipped(),
+            _ => Timing { heartbeat_ms: rng.random_range(100..=125), ..Timing::default() },
         };
         Self {
             nodes,

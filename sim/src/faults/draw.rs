@@ -79,7 +79,7 @@ pub(crate) fn kinds(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, s
 /// Draws faults of one pattern, with little beside them, for the runs that have one: what needs a clean start again and again, such as a commit that
 /// is under way when its leader is cut off, is drowned by many faults of many kinds.
 pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -> Option<Vec<Planned>> {
-    let mut planned: Vec<Planned> = match rng.random_range(0..12) {
+    let mut planned: Vec<Planned> = match rng.random_range(0..14) {
         // One broker after the other is cut off for longer than its lease, and comes back.
         0 => {
             let first = rng.random_range(0..nodes);
@@ -104,7 +104,7 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
         // A follower of one shard after the other is started anew, and hears no more of its leader, whose lease holds.
         3 => {
             let first = rng.random_range(0..shards);
-            let distance_ms = rng.random_range(1_200..1_500);
+            let distance_ms = rng.random_range(1_000..1_300);
             let lasts_ms = rng.random_range(600..900);
             let away_ms = rng.random_range(0..120);
             let cut = |number| {
@@ -130,6 +130,16 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
                 (fault, rng.random_range(300..800))
             };
             repeated(span_ms, 600, distance_ms, wipe)
+        }
+        // One broker after the other is filled from a leader with a damaged segment: damage must not be given on.
+        6 => {
+            let first = rng.random_range(0..shards);
+            let distance_ms = rng.random_range(1_400..1_900);
+            let wipe = |number| {
+                let shard = ((u64::from(first) + number) % u64::from(shards)) as u16;
+                (Fault::WipeBesideDamage { shard }, rng.random_range(20..300))
+            };
+            repeated(span_ms, 1_400, distance_ms, wipe)
         }
         _ => return None,
     };
