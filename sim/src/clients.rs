@@ -27,7 +27,8 @@ pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// How long a client tries what fails, and how long members with whims do: they must do without an answer now and then.
 const PATIENCE: Duration = Duration::from_secs(10);
 const IMPATIENCE: Duration = Duration::from_millis(400);
-const REBALANCE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Not much longer, so that it runs out too before all become calm.
+const REBALANCE_TIMEOUT: Duration = Duration::from_millis(2_800);
 /// How many partitions a topic that grows gets, at most.
 const PARTITIONS_MORE: i32 = 4;
 
