@@ -441,10 +441,18 @@ mod tests {
         }
     }
 
+    /// From then on the partition knows the producer, and batches need not wait for one another.
+    fn store_first(accumulator: &mut Accumulator, now: Instant) {
+        append(accumulator, None, 10, now);
+        let sent = drain(accumulator, now + LINGER);
+        acknowledge(accumulator, sent, now);
+    }
+
     #[test]
     fn a_batch_lingers_unless_it_is_full_or_flushed() {
         let mut accumulator = accumulator(&[Some(1)]);
         let now = start();
+        store_first(&mut accumulator, now);
         append(&mut accumulator, None, 10, now);
         append(&mut accumulator, None, 10, now);
         assert_eq!(summary(&drain(&mut accumulator, now)), []);
@@ -462,6 +470,7 @@ mod tests {
     fn while_a_broker_is_busy_records_gather_and_full_batches_go() {
         let mut accumulator = accumulator(&[Some(1)]);
         let now = start();
+        store_first(&mut accumulator, now);
         let mut sent = Vec::new();
         for _ in 0..UNFILLED_IN_FLIGHT_MAX {
             append(&mut accumulator, None, 10, now);

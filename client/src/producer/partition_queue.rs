@@ -10,7 +10,12 @@
 //!   be there is given up too, for sending it under another id could store it twice; the rest goes on under a new id
 //!   from number 0.
 //!
-//! Both wait until nothing of the partition is in flight. Nothing here waits, sends or reads a clock.
+//! Both wait until nothing of the partition is in flight.
+//!
+//! The first batch under an id goes out alone: a broker that knows nothing of a producer lets it begin at any number, and would store the second one
+//! when the first has failed.
+//!
+//! Nothing here waits, sends or reads a clock.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -107,6 +112,9 @@ pub(crate) struct PartitionQueue {
     /// Numbered; in order of their sequence numbers.
     sent: VecDeque<SentBatch>,
     identity: Option<ProducerIdentity>,
+    /// The partition has a batch of this id. Until it has, a broker takes any sequence number from it, also that of the second batch when the first
+    /// has failed.
+    is_known: bool,
     sequence_next: i32,
     recovery: Option<Recovery>,
     /// Nothing is sent before.
@@ -161,7 +169,7 @@ impl PartitionQueue {
         if self.retry_at.is_some_and(|at| now < at) || (config.is_idempotent && self.identity.is_none()) {
             return Ok(None);
         }
-        if self.recovery.is_some() {
+        if self.recovery.is_some() || (config.is_idempotent && !self.is_known && self.has_in_flight()) {
             return Ok(None);
         }
         if let Some(at) = self.sent.iter().position(|batch| !batch.in_flight) {
@@ -242,6 +250,7 @@ impl PartitionQueue {
             Answer::Stored(ack) => {
                 self.attempts_failed = 0;
                 self.retry_at = None;
+                self.is_known = true;
                 over.extend(self.sent.remove(at).map(|batch| finished(batch.gathered, Ok(ack))));
             }
             Answer::NotSent(error) => retry_after(self, error),
@@ -252,6 +261,7 @@ impl PartitionQueue {
             Answer::Refused(error) => match error.code() {
                 // It has been there since an attempt whose answer was lost.
                 Some(ErrorCode::DuplicateSequenceNumber) => {
+                    self.is_known = true;
                     let ack = BatchAck { base_offset: None, append_time_ms: None };
                     over.extend(self.sent.remove(at).map(|batch| finished(batch.gathered, Ok(ack))));
                 }
@@ -350,6 +360,7 @@ impl PartitionQueue {
             Recovery::NewIdentity => {
                 Mark::ProducerTookNewIdentity.reached();
                 self.identity = None;
+                self.is_known = false;
                 self.sequence_next = 0;
             }
         }
@@ -436,12 +447,27 @@ mod tests {
         }
         assert!(queue.needs_identity(&CONFIG));
         queue.set_identity(IDENTITY);
+        queue.is_known = true;
         queue
     }
 
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the beginning")]
     fn start() -> Instant {
         Instant::now()
+    }
+
+    #[test]
+    fn the_first_batch_goes_out_alone_until_it_is_stored() {
+        let now = start();
+        let mut queue = queue(&[1, 2, 1], now);
+        queue.is_known = false;
+        assert_eq!(send(&mut queue, now), [(0, 7, 0)]);
+        // Whatever came behind it now would be taken for the producer's beginning.
+        let over = queue.on_answer(0, Answer::NotSent(ClientError::Closed("connection")), now, |_| Duration::ZERO);
+        assert!(over.is_empty());
+        assert_eq!(send(&mut queue, now), [(0, 7, 0)]);
+        assert_eq!(queue.on_answer(0, stored(), now, |_| Duration::ZERO).len(), 1);
+        assert_eq!(send(&mut queue, now), [(1, 7, 1), (2, 7, 3)]);
     }
 
     /// All that may be sent now: number, producer id, first sequence number.
@@ -574,7 +600,10 @@ mod tests {
         answer(&mut queue, 1, refused(ErrorCode::OutOfOrderSequenceNumber), now);
         assert!(queue.needs_identity(&CONFIG));
         queue.set_identity(SECOND_IDENTITY);
-        assert_eq!(send(&mut queue, now + Duration::from_secs(1)), [(0, 8, 0), (1, 8, 1)]);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(send(&mut queue, later), [(0, 8, 0)]);
+        answer(&mut queue, 0, stored(), later);
+        assert_eq!(send(&mut queue, later), [(1, 8, 1)]);
     }
 
     #[test]
