@@ -213,8 +213,8 @@ marks! {
     LearnerAdded,
     /// A node that had caught up was let vote.
     LearnerPromoted,
-    /// A leader left a change of the voters half done, and the next one finished it.
-    MembershipChangeFinishedByNextLeader,
+    /// A change of the voters was found half done, mostly because its leader died or was stopped, and is finished.
+    HalfDoneMembershipChangeFinished,
     /// A request was meant for the disk that a node had before.
     RequestForFormerDiskRefused,
     /// A request was not even sent, because the node has another disk than it is meant for.

@@ -13,10 +13,10 @@ use crate::faults::{self, Fault, Planned};
 
 /// What clients do in a run, at least: with less a run says little.
 const OPERATIONS_LEAST: u64 = 500;
+/// How much of it while faults happen.
+const OPERATIONS_BESIDE_FAULTS: u64 = 300;
 /// A broker that died is there again so long after its fault is over, mostly.
 const MENDED_WITHIN_MS: u64 = 800;
-/// Most of what clients do is to be done while faults happen.
-const OPERATIONS_BESIDE_FAULTS: u64 = 300;
 
 /// One run, complete: the same case gives the same run, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -76,9 +76,9 @@ impl Default for ClusterOptions {
 pub struct Timing {
     /// Between two heartbeats of a leader.
     pub heartbeat_ms: u64,
-    /// A follower that hears nothing for this long may stand for election; a leader's lease is as long.
+    /// A follower that hears nothing for this long may stand for election.
     pub election_min_ms: u64,
-    /// A follower that hears nothing for this long does.
+    /// A follower that hears nothing for this long does. A leader's lease is four fifths of it.
     pub election_max_ms: u64,
 }
 

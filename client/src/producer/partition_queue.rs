@@ -447,6 +447,7 @@ mod tests {
         }
         assert!(queue.needs_identity(&CONFIG));
         queue.set_identity(IDENTITY);
+        // As after a batch that was stored.
         queue.is_known = true;
         queue
     }
@@ -454,20 +455,6 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the beginning")]
     fn start() -> Instant {
         Instant::now()
-    }
-
-    #[test]
-    fn the_first_batch_goes_out_alone_until_it_is_stored() {
-        let now = start();
-        let mut queue = queue(&[1, 2, 1], now);
-        queue.is_known = false;
-        assert_eq!(send(&mut queue, now), [(0, 7, 0)]);
-        // Whatever came behind it now would be taken for the producer's beginning.
-        let over = queue.on_answer(0, Answer::NotSent(ClientError::Closed("connection")), now, |_| Duration::ZERO);
-        assert!(over.is_empty());
-        assert_eq!(send(&mut queue, now), [(0, 7, 0)]);
-        assert_eq!(queue.on_answer(0, stored(), now, |_| Duration::ZERO).len(), 1);
-        assert_eq!(send(&mut queue, now), [(1, 7, 1), (2, 7, 3)]);
     }
 
     /// All that may be sent now: number, producer id, first sequence number.
@@ -589,6 +576,20 @@ mod tests {
         assert_eq!(over.len(), 2);
         assert!(over[0].outcome.as_ref().is_err_and(|error| error.to_string().contains("producing to t/0")));
         assert!(!queue.needs_identity(&CONFIG));
+    }
+
+    #[test]
+    fn the_first_batch_goes_out_alone_until_it_is_stored() {
+        let now = start();
+        let mut queue = queue(&[1, 2, 1], now);
+        queue.is_known = false;
+        assert_eq!(send(&mut queue, now), [(0, 7, 0)]);
+        // Whatever came behind it now would be taken for the producer's beginning.
+        answer(&mut queue, 0, Answer::NotSent(ClientError::Closed("connection")), now);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(send(&mut queue, later), [(0, 7, 0)]);
+        answer(&mut queue, 0, stored(), later);
+        assert_eq!(send(&mut queue, later), [(1, 7, 1), (2, 7, 3)]);
     }
 
     #[test]

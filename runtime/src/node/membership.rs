@@ -59,7 +59,7 @@ async fn take_step<E: Env>(node: &Node<E>, shard: &Shard<E>, seen: &BTreeMap<Nod
     let (id, shard_id) = (node.id(), shard.id());
     tracing::info!(target: "cluster", node = id, shard = %shard_id, ?step, "raft membership changes");
     match &step {
-        Step::Finish => Mark::MembershipChangeFinishedByNextLeader.reached(),
+        Step::Finish => Mark::HalfDoneMembershipChangeFinished.reached(),
         Step::Remove(_) => Mark::EmptiedNodeRemoved.reached(),
         Step::AddLearner(..) => Mark::LearnerAdded.reached(),
         Step::Promote(_) => Mark::LearnerPromoted.reached(),

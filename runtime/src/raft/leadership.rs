@@ -149,6 +149,7 @@ impl<E: Env> Leadership<E> {
 
     /// Everything that is known of the group.
     pub(crate) fn status(&self) -> RaftStatus {
+        // Asked first: it borrows the metrics itself.
         let reverted = self.reverted();
         let metrics = self.metrics.borrow_watched();
         let membership = metrics.membership_config.membership();

@@ -25,6 +25,7 @@ const MILLION: u128 = 1_000_000;
 
 // A simulation has a thread of its own, and these with it.
 thread_local! {
+    /// Where the world's time is read.
     static WORLD: OnceCell<TimeHandle> = const { OnceCell::new() };
     /// Does, or did, any clock drift? Until one does, nothing is looked up.
     static DRIFTING: Cell<bool> = const { Cell::new(false) };
@@ -34,6 +35,9 @@ thread_local! {
 }
 
 /// The world's time: what `Instant::now` gives too, with less to look up on the way.
+///
+/// # Panics
+/// It is called outside of a simulation.
 #[must_use]
 pub fn world_now() -> Instant {
     WORLD.with(|world| world.get_or_init(TimeHandle::current).now_instant())

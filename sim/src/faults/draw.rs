@@ -108,7 +108,7 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
             let lasts_ms = rng.random_range(600..900);
             let away_ms = rng.random_range(0..120);
             let cut = |number| {
-                let shard = ((u64::from(first) + number) % u64::from(shards)) as u16;
+                let shard = shard_in_turn(first, number, shards);
                 (Fault::RestartBesideCut { shard, away_ms }, lasts_ms)
             };
             repeated(span_ms, 800, distance_ms, cut)
@@ -136,7 +136,7 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
             let first = rng.random_range(0..shards);
             let distance_ms = rng.random_range(1_400..1_900);
             let wipe = |number| {
-                let shard = ((u64::from(first) + number) % u64::from(shards)) as u16;
+                let shard = shard_in_turn(first, number, shards);
                 (Fault::WipeBesideDamage { shard }, rng.random_range(20..300))
             };
             repeated(span_ms, 1_400, distance_ms, wipe)
@@ -154,6 +154,11 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
         planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: rng.random_range(20..300) });
     }
     Some(planned)
+}
+
+/// The shard whose turn it is at the given time, from `first` on.
+fn shard_in_turn(first: u16, number: u64, shards: u16) -> u16 {
+    ((u64::from(first) + number) % u64::from(shards)) as u16
 }
 
 /// The same again and again, from `begin_ms` to the end of the span: what happens the first, the second time and so on, and for how many milliseconds.
