@@ -179,24 +179,48 @@ fn owned_once(view: &View<'_>) -> Result<u64, Violation> {
 
 pub(crate) const STABLE_OWNS_ALL: Check = Check {
     name: "a stable group has a partition without an owner",
-    what: "In Stable every partition of a subscribed topic has exactly one owner, as long as there is a member.",
+    what: "In Stable every partition of a subscribed topic has exactly one owner, as long as there is a member \
+           (a classic group that moves a partition in two rebalances, KIP-429, has none for it in between).",
     run: stable_owns_all,
 };
 
 fn stable_owns_all(view: &View<'_>) -> Result<u64, Violation> {
     let mut facts = 0;
     for (name, seen) in &observations(view) {
-        for (by, _, group) in seen.iter().filter(|(_, _, group)| group.state == STABLE && !group.members.is_empty()) {
-            let owned: BTreeSet<&Partition> = group.members.iter().flat_map(|member| &member.owned).collect();
+        for (place, (by, _, group)) in seen.iter().enumerate() {
+            if group.state != STABLE || group.members.is_empty() {
+                continue;
+            }
             for partition in &group.subscribed {
                 facts += 1;
-                if !owned.contains(partition) {
+                if owner(group, partition).is_none()
+                    && !is_handed_over(partition, &seen[..place], group, &seen[place + 1..])
+                {
                     return violation(format!("nobody owns {partition} in epoch {:?} of {name}", group.epoch), [*by]);
                 }
             }
         }
     }
     Ok(facts)
+}
+
+fn owner<'a>(group: &'a GroupObserved, partition: &Partition) -> Option<&'a str> {
+    group.members.iter().find(|member| member.owned.contains(partition)).map(|member| member.id.as_str())
+}
+
+/// Whether a classic group is between two rebalances of the cooperative protocol: in the first the partition's owner
+/// gives it up and stays a member, in the second somebody else gets it. So it had an owner that is still here, and the
+/// group did not stay as it is now.
+fn is_handed_over(
+    partition: &Partition,
+    before: &[Observation<'_>],
+    now: &GroupObserved,
+    after: &[Observation<'_>],
+) -> bool {
+    let gave_up = before.iter().rev().find_map(|(.., group)| owner(group, partition));
+    let is_still_here = gave_up.is_some_and(|id| now.members.iter().any(|member| member.id == id));
+    let went_on = after.iter().any(|(.., group)| group.state != STABLE || group.members != now.members);
+    now.protocol == GroupProtocol::Classic && is_still_here && went_on
 }
 
 pub(crate) const ANSWERED_BY_COORDINATOR: Check = Check {
@@ -314,6 +338,9 @@ mod tests {
         passes(check, &[Event::GroupObserved(whole.clone())]);
         let half = GroupObserved { subscribed, ..seen(None, 3, &[("a", &[0]), ("b", &[])]) };
         fails(check, &[Event::GroupObserved(half.clone())], &[0]);
+        let later = GroupObserved { epoch: Some(4), assignment_epoch: Some(4), ..whole.clone() };
+        let earlier = GroupObserved { epoch: Some(2), assignment_epoch: Some(2), ..whole.clone() };
+        fails(check, &[earlier, half.clone(), later].map(Event::GroupObserved), &[1]);
         let moving = GroupObserved { state: "Reconciling".into(), ..half };
         fails_with(
             &EPOCH_HAS_ONE_ASSIGNMENT,
@@ -321,5 +348,32 @@ mod tests {
             &[0, 1],
             &[],
         );
+    }
+
+    #[test]
+    fn a_classic_group_may_move_a_partition_in_two_rebalances() {
+        let check = &STABLE_OWNS_ALL;
+        let classic = |state: &str, members: &[(&str, &[i32])]| {
+            Event::GroupObserved(GroupObserved {
+                protocol: GroupProtocol::Classic,
+                state: state.into(),
+                epoch: None,
+                assignment_epoch: None,
+                subscribed: vec![partition(0), partition(1)],
+                ..seen(None, 0, members)
+            })
+        };
+        let alone = classic(STABLE, &[("a", &[0, 1])]);
+        let given_up = classic(STABLE, &[("a", &[0]), ("b", &[])]);
+        let moved = classic(STABLE, &[("a", &[0]), ("b", &[1])]);
+        let preparing = classic("PreparingRebalance", &[("a", &[0]), ("b", &[])]);
+        passes(check, &[alone.clone(), given_up.clone(), given_up.clone(), moved.clone()]);
+        passes(check, &[alone.clone(), given_up.clone(), preparing.clone()]);
+        // It stays without an owner.
+        fails(check, &[alone.clone(), given_up.clone(), given_up.clone()], &[1]);
+        // Nobody had it, or whoever had it has left: the first rebalance gives it to another at once.
+        fails(check, &[given_up.clone(), preparing], &[0]);
+        let left = classic(STABLE, &[("b", &[0]), ("c", &[])]);
+        fails(check, &[alone, left, moved], &[1]);
     }
 }
