@@ -14,7 +14,7 @@ use crate::faults::{self, Fault, Planned};
 /// What clients do in a run, at least: with less a run says little.
 const OPERATIONS_LEAST: u64 = 500;
 /// How much of it while faults happen.
-const OPERATIONS_BESIDE_FAULTS: u64 = 300;
+const OPERATIONS_BESIDE_FAULTS: u64 = 200;
 /// A broker that died is there again so long after its fault is over, mostly.
 const MENDED_WITHIN_MS: u64 = 800;
 
@@ -177,7 +177,7 @@ impl Choices {
         let shards = if rng.random_ratio(1, 9) { 8 } else { rng.random_range(2..=3) };
         let clients = draw_clients(rng);
         let members = clients.iter().filter(|client| client.is_member()).count();
-        let safety_ms = rng.random_range(4_200..5_600);
+        let safety_ms = rng.random_range(3_800..5_000);
         // What begins later would last beyond the time that clients are given.
         let begin_ms = safety_ms * 2 / 3;
         let mut faults = faults::draw::kinds(rng, nodes, shards, members, begin_ms);

@@ -157,8 +157,9 @@ impl Clients {
         Ok(clients)
     }
 
-    /// No more whims.
+    /// No more whims. Producers make haste.
     pub(crate) fn calm(&self) {
+        self.no_more_records.calm();
         self.finish.calm();
     }
 
@@ -200,6 +201,9 @@ fn producer(choice: ProducerChoice, choices: &Choices) -> Produce {
     let pace = choices.pace;
     config.pause = Duration::from_millis(pace.pause_ms_min)..Duration::from_millis(pace.pause_ms_max);
     config.window_max = pace.window_max;
+    if choices.operations_in_all > 0 {
+        config.enough = usize::try_from(choices.operations_in_all).unwrap_or(usize::MAX);
+    }
     if choices.grows {
         config.keys = 0;
     }

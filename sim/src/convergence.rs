@@ -91,6 +91,20 @@ pub(crate) async fn busy(history: &History, operations: u64) {
     }
 }
 
+/// Waits until clients will have done so much when the group has read everything: of records that are not deleted, each is polled yet.
+pub(crate) async fn busy_enough(history: &History, operations: u64, deletion: Deletion) {
+    let will_be_done = || {
+        let done = history.count(Event::is_operation);
+        let stored = history.count(|event| matches!(event, Event::Acknowledged { .. }));
+        let polled = history.count(|event| matches!(event, Event::Polled { .. }));
+        let due = if deletion == Deletion::Never { stored.saturating_sub(polled) } else { 0 };
+        (done + due) as u64
+    };
+    while will_be_done() < operations {
+        SimEnv::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Reads every partition from its start to its end. While records are deleted it begins again.
 pub(crate) async fn read_all(client: &Client<SimEnv>, deletion: Deletion) -> Result<Stored, String> {
     loop {

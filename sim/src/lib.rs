@@ -21,10 +21,6 @@ pub mod sweep;
 pub mod timeline;
 pub mod workload;
 
-/// A tenth of a run's time was the C library's allocator.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 use std::future::Future;
 
 use madsim::runtime::Runtime;

@@ -106,7 +106,8 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
 
     // Liveness: nothing goes wrong any more, and everything comes to rest.
     clients.calm();
-    within("clients get on after the faults", convergence::busy(history, choices.operations_in_all)).await?;
+    let enough = convergence::busy_enough(history, choices.operations_in_all, choices.deletion);
+    within("clients get on after the faults", enough).await?;
     within("producers know the outcome of every record", clients.written()).await?;
     if let Some(error) = cluster.ids().into_iter().find_map(|id| cluster.start_error(id)) {
         return Err(format!("a broker does not start again: {error}"));

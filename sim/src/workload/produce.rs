@@ -28,6 +28,11 @@ pub enum Promise {
 /// Pause after which a record does not come into the same batch as the one before, at most.
 const BETWEEN_BATCHES: Duration = Duration::from_millis(3);
 
+/// When all are calm, pauses are so many times shorter: nothing is waited for but that enough was done.
+const CALM_PACE: u32 = 4;
+/// When enough was done, pauses are so many times longer.
+const ENOUGH_PACE: u32 = 3;
+
 /// What a producer sends.
 #[derive(Clone, Debug)]
 pub struct Produce {
@@ -39,8 +44,10 @@ pub struct Produce {
     pub keys: u64,
     /// Records that it sends before it waits for their outcome, at most.
     pub window_max: u64,
-    /// Pause between windows.
+    /// Pause between windows, while faults happen.
     pub pause: Range<Duration>,
+    /// Once clients have done so much, it sends less: the run has what it needs, and goes on for its faults.
+    pub enough: usize,
     /// How many in a thousand records are large.
     pub large_per_mille: u64,
     /// How large that is: bytes, in a header of the record.
@@ -61,6 +68,7 @@ impl Produce {
             keys: 8,
             window_max: 5,
             pause: Duration::from_millis(60)..Duration::from_millis(200),
+            enough: usize::MAX,
             large_per_mille: 0,
             large_len: 100 << 10,
             compression: Compression::None,
@@ -78,7 +86,7 @@ pub async fn produce(context: Context, config: Produce) {
         // A record whose outcome is unknown ends a producer's life: what comes after it may not be in order with it.
         life += 1;
         live(&context, &config, &client, life, &mut number).await;
-        context.pause(random_between(&config.pause)).await;
+        pause(&context, &config).await;
     }
 }
 
@@ -158,6 +166,17 @@ async fn live(context: &Context, config: &Produce, client: &Client<SimEnv>, life
                 }
             }
         }
-        context.pause(random_between(&config.pause)).await;
+        pause(context, config).await;
+    }
+}
+
+async fn pause(context: &Context, config: &Produce) {
+    let pause = random_between(&config.pause);
+    if context.finish.is_calm() {
+        context.pause(pause / CALM_PACE).await;
+    } else if context.history.count(Event::is_operation) < config.enough {
+        context.pause_unless_calm(pause).await;
+    } else {
+        context.pause_unless_calm(pause * ENOUGH_PACE).await;
     }
 }
