@@ -222,8 +222,8 @@ fn habits(has_whims: bool) -> Habits {
         busy_per_mille: 200,
         slow_per_mille: 20,
         slow: Duration::from_secs(6),
-        leave_per_mille: 40,
-        vanish_per_mille: 60,
+        leave_per_mille: 70,
+        vanish_per_mille: 90,
         ..Habits::default()
     }
 }

@@ -289,13 +289,17 @@ impl Cluster {
     }
 
     /// Flips a bit of a closed segment of a node, which is to find and repair it by itself; `false` when there is none. With a shard: of one of its segments.
+    /// Another node has the same segment: the last copy there is would be beyond repair.
     #[must_use]
     pub fn damage_segment(&self, id: NodeId, shard: Option<ShardId>) -> bool {
         let directory = shard.map(|shard| shard.to_string());
-        let is_in = |path: &Path| {
-            directory.as_deref().is_none_or(|directory| path.components().any(|part| part.as_os_str() == directory))
+        let own = self.disk(id).files();
+        let others: Vec<_> = self.ids().into_iter().filter(|it| *it != id).map(|it| self.disk(it).files()).collect();
+        let may_be_damaged = |path: &Path| {
+            let is_in = |directory: &str| path.components().any(|part| part.as_os_str() == directory);
+            directory.as_deref().is_none_or(is_in) && others.iter().any(|files| files.get(path) == own.get(path))
         };
-        let Some((path, at)) = self.flip_bit_of(id, AtRest::Segment, is_in) else { return false };
+        let Some((path, at)) = self.flip_bit_of(id, AtRest::Segment, may_be_damaged) else { return false };
         let byte = self.disk(id).byte(&path, at);
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         damaged.push(DamagedSegment { node: id, path, at, byte });

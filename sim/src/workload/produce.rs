@@ -31,7 +31,7 @@ const BETWEEN_BATCHES: Duration = Duration::from_millis(3);
 /// When all are calm, pauses are so many times shorter: nothing is waited for but that enough was done.
 const CALM_PACE: u32 = 4;
 /// When enough was done, pauses are so many times longer.
-const ENOUGH_PACE: u32 = 3;
+const ENOUGH_PACE: u32 = 5;
 
 /// What a producer sends.
 #[derive(Clone, Debug)]
