@@ -208,7 +208,7 @@ impl Choices {
             // The times of a pattern are made for this one.
             _ if has_pattern => Timing::default(),
             0 => Timing::shipped(),
-            _ => Timing { heartbeat_ms: rng.random_range(100..=125), ..Timing::default() },
+            _ => Timing { heartbeat_ms: rng.random_range(115..=125), ..Timing::default() },
         };
         Self {
             nodes,

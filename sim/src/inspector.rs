@@ -15,7 +15,7 @@ use crate::env::SimEnv;
 use crate::workload::GROUP;
 
 /// Simulated time between two looks.
-const PAUSE: Duration = Duration::from_millis(40);
+const PAUSE: Duration = Duration::from_millis(50);
 /// Looks between two that check every invariant of every state.
 const LOOKS_BETWEEN_INVARIANTS: u64 = 16;
 /// Looks between two at which every node is asked for a read index.
