@@ -166,7 +166,7 @@ impl ClientChoice {
 
     /// Does it give up soon what fails?
     pub(crate) fn is_impatient(self) -> bool {
-        matches!(self, Self::Member { has_whims: true, .. })
+        matches!(self, Self::Member { .. })
     }
 }
 

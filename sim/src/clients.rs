@@ -24,9 +24,9 @@ use crate::workload::{Context, Finish, GROUP, Habits, TOPIC};
 
 /// Session time-outs are short, so that sessions run out while a run goes on.
 pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_millis(2_500);
-/// How long a client tries what fails, and how long members with whims do: they must do without an answer now and then.
+/// How long a client tries what fails, and how long those do that must do without an answer now and then.
 const PATIENCE: Duration = Duration::from_secs(10);
-const IMPATIENCE: Duration = Duration::from_millis(400);
+const IMPATIENCE: Duration = Duration::from_millis(250);
 /// Not much longer, so that it runs out too before all become calm.
 const REBALANCE_TIMEOUT: Duration = Duration::from_millis(2_800);
 /// How many partitions a topic that grows gets, at most.
