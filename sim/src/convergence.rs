@@ -91,7 +91,8 @@ pub(crate) async fn busy(history: &History, operations: u64) {
     }
 }
 
-/// Waits until clients will have done so much when the group has read everything: of records that are not deleted, each is polled yet.
+/// Waits until clients will have done so much when the group has read everything: each stored record is still to be
+/// polled, unless records are deleted.
 pub(crate) async fn busy_enough(history: &History, operations: u64, deletion: Deletion) {
     let will_be_done = || {
         let done = history.count(Event::is_operation);
