@@ -193,9 +193,7 @@ fn stable_owns_all(view: &View<'_>) -> Result<u64, Violation> {
             }
             for partition in &group.subscribed {
                 facts += 1;
-                if owner(group, partition).is_none()
-                    && !is_handed_over(partition, &seen[..place], group, &seen[place + 1..])
-                {
+                if owner(group, partition).is_none() && !is_handed_over(partition, seen, place) {
                     return violation(format!("nobody owns {partition} in epoch {:?} of {name}", group.epoch), [*by]);
                 }
             }
@@ -208,19 +206,19 @@ fn owner<'a>(group: &'a GroupObserved, partition: &Partition) -> Option<&'a str>
     group.members.iter().find(|member| member.owned.contains(partition)).map(|member| member.id.as_str())
 }
 
+/// Members join again at once for the second rebalance; this leaves them time to find a new coordinator.
+const HANDED_OVER_WITHIN_US: u64 = 10_000_000;
+
 /// Whether a classic group is between two rebalances of the cooperative protocol: in the first the partition's owner
 /// gives it up and stays a member, in the second somebody else gets it. So it had an owner that is still here, and the
-/// group did not stay as it is now.
-fn is_handed_over(
-    partition: &Partition,
-    before: &[Observation<'_>],
-    now: &GroupObserved,
-    after: &[Observation<'_>],
-) -> bool {
-    let gave_up = before.iter().rev().find_map(|(.., group)| owner(group, partition));
+/// group does not stay as it is now for long.
+fn is_handed_over(partition: &Partition, seen: &[Observation<'_>], place: usize) -> bool {
+    let (_, at_us, now) = seen[place];
+    let gave_up = seen[..place].iter().rev().find_map(|(.., group)| owner(group, partition));
     let is_still_here = gave_up.is_some_and(|id| now.members.iter().any(|member| member.id == id));
-    let went_on = after.iter().any(|(.., group)| group.state != STABLE || group.members != now.members);
-    now.protocol == GroupProtocol::Classic && is_still_here && went_on
+    let next = seen[place + 1..].iter().find(|(.., group)| group.state != STABLE || group.members != now.members);
+    let goes_on = next.is_some_and(|(_, next_us, _)| next_us.saturating_sub(at_us) <= HANDED_OVER_WITHIN_US);
+    now.protocol == GroupProtocol::Classic && is_still_here && goes_on
 }
 
 pub(crate) const ANSWERED_BY_COORDINATOR: Check = Check {
@@ -258,7 +256,8 @@ fn answered_by_coordinator(view: &View<'_>) -> Result<u64, Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks::sample::{fails, fails_with, partition, passes, seen};
+    use crate::check::all_broken;
+    use crate::checks::sample::{fails, fails_with, history, partition, passes, seen};
 
     fn at(started_at_us: u64, epoch: i32) -> Event {
         Event::GroupObserved(GroupObserved { started_at_us: Some(started_at_us), ..seen(None, epoch, &[("a", &[0])]) })
@@ -371,6 +370,10 @@ mod tests {
         passes(check, &[alone.clone(), given_up.clone(), preparing.clone()]);
         // It stays without an owner.
         fails(check, &[alone.clone(), given_up.clone(), given_up.clone()], &[1]);
+        let mut late = history(&[alone.clone(), given_up.clone(), moved.clone()]);
+        late[2].at_us += HANDED_OVER_WITHIN_US;
+        let broken = all_broken(&late);
+        assert_eq!(broken.iter().map(|broken| broken.check).collect::<Vec<_>>(), [check.name]);
         // Nobody had it, or whoever had it has left: the first rebalance gives it to another at once.
         fails(check, &[given_up.clone(), preparing], &[0]);
         let left = classic(STABLE, &[("b", &[0]), ("c", &[])]);
