@@ -174,10 +174,15 @@ impl Choices {
     /// Draws a run. Each kind of fault and of client is either in it or not at all, so that some runs show one on its own.
     fn draw(rng: &mut StdRng) -> Self {
         let nodes = if rng.random_ratio(1, 24) { 5 } else { 3 };
-        let shards = [2, 2, 2, 2, 2, 2, 3, 3, 8][rng.random_range(0..9)];
+        // What a run costs grows with its shards.
+        let shards = match rng.random_range(0..200) {
+            0..21 => 8,
+            21..53 => 3,
+            _ => 2,
+        };
         let clients = draw_clients(rng);
         let members = clients.iter().filter(|client| client.is_member()).count();
-        let safety_ms = rng.random_range(3_400..4_500);
+        let safety_ms = rng.random_range(3_200..4_200);
         // What begins later would last beyond the time that clients are given.
         let begin_ms = safety_ms * 2 / 3;
         let mut faults = faults::draw::kinds(rng, nodes, shards, members, begin_ms);
@@ -206,7 +211,7 @@ impl Choices {
         faults.sort_by_key(|planned| planned.at_ms);
         let timing = match rng.random_range(0..8) {
             // The times of a pattern are made for this one.
-            _ if has_pattern => Timing::default(),
+            _ if has_pattern => Timing { heartbeat_ms: 105, ..Timing::default() },
             0 => Timing::shipped(),
             _ => Timing { heartbeat_ms: rng.random_range(115..=125), ..Timing::default() },
         };
@@ -249,7 +254,7 @@ fn draw_clients(rng: &mut StdRng) -> Vec<ClientChoice> {
     }));
     // A group of one protocol, or of both.
     let mix = rng.random_range(0..5);
-    let has_whims = rng.random_ratio(1, 2);
+    let has_whims = rng.random_ratio(2, 3);
     for number in 0..3 {
         let is_static = rng.random_ratio(1, 3);
         let is_classic = match mix {

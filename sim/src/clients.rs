@@ -23,7 +23,7 @@ use crate::workload::zombie::{self, Speaks, Zombie};
 use crate::workload::{Context, Finish, GROUP, Habits, TOPIC};
 
 /// Session time-outs are short, so that sessions run out while a run goes on.
-pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_millis(2_500);
+pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// How long a client tries what fails, and how long those do that must do without an answer now and then.
 const PATIENCE: Duration = Duration::from_secs(10);
 const IMPATIENCE: Duration = Duration::from_millis(250);
@@ -220,6 +220,8 @@ fn habits(has_whims: bool) -> Habits {
     }
     Habits {
         busy_per_mille: 200,
+        // Long enough for the others to be given what it works on, if they may.
+        busy: Duration::from_millis(1_400),
         slow_per_mille: 20,
         slow: Duration::from_secs(6),
         leave_per_mille: 70,

@@ -60,11 +60,11 @@ impl Default for ClusterOptions {
             shards: 3,
             journal_file_bytes: 64 << 10,
             checkpoint_journal_bytes: 48 << 10,
-            segment_bytes: 3 << 10,
+            segment_bytes: 1_200,
             retention_check_interval: Duration::from_millis(400),
             scrub_interval: Duration::from_secs(1),
             cache_bytes: 32 << 10,
-            session_timeout_ms: 2_500,
+            session_timeout_ms: 2_000,
             heartbeat_interval_ms: 500,
             timing: Timing::default(),
         }

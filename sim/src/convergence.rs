@@ -84,24 +84,25 @@ pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> Resu
     timeout::<SimEnv, _>(CONVERGE, work).await.map_err(|_| format!("not within {CONVERGE:?} after the faults: {what}"))
 }
 
-/// Waits until clients have done so much.
-pub(crate) async fn busy(history: &History, operations: u64) {
-    while (history.count(Event::is_operation) as u64) < operations {
-        SimEnv::sleep(Duration::from_millis(100)).await;
-    }
+/// What counts as done by clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counted {
+    /// Only what is done.
+    Done,
+    /// Records that are stored and still to be polled too: the group reads everything in the end, unless records are deleted.
+    Due,
 }
 
-/// Waits until clients will have done so much when the group has read everything: each stored record is still to be
-/// polled, unless records are deleted.
-pub(crate) async fn busy_enough(history: &History, operations: u64, deletion: Deletion) {
-    let will_be_done = || {
+/// Waits until clients have done so much.
+pub(crate) async fn busy(history: &History, operations: u64, counted: Counted) {
+    let count = || {
         let done = history.count(Event::is_operation);
         let stored = history.count(|event| matches!(event, Event::Acknowledged { .. }));
         let polled = history.count(|event| matches!(event, Event::Polled { .. }));
-        let due = if deletion == Deletion::Never { stored.saturating_sub(polled) } else { 0 };
+        let due = if counted == Counted::Due { stored.saturating_sub(polled) } else { 0 };
         (done + due) as u64
     };
-    while will_be_done() < operations {
+    while count() < operations {
         SimEnv::sleep(Duration::from_millis(50)).await;
     }
 }

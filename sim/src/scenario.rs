@@ -9,7 +9,7 @@ use lockstep_env::{Env, Task};
 use crate::choices::{Case, Choices, Deletion};
 use crate::clients::Clients;
 use crate::cluster::{Cluster, ClusterOptions};
-use crate::convergence::{self, within};
+use crate::convergence::{self, Counted, within};
 use crate::env::SimEnv;
 use crate::env::disk::DiskOptions;
 use crate::env::net::LinkOptions;
@@ -29,6 +29,8 @@ pub struct Outcome {
     pub fingerprint: (u64, u64),
     /// The last events.
     pub timeline: Vec<TraceEvent>,
+    /// How many faults happened.
+    pub faults: u64,
     /// How long it took in simulated time.
     pub simulated: Duration,
     /// Which promise was broken; `None`: none.
@@ -36,7 +38,13 @@ pub struct Outcome {
 }
 
 /// What is kept of a run that panics.
-type Witness = Arc<Mutex<Option<(Trace, History)>>>;
+struct Seen {
+    trace: Trace,
+    history: History,
+    faults: u64,
+}
+
+type Witness = Arc<Mutex<Option<Seen>>>;
 
 /// Runs a case. A panic of the code under test is a broken promise too.
 #[must_use]
@@ -48,15 +56,16 @@ pub fn run(case: &Case) -> Outcome {
         Err(panic) => Some(format!("a panic: {panic}")),
     };
     let seen = witness.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let (trace, history) = match seen {
-        Some((trace, history)) => (Some(trace), history),
-        None => (None, History::new(Header::default())),
+    let (trace, history, faults) = match seen {
+        Some(Seen { trace, history, faults }) => (Some(trace), history, faults),
+        None => (None, History::new(Header::default()), 0),
     };
     let timeline = trace.as_ref().map(Trace::events).unwrap_or_default();
     Outcome {
         case: case.clone(),
         history,
         fingerprint: trace.as_ref().map(Trace::fingerprint).unwrap_or_default(),
+        faults,
         simulated: timeline.last().map_or(Duration::ZERO, |event| event.at),
         timeline,
         verdict,
@@ -73,10 +82,11 @@ async fn drive(seed: u64, choices: Choices, witness: Witness) -> Option<String> 
     };
     let cluster = Cluster::new(options, LinkOptions::default(), DiskOptions::default());
     let history = History::new(Header { seed: Some(seed), ..Header::default() });
-    *witness.lock().unwrap_or_else(PoisonError::into_inner) = Some((cluster.trace().clone(), history.clone()));
+    *witness.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(Seen { trace: cluster.trace().clone(), history: history.clone(), faults: 0 });
     let inspector = Inspector::default();
     let watching = SimEnv::spawn(inspector.clone().watch(cluster.clone()));
-    let played = play(&cluster, &choices, &history, &inspector).await;
+    let played = play(&cluster, &choices, &history, &inspector, &witness).await;
     watching.abort();
     // What was seen inside comes first: what clients see follows from it.
     let verdict = inspector.verdict().and(played).err();
@@ -86,7 +96,13 @@ async fn drive(seed: u64, choices: Choices, witness: Witness) -> Option<String> 
     verdict
 }
 
-async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector: &Inspector) -> Result<(), String> {
+async fn play(
+    cluster: &Cluster,
+    choices: &Choices,
+    history: &History,
+    inspector: &Inspector,
+    witness: &Witness,
+) -> Result<(), String> {
     for id in cluster.ids() {
         cluster.start(id);
     }
@@ -96,9 +112,12 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
     // Safety: whatever goes wrong, no promise is broken.
     let begun = SimEnv::now();
     let victims = Victims::new(cluster.clone(), clients.machines.clone(), inspector.clone());
-    faults::play(&victims, &choices.faults).await;
+    let happened = faults::play(&victims, &choices.faults).await;
+    if let Some(seen) = &mut *witness.lock().unwrap_or_else(PoisonError::into_inner) {
+        seen.faults = happened;
+    }
     SimEnv::sleep_until(begun + Duration::from_millis(choices.safety_ms)).await;
-    within("clients get on", convergence::busy(history, choices.operations_least)).await?;
+    within("clients get on", convergence::busy(history, choices.operations_least, Counted::Done)).await?;
     if let Some(node) = choices.gone {
         faults::leave_dead(cluster, node).await;
     }
@@ -106,7 +125,8 @@ async fn play(cluster: &Cluster, choices: &Choices, history: &History, inspector
 
     // Liveness: nothing goes wrong any more, and everything comes to rest.
     clients.calm();
-    let enough = convergence::busy_enough(history, choices.operations_in_all, choices.deletion);
+    let counted = if choices.deletion == Deletion::Never { Counted::Due } else { Counted::Done };
+    let enough = convergence::busy(history, choices.operations_in_all, counted);
     within("clients get on after the faults", enough).await?;
     within("producers know the outcome of every record", clients.written()).await?;
     if let Some(error) = cluster.ids().into_iter().find_map(|id| cluster.start_error(id)) {

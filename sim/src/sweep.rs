@@ -23,8 +23,10 @@ pub struct Swept {
     pub operations: u64,
     /// The fewest in one run that broke no promise.
     pub operations_min: Option<u64>,
-    /// Faults, over all runs.
+    /// Faults that happened, over all runs.
     pub faults: u64,
+    /// The fewest in one run that broke no promise.
+    pub faults_min: Option<u64>,
     /// Simulated time, over all runs.
     pub simulated: Duration,
     /// Runs with eight shards.
@@ -40,10 +42,11 @@ impl Swept {
         self.operations += operations;
         if outcome.verdict.is_none() {
             self.operations_min = Some(self.operations_min.map_or(operations, |least| least.min(operations)));
+            self.faults_min = Some(self.faults_min.map_or(outcome.faults, |least| least.min(outcome.faults)));
         }
         self.seeds += 1;
         self.client_events += events;
-        self.faults += outcome.case.choices.faults.len() as u64;
+        self.faults += outcome.faults;
         self.simulated += outcome.simulated;
         self.with_eight_shards += u64::from(outcome.case.choices.shards == 8);
         if let Some(verdict) = &outcome.verdict {
@@ -66,13 +69,14 @@ impl Swept {
         );
         let each = |total: u64| total as f64 / self.seeds.max(1) as f64;
         println!(
-            "simulated {:.0} s, {:.1} times as fast as the clock and thread; a seed: {:.0} client events, {:.0} operations (at least {}), {:.1} faults; eight shards in {} seeds",
+            "simulated {:.0} s, {:.1} times as fast as the clock and thread; a seed: {:.0} client events, {:.0} operations (at least {}), {:.1} faults (at least {}); eight shards in {} seeds",
             self.simulated.as_secs_f64(),
             self.simulated.as_secs_f64() / seconds / jobs as f64,
             each(self.client_events),
             each(self.operations),
             self.operations_min.unwrap_or(0),
             each(self.faults),
+            self.faults_min.unwrap_or(0),
             self.with_eight_shards
         );
         let (reached, never): (Vec<Mark>, Vec<Mark>) = Mark::ALL.iter().partition(|mark| mark.count() > 0);

@@ -66,7 +66,7 @@ pub(crate) fn kinds(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, s
             };
             let lasts_ms = match fault {
                 // Longer than the session time-out, or it would be no zombie.
-                Fault::Zombie(_) | Fault::AllZombies => rng.random_range(3_000..4_500),
+                Fault::Zombie(_) | Fault::AllZombies => rng.random_range(2_300..3_400),
                 _ => some_time(rng),
             };
             Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms }
@@ -79,7 +79,7 @@ pub(crate) fn kinds(rng: &mut StdRng, nodes: u64, shards: u16, members: usize, s
 /// Draws faults of one pattern, with little beside them, for the runs that have one: what needs a clean start again and again, such as a commit that
 /// is under way when its leader is cut off, is drowned by many faults of many kinds.
 pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -> Option<Vec<Planned>> {
-    let mut planned: Vec<Planned> = match rng.random_range(0..14) {
+    let mut planned: Vec<Planned> = match rng.random_range(0..17) {
         // One broker after the other is cut off for longer than its lease, and comes back.
         0 => {
             let first = rng.random_range(0..nodes);
@@ -88,7 +88,7 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
             repeated(span_ms, 300, distance_ms, |number| (Fault::Isolate(1 + (first + number) % nodes), lasts_ms))
         }
         // Coordinators die just as they would tell where the group has got to.
-        1 => {
+        1 | 9 => {
             let distance_ms = rng.random_range(700..1_100);
             let step = Step::BeforeOffsetsAnswer as usize;
             let crash = |_| (Fault::CrashAt { step, nth: 1, death: Death::Process }, distance_ms * 4 / 5);
@@ -102,11 +102,11 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
             repeated(span_ms, 1_000, distance_ms, flip)
         }
         // A follower of one shard after the other is started anew, and hears no more of its leader, whose lease holds.
-        3 => {
+        3 | 7 => {
             let first = rng.random_range(0..shards);
             let distance_ms = rng.random_range(1_000..1_300);
             let lasts_ms = rng.random_range(600..900);
-            let away_ms = rng.random_range(0..120);
+            let away_ms = rng.random_range(0..40);
             let cut = |number| {
                 let shard = shard_in_turn(first, number, shards);
                 (Fault::RestartBesideCut { shard, away_ms }, lasts_ms)
@@ -140,6 +140,16 @@ pub(crate) fn pattern(rng: &mut StdRng, nodes: u64, shards: u16, span_ms: u64) -
                 (Fault::WipeBesideDamage { shard }, rng.random_range(20..300))
             };
             repeated(span_ms, 1_400, distance_ms, wipe)
+        }
+        // All members stand still for longer than their sessions: the group is empty, and what it committed is what they go on from, though the first
+        // broker that is asked for it dies.
+        8 => {
+            let (begin_ms, distance_ms) = (rng.random_range(500..900), 3_000);
+            let lasts_ms = rng.random_range(2_300..2_600);
+            let mut planned = repeated(span_ms, begin_ms, distance_ms, |_| (Fault::AllZombies, lasts_ms));
+            let crash = Fault::CrashAt { step: Step::BeforeOffsetsAnswer as usize, nth: 1, death: Death::Process };
+            planned.extend(repeated(span_ms, begin_ms + lasts_ms, distance_ms, |_| (crash.clone(), 700)));
+            planned
         }
         _ => return None,
     };

@@ -25,8 +25,12 @@ const FALLS_WITHIN: Duration = Duration::from_millis(200);
 const REFILL: Duration = Duration::from_secs(30);
 /// How long a damaged segment may take to be whole again, while other things go wrong.
 const REPAIRED: Duration = Duration::from_secs(30);
+/// What is possible only while all brokers are well is tried for so long.
+const MOMENT_COMES: Duration = Duration::from_secs(2);
 /// For so long no sync ends before power fails.
 const SYNCS_HANG: Duration = Duration::from_millis(40);
+/// What a leader has been asked for is committed and known to its followers within this time, mostly.
+const COMMITS_ARE_DONE: Duration = Duration::from_millis(80);
 /// Whoever did not hear of a leader for so long stands for election.
 const LEASES_RUN_OUT: Duration = Duration::from_millis(600);
 
@@ -68,7 +72,8 @@ pub enum Fault {
     /// A broker stands still, and then goes on as if nothing had been.
     Pause(NodeId),
     /// The leader of a shard hears from a bare majority only, one of which is started anew within moments, and then hears from the others but not from
-    /// the leader: it must not vote for one of them while the leader relies on it.
+    /// the leader: it must not vote for one of them while the leader relies on it. Clients reach neither of the two, so that nothing is committed that
+    /// the others lack.
     RestartBesideCut {
         /// The shard.
         shard: u16,
@@ -206,8 +211,8 @@ impl Victims {
     }
 }
 
-/// Lets the faults happen, each at its time. Returns when the last is mended.
-pub(crate) async fn play(victims: &Victims, schedule: &[Planned]) {
+/// Lets the faults happen, each at its time. Returns when the last is mended, with how many happened.
+pub(crate) async fn play(victims: &Victims, schedule: &[Planned]) -> u64 {
     let begun = SimEnv::now();
     let operator = SimEnv::spawn(operate(victims.clone()));
     let tasks: Vec<_> = schedule
@@ -219,14 +224,17 @@ pub(crate) async fn play(victims: &Victims, schedule: &[Planned]) {
                 SimEnv::sleep_until(begun + Duration::from_millis(planned.at_ms)).await;
                 let lasts = Duration::from_millis(planned.lasts_ms);
                 victims.cluster.trace().event("faults", format!("{:?} for {lasts:?}", planned.fault));
-                if !happen(&victims, &planned.fault, lasts).await {
-                    victims.cluster.trace().event("faults", format!("{:?}: not possible now", planned.fault));
+                if happen(&victims, &planned.fault, lasts).await {
+                    return true;
                 }
+                victims.cluster.trace().event("faults", format!("{:?}: not possible now", planned.fault));
+                break_connections(&victims, planned.at_ms).await
             })
         })
         .collect();
+    let mut happened = 0;
     for task in tasks {
-        let _ = task.await;
+        happened += u64::from(task.await.unwrap_or(false));
     }
     SimEnv::sleep(FALLS_WITHIN).await;
     operator.abort();
@@ -237,6 +245,25 @@ pub(crate) async fn play(victims: &Victims, schedule: &[Planned]) {
             victims.cluster.kill(node, Death::Power);
             victims.cluster.start(node);
         }
+    }
+    happened
+}
+
+/// What takes the place of a fault that is not possible: two of the brokers that are up lose their connections.
+async fn break_connections(victims: &Victims, turn: u64) -> bool {
+    let cluster = &victims.cluster;
+    let deadline = SimEnv::now() + MOMENT_COMES;
+    loop {
+        let up: Vec<NodeId> = cluster.ids().into_iter().filter(|id| cluster.is_up(*id)).collect();
+        if up.len() >= 2 {
+            let of = |turn: u64| cluster.host(up[turn as usize % up.len()]);
+            cluster.network().reset(&of(turn), &of(turn + 1));
+            return true;
+        }
+        if SimEnv::now() >= deadline {
+            return false;
+        }
+        SimEnv::sleep(MOMENT_COMES / 20).await;
     }
 }
 
@@ -410,15 +437,26 @@ async fn restart_beside_cut(victims: &Victims, shard: u16, away_ms: u64, lasts: 
     let unheard = heard.split_off(heard.len() / 2);
     let Some(follower) = heard.pop() else { return false };
     let Some(_taken) = victims.take(follower) else { return false };
-    let cut = |other: NodeId| {
-        let (leader, other) = (cluster.host(leader), cluster.host(other));
-        [cluster.network().block(&leader, &other), cluster.network().block(&other, &leader)]
+    let (leader, name) = (cluster.host(leader), |node| cluster.host(node));
+    let cut = |one: &str, other: &str| [cluster.network().block(one, other), cluster.network().block(other, one)];
+    // Clients give the leader nothing to commit meanwhile, at whichever broker: a vote goes only to whose log is as long as the voter's.
+    let mut blocks: Vec<BlockId> = Vec::new();
+    for client in cluster.client_names() {
+        blocks.extend(cut(&leader, &client));
+        blocks.extend(cut(&name(follower), &client));
+    }
+    SimEnv::sleep(COMMITS_ARE_DONE / 2).await;
+    let is_known = |cluster: &Cluster| {
+        let replicas = cluster.ids().into_iter().filter_map(|id| cluster.node(id)?.shard(ShardId(shard)));
+        let applied: BTreeSet<_> = replicas.map(|replica| replica.applied()).collect();
+        applied.len() <= 1
     };
-    let mut blocks: Vec<BlockId> = unheard.into_iter().flat_map(cut).collect();
+    let _ = cluster.wait_until(COMMITS_ARE_DONE * 2, is_known).await;
+    blocks.extend(unheard.into_iter().flat_map(|other| cut(&leader, &name(other))));
     SimEnv::sleep(LEASES_RUN_OUT).await;
     cluster.kill(follower, Death::Process);
     SimEnv::sleep(Duration::from_millis(away_ms)).await;
-    blocks.extend(cut(follower));
+    blocks.extend(cut(&leader, &name(follower)));
     cluster.start(follower);
     lift(cluster, blocks, lasts).await;
     true
@@ -469,18 +507,37 @@ async fn restart(victims: &Victims, node: NodeId) {
     cluster.start(node);
 }
 
+/// Waits for a moment at which a disk may suffer: every broker votes in all its shards, and nothing else has this one. `None`: it does not come. Until
+/// the first of what is given is dropped no other disk suffers.
+async fn all_well(victims: &Victims, node: NodeId) -> Option<(tokio::sync::MutexGuard<'_, ()>, Taken)> {
+    let cluster = &victims.cluster;
+    let deadline = SimEnv::now() + MOMENT_COMES;
+    loop {
+        // A shard that counts another node's disk as lost already must not lose this one too.
+        if let Ok(at_stake) = victims.majority_at_stake.try_lock()
+            && cluster.ids().iter().all(|id| cluster.votes_everywhere(*id))
+            && let Some(taken) = victims.take(node)
+        {
+            return Some((at_stake, taken));
+        }
+        if SimEnv::now() >= deadline {
+            return None;
+        }
+        SimEnv::sleep(MOMENT_COMES / 20).await;
+    }
+}
+
 async fn damage_segment(victims: &Victims, node: NodeId, restarts: bool) -> bool {
     let cluster = &victims.cluster;
-    // At most one replica's copy of a segment is damaged at a time, and no disk is emptied meanwhile.
-    let Ok(_at_stake) = victims.majority_at_stake.try_lock() else { return false };
-    let all_vote = cluster.ids().iter().all(|id| cluster.votes_everywhere(*id));
-    if !cluster.is_up(node) || !all_vote || !cluster.damage_segment(node, None) {
+    let Some((_at_stake, taken)) = all_well(victims, node).await else { return false };
+    if !cluster.damage_segment(node, None) {
         return false;
     }
-    if restarts && let Some(_taken) = victims.take(node) {
+    if restarts {
         cluster.kill(node, Death::Process);
         cluster.start(node);
     }
+    drop(taken);
     let _ = cluster.wait_until(REPAIRED, Cluster::all_whole).await;
     true
 }
@@ -502,9 +559,8 @@ async fn wipe_beside_damage(victims: &Victims, shard: ShardId, lasts: Duration) 
 
 async fn flip_bit(victims: &Victims, node: NodeId, kind: AtRest) -> bool {
     let cluster = &victims.cluster;
-    let Ok(_at_stake) = victims.majority_at_stake.try_lock() else { return false };
-    let Some(taken) = victims.take(node) else { return false };
-    if !cluster.ids().iter().all(|id| cluster.votes_everywhere(*id)) || cluster.flip_bit(node, kind).is_none() {
+    let Some((_at_stake, taken)) = all_well(victims, node).await else { return false };
+    if cluster.flip_bit(node, kind).is_none() {
         return false;
     }
     victims.inspector.excuse(node);
@@ -551,16 +607,10 @@ async fn stop(victims: &Victims, node: NodeId, lasts: Duration) -> bool {
 
 /// Exchanges a broker's disk for an empty one, and starts it; `None`: it is not possible now. Until what is given is dropped nobody else's disk may be lost.
 async fn empty_disk(victims: &Victims, node: NodeId, away: Duration) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-    let cluster = &victims.cluster;
-    let at_stake = victims.majority_at_stake.try_lock().ok()?;
-    let _taken = victims.take(node)?;
-    // A shard that counts another node's disk as lost already must not lose this one too.
-    if !cluster.ids().iter().all(|id| cluster.votes_everywhere(*id)) {
-        return None;
-    }
+    let (at_stake, _taken) = all_well(victims, node).await?;
     victims.lose_disk(node);
     SimEnv::sleep(away).await;
-    cluster.start(node);
+    victims.cluster.start(node);
     Some(at_stake)
 }
 
