@@ -109,6 +109,9 @@ pub trait DiskFile: Clone + Debug + Send + Sync + 'static {
     /// fdatasync: content and length are durable. After an error the unsynced content is unknown: never retry it. So that nobody does
     /// who waits for room on a disk, the error is never `StorageFull`.
     fn sync_data(&self) -> impl Future<Output = io::Result<()>> + Send;
+    /// Lets the system begin to write these bytes to the disk, so that a later sync finds little left to do and holds up no other file's. A hint: nothing
+    /// is waited for, and nothing is durable because of it.
+    fn write_back(&self, offset: u64, len: u64) -> impl Future<Output = ()> + Send;
     /// Makes sure that `len` bytes are allocated, zero-filled where nothing was written, and that the length is at least `len`.
     fn allocate(&self, len: u64) -> impl Future<Output = io::Result<()>> + Send;
     /// Cuts or extends the file.

@@ -7,6 +7,8 @@ use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::future::Future;
 use std::io::{self, IoSlice};
+#[cfg(target_os = "linux")]
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -284,6 +286,15 @@ impl DiskFile for TokioFile {
         blocking(move || file.sync_data().map_err(failed_sync)).await
     }
 
+    async fn write_back(&self, offset: u64, len: u64) {
+        let file = Arc::clone(&self.file);
+        let _ = blocking(move || {
+            write_back(&file, offset, len);
+            Ok(())
+        })
+        .await;
+    }
+
     async fn allocate(&self, len: u64) -> io::Result<()> {
         let file = Arc::clone(&self.file);
         blocking(move || allocate(&file, len)).await
@@ -340,6 +351,15 @@ fn write_all_at(file: &File, mut offset: u64, buffers: &[Bytes]) -> io::Result<(
     }
     Ok(())
 }
+
+/// Of pages that are not on the disk yet, Linux begins to write those that it is told nobody needs. It drops those that are there already.
+#[cfg(target_os = "linux")]
+fn write_back(file: &File, offset: u64, len: u64) {
+    let _ = rustix::fs::fadvise(file, offset, NonZeroU64::new(len), rustix::fs::Advice::DontNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn write_back(_file: &File, _offset: u64, _len: u64) {}
 
 fn allocate(file: &File, len: u64) -> io::Result<()> {
     use rustix::fs::FallocateFlags;

@@ -22,6 +22,9 @@ const CARRY_FILES_MIN: usize = 4;
 /// They are few when they take at most this fraction of a file, so that carrying never costs more than that fraction of all writing.
 const CARRY_FRACTION: u64 = 8;
 
+/// While more than this goes into the journal, new files are not written over with zeros: batches are large then, so that what their syncs have to do
+/// beside them counts for little, and zeros would take a third of what the disk can carry. Files that are used again have been written already.
+const BUSY_BYTES_PER_SECOND: u64 = 8 << 20;
 /// A spare file is filled in steps of this many bytes.
 const FILL_STEP_BYTES: u64 = 1 << 20;
 /// After each step the disk is left to others for so long.
@@ -179,7 +182,10 @@ impl<E: Env> Keeper<E> {
     async fn prepare(&self) {
         let urgent = || {
             let state = self.inner.lock();
-            state.spare_wanted || state.closing || state.failed.is_some()
+            state.spare_wanted
+                || state.bytes_per_second > BUSY_BYTES_PER_SECOND
+                || state.closing
+                || state.failed.is_some()
         };
         match create_spare(&self.inner, self.inner.options.file_bytes, urgent).await {
             Ok(spare) => self.add_spare(spare),

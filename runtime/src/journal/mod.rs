@@ -132,6 +132,7 @@ impl<E: Env> Journal<E> {
             spares,
             next_spare,
             spare_wanted: false,
+            bytes_per_second: 0,
             spare_error: None,
             carrying: None,
             next_ticket: 0,

@@ -92,6 +92,8 @@ pub(super) struct State<F> {
     /// Files that nothing needs any more, oldest first.
     pub(super) freed: VecDeque<(u64, JournalFile<F>)>,
     pub(super) spares: Vec<SpareFile<F>>,
+    /// How many bytes a second went into the file before the one that is being written.
+    pub(super) bytes_per_second: u64,
     /// Number of the next spare file.
     pub(super) next_spare: u64,
     /// The writer waits for one.

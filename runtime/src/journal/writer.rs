@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use lockstep_core::{Position, ShardId};
@@ -35,6 +36,8 @@ pub(super) struct Writer<E: Env> {
     file: Option<JournalFile<FileOf<E>>>,
     /// Where the next batch goes.
     offset: u64,
+    /// Since when the file is being written.
+    begun_at: Instant,
 }
 
 /// What the writer found in the queue.
@@ -77,7 +80,7 @@ struct Batch {
 impl<E: Env> Writer<E> {
     /// A writer whose first file is still to be begun. `next` names that file and the batch at its start.
     pub(super) fn new(inner: Arc<Inner<E>>, marks: BTreeMap<ShardId, Mark>, next: Identity) -> Self {
-        Self { inner, marks, next, file: None, offset: 0 }
+        Self { inner, marks, next, file: None, offset: 0, begun_at: E::now() }
     }
 
     /// Writes until the journal is closed or has failed.
@@ -326,11 +329,17 @@ impl<E: Env> Writer<E> {
         if !Mistake::JournalDirectoryNotSynced.is_made() {
             disk.sync_dir(&self.inner.dir).await?;
         }
+        let took = E::now().saturating_duration_since(self.begun_at).as_millis().max(1);
+        let bytes_per_second = u64::try_from(u128::from(self.offset) * 1000 / took).unwrap_or(u64::MAX);
         self.file = Some(JournalFile { file: spare.file.clone(), len: spare.len });
-        self.offset = 0;
+        (self.offset, self.begun_at) = (0, E::now());
         // By itself, so that the file's first batch holds nothing that came from clients.
         self.write(batch).await?;
-        self.inner.lock().files.insert(self.next.generation, JournalFile { file: spare.file, len: spare.len });
+        {
+            let mut state = self.inner.lock();
+            state.files.insert(self.next.generation, JournalFile { file: spare.file, len: spare.len });
+            state.bytes_per_second = bytes_per_second;
+        }
         self.free_files();
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::try_join_all;
 use lockstep_env::{Disk, DiskFile, Env, OpenMode, select};
 use tokio::sync::Notify;
@@ -24,6 +25,9 @@ const FILE_IDLE: Duration = Duration::from_secs(60);
 const STEP_BYTES_MAX: u64 = 4 << 20;
 /// Buffers of one write (`IOV_MAX` is 1,024).
 const STEP_BUFFERS_MAX: usize = 1_000;
+/// The system is asked to write a segment to the disk in steps of so many bytes, as it grows: left to itself it waits for the sync, which then holds up
+/// those of the journal for as long as all of it takes.
+const WRITE_BACK_STEP_BYTES: u64 = 1 << 20;
 /// A segment is synced once so much of it was written: small steps in the background, so that a checkpoint finds little left to do and
 /// its syncs do not hold up those of the journal.
 const SYNC_STEP_BYTES: u64 = 8 << 20;
@@ -114,7 +118,7 @@ impl<E: Env> Inner<E> {
             let mode = if new_file { OpenMode::CreateOrOpen } else { OpenMode::ReadWrite };
             loop {
                 let written = match self.file(step.segment, step.generation, mode).await {
-                    Ok(file) => file.write_at(step.position, step.buffers.clone()).await,
+                    Ok(file) => write::<E>(&file, step.position, step.buffers.clone(), step.bytes).await,
                     Err(error) => Err(error),
                 };
                 let Err(error) = written else { break };
@@ -234,4 +238,14 @@ impl<E: Env> Inner<E> {
         }
         Ok(())
     }
+}
+
+async fn write<E: Env>(file: &<E::Disk as Disk>::File, offset: u64, buffers: Vec<Bytes>, bytes: u64) -> io::Result<()> {
+    file.write_at(offset, buffers).await?;
+    let step_of = |offset: u64| offset - offset % WRITE_BACK_STEP_BYTES;
+    let (begun, whole) = (step_of(offset), step_of(offset + bytes));
+    if whole > begun {
+        file.write_back(begun, whole - begun).await;
+    }
+    Ok(())
 }

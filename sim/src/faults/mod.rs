@@ -27,6 +27,8 @@ const REFILL: Duration = Duration::from_secs(30);
 const REPAIRED: Duration = Duration::from_secs(30);
 /// What is possible only while all brokers are well is tried for so long.
 const MOMENT_COMES: Duration = Duration::from_secs(2);
+/// Two brokers are up and connected within this time, whatever else goes wrong.
+const CONNECTIONS_COME: Duration = Duration::from_secs(5);
 /// For so long no sync ends before power fails.
 const SYNCS_HANG: Duration = Duration::from_millis(40);
 /// What a leader has been asked for is committed and known to its followers within this time, mostly.
@@ -72,8 +74,8 @@ pub enum Fault {
     /// A broker stands still, and then goes on as if nothing had been.
     Pause(NodeId),
     /// The leader of a shard hears from a bare majority only, one of which is started anew within moments, and then hears from the others but not from
-    /// the leader: it must not vote for one of them while the leader relies on it. Clients reach neither of the two, so that nothing is committed that
-    /// the others lack.
+    /// the leader: it must not vote for one of them while the leader relies on it. Clients reach neither of the two, so that little is committed
+    /// that the others lack.
     RestartBesideCut {
         /// The shard.
         shard: u16,
@@ -249,21 +251,20 @@ pub(crate) async fn play(victims: &Victims, schedule: &[Planned]) -> u64 {
     happened
 }
 
-/// What takes the place of a fault that is not possible: two of the brokers that are up lose their connections.
+/// What takes the place of a fault that is not possible: two of the brokers that are up lose their connections. `turn` says which are tried first.
 async fn break_connections(victims: &Victims, turn: u64) -> bool {
     let cluster = &victims.cluster;
-    let deadline = SimEnv::now() + MOMENT_COMES;
+    let deadline = SimEnv::now() + CONNECTIONS_COME;
     loop {
         let up: Vec<NodeId> = cluster.ids().into_iter().filter(|id| cluster.is_up(*id)).collect();
-        if up.len() >= 2 {
-            let of = |turn: u64| cluster.host(up[turn as usize % up.len()]);
-            cluster.network().reset(&of(turn), &of(turn + 1));
+        let of = |turn: u64| cluster.host(up[turn as usize % up.len()]);
+        if up.len() >= 2 && (turn..turn + 3).any(|turn| cluster.network().reset(&of(turn), &of(turn + 1)) > 0) {
             return true;
         }
         if SimEnv::now() >= deadline {
             return false;
         }
-        SimEnv::sleep(MOMENT_COMES / 20).await;
+        SimEnv::sleep(CONNECTIONS_COME / 50).await;
     }
 }
 
@@ -288,10 +289,22 @@ async fn restart_fallen(victims: &Victims, after: Duration) {
     }
 }
 
-/// One fault from its beginning until it is mended. `false`: another one was in its way.
+/// One fault from its beginning until it is mended. `false`: it was not possible, or befell nobody.
 async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
     let cluster = &victims.cluster;
     let ids = cluster.ids();
+    if let Fault::Isolate(node)
+    | Fault::Mute(node)
+    | Fault::CutOneWay(node, _)
+    | Fault::SlowLink(node, _)
+    | Fault::SlowDisk(node)
+    | Fault::HangingDisk(node)
+    | Fault::FailingDisk(node)
+    | Fault::FullDisk(node) = *fault
+        && !cluster.is_up(node)
+    {
+        return false;
+    }
     match *fault {
         Fault::Crash(node, death) => return crash(victims, &[node], death, lasts).await,
         Fault::CrashLeader(shard, death) => {
@@ -352,11 +365,11 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             SimEnv::sleep(lasts).await;
             cluster.resume(node);
         }
-        Fault::Reset(a, b) => cluster.network().reset(&cluster.host(a), &cluster.host(b)),
+        Fault::Reset(a, b) => return cluster.network().reset(&cluster.host(a), &cluster.host(b)) > 0,
         Fault::ResetClients(node) => {
-            for client in cluster.client_names() {
-                cluster.network().reset(&cluster.host(node), &client);
-            }
+            let (clients, host) = (cluster.client_names(), cluster.host(node));
+            let broken: usize = clients.iter().map(|client| cluster.network().reset(&host, client)).sum();
+            return broken > 0;
         }
         Fault::AllZombies => {
             for machine in victims.members.iter() {
@@ -439,7 +452,8 @@ async fn restart_beside_cut(victims: &Victims, shard: u16, away_ms: u64, lasts: 
     let Some(_taken) = victims.take(follower) else { return false };
     let (leader, name) = (cluster.host(leader), |node| cluster.host(node));
     let cut = |one: &str, other: &str| [cluster.network().block(one, other), cluster.network().block(other, one)];
-    // Clients give the leader nothing to commit meanwhile, at whichever broker: a vote goes only to whose log is as long as the voter's.
+    // Clients reach neither the leader nor who hears it, so that little is committed meanwhile: a vote goes only to whose log is as long as the
+    // voter's.
     let mut blocks: Vec<BlockId> = Vec::new();
     for client in cluster.client_names() {
         blocks.extend(cut(&leader, &client));
@@ -507,8 +521,8 @@ async fn restart(victims: &Victims, node: NodeId) {
     cluster.start(node);
 }
 
-/// Waits for a moment at which a disk may suffer: every broker votes in all its shards, and nothing else has this one. `None`: it does not come. Until
-/// the first of what is given is dropped no other disk suffers.
+/// Waits for a moment at which a disk may be lost or damaged: every broker votes in all its shards, none has a damaged segment, and nothing else has
+/// this broker. `None`: it does not come. Until the first of what is given is dropped no other disk is lost or damaged.
 async fn all_well(victims: &Victims, node: NodeId) -> Option<(tokio::sync::MutexGuard<'_, ()>, Taken)> {
     let cluster = &victims.cluster;
     let deadline = SimEnv::now() + MOMENT_COMES;
@@ -516,6 +530,7 @@ async fn all_well(victims: &Victims, node: NodeId) -> Option<(tokio::sync::Mutex
         // A shard that counts another node's disk as lost already must not lose this one too.
         if let Ok(at_stake) = victims.majority_at_stake.try_lock()
             && cluster.ids().iter().all(|id| cluster.votes_everywhere(*id))
+            && cluster.all_whole()
             && let Some(taken) = victims.take(node)
         {
             return Some((at_stake, taken));
@@ -547,10 +562,8 @@ async fn wipe_beside_damage(victims: &Victims, shard: ShardId, lasts: Duration) 
     let Some(leader) = cluster.leader(shard) else { return false };
     let node = 1 + leader % cluster.ids().len() as u64;
     let Some(_at_stake) = empty_disk(victims, node, lasts).await else { return false };
-    // Only now: what is found before the disk is lost is repaired before.
-    if cluster.leader(shard).is_none_or(|leader| leader == node || !cluster.damage_segment(leader, Some(shard))) {
-        return false;
-    }
+    // Only now: what is found before the disk is lost is repaired before. Whoever leads by now may have no segment that can be damaged.
+    let _ = cluster.leader(shard).is_some_and(|leader| leader != node && cluster.damage_segment(leader, Some(shard)));
     let _ = cluster.wait_until(REFILL, |cluster| cluster.votes_everywhere(node)).await;
     victims.inspector.compare_copies(cluster);
     let _ = cluster.wait_until(REPAIRED, Cluster::all_whole).await;
@@ -636,17 +649,18 @@ async fn fail_sync(victims: &Victims, node: NodeId, nth: u64, lasts: Duration) -
     victims.inspector.excuse(node);
     cluster.disk(node).fail_nth(Operation::Sync, nth);
     let fallen = cluster.wait_until(SYNC_COMES, |cluster| !cluster.is_up(node)).await;
-    cluster.disk(node).fail_no_more();
+    let has_failed = !cluster.disk(node).fail_no_more();
     // The operator starts it again.
     drop(taken);
     if !fallen {
-        // It was not the journal's.
+        // It was not the journal's, or there was none.
         restart(victims, node).await;
-        return true;
+        return has_failed;
     }
     let _ = cluster.wait_until(Duration::from_secs(3), |cluster| cluster.broker(node).is_some()).await;
     SimEnv::sleep(lasts / 2).await;
-    crash(victims, &[node], Death::Power, lasts / 2).await
+    let _ = crash(victims, &[node], Death::Power, lasts / 2).await;
+    true
 }
 
 /// Kills a broker for good, once the others can do without it.

@@ -100,7 +100,7 @@ enum Deed<'a> {
     Configure(&'a String),
 }
 
-/// Creates the topic, or deletes it, or does both. A group without members commits something for it, which goes with it.
+/// Creates the topic, or deletes it, or does both. A group without members commits something for it before, which goes with it, and after.
 async fn change_topic(context: &Context, client: &Client<SimEnv>, topic: &str) -> Result<(), ClientError> {
     let admin = Admin::new(client);
     // It may not be there, or not everywhere yet.
@@ -255,7 +255,7 @@ async fn configure(context: &Context, client: &Client<SimEnv>, group: &str) -> R
     };
     let configs = vec![
         set("consumer.heartbeat.interval.ms", 300 + random_below(700)),
-        set("consumer.session.timeout.ms", 2_600 + random_below(2_400)),
+        set("consumer.session.timeout.ms", 2_050 + random_below(1_000)),
     ];
     let resource = AlterConfigsResource::default()
         .with_resource_type(GROUP_RESOURCE)

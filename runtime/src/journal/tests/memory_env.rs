@@ -362,6 +362,8 @@ impl DiskFile for MemoryFile {
         self.lock().sync(self.inode)
     }
 
+    async fn write_back(&self, _offset: u64, _len: u64) {}
+
     async fn allocate(&self, len: u64) -> io::Result<()> {
         tokio::task::yield_now().await;
         let mut machine = self.lock();

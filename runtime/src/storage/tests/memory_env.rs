@@ -447,6 +447,8 @@ impl DiskFile for MemoryFile {
         Ok(())
     }
 
+    async fn write_back(&self, _offset: u64, _len: u64) {}
+
     async fn allocate(&self, len: u64) -> io::Result<()> {
         if self.len().await? < len { self.set_len(len).await } else { Ok(()) }
     }

@@ -225,9 +225,10 @@ impl SimDisk {
         self.state().failing.push((operation, nth.saturating_sub(1)));
     }
 
-    /// Takes back what [`SimDisk::fail_nth`] announced and has not come yet.
-    pub fn fail_no_more(&self) {
-        self.state().failing.clear();
+    /// Takes back what [`SimDisk::fail_nth`] announced and has not come yet; `false`: all of it has.
+    pub fn fail_no_more(&self) -> bool {
+        let failing = std::mem::take(&mut self.state().failing);
+        !failing.is_empty()
     }
 
     /// No fsync that is under way, or begins meanwhile, ends before `duration` has passed.
@@ -630,6 +631,8 @@ impl DiskFile for SimFile {
         self.disk.state().syncs += 1;
         Ok(())
     }
+
+    async fn write_back(&self, _offset: u64, _len: u64) {}
 
     async fn allocate(&self, len: u64) -> io::Result<()> {
         self.grow(len, false)

@@ -258,15 +258,18 @@ impl Network {
         }
     }
 
-    /// Breaks every connection between two hosts; both may connect again.
-    pub fn reset(&self, a: &str, b: &str) {
+    /// Breaks every connection between two hosts; both may connect again. Returns how many directions of connections there were.
+    pub fn reset(&self, a: &str, b: &str) -> usize {
         self.trace.event("network", format!("connections {a} - {b} broken"));
+        let mut broken = 0;
         for pipe in self.pipes() {
             let mut pipe = lock(&pipe);
             if (pipe.from() == a && pipe.to() == b) || (pipe.from() == b && pipe.to() == a) {
                 pipe.reset();
+                broken += 1;
             }
         }
+        broken
     }
 
     /// A host goes away with its listeners. If `silently` (power cut), its peers are told nothing: their connections are
