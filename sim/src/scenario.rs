@@ -37,7 +37,7 @@ pub struct Outcome {
     pub verdict: Option<String>,
 }
 
-/// What is kept of a run that panics.
+/// What is known of a run so far: all that is left of one that panics.
 struct Seen {
     trace: Trace,
     history: History,
