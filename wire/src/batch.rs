@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
 use crate::compression::Compression;
@@ -96,7 +97,8 @@ pub enum BatchError {
         /// As computed.
         actual: u32,
     },
-    /// A batch without records, or with fewer bytes than so many records take.
+    /// A batch without records where some must be, with fewer bytes than so many records take, or with bytes but no
+    /// records.
     #[error("{record_count} records in {records_len} bytes")]
     BadRecordCount {
         /// The field.
@@ -229,6 +231,10 @@ impl BatchHeader {
 /// See [`BatchError`]. The format is looked at first, since formats 0 and 1 mean other things by the other fields.
 pub fn check_batch(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     let header = check_stored_batch(bytes)?;
+    if header.record_count == 0 {
+        let records_len = bytes.len() - HEADER_LEN;
+        return Err(BatchError::BadRecordCount { record_count: header.record_count, records_len });
+    }
     // In 64 bits: a count of i32::MIN must not overflow.
     if i64::from(header.last_offset_delta) != i64::from(header.record_count) - 1 {
         return Err(BatchError::BadOffsetDelta {
@@ -239,7 +245,8 @@ pub fn check_batch(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     Ok(header)
 }
 
-/// Like [`check_batch`], for batches that compaction may have thinned out: the offsets may have gaps.
+/// Like [`check_batch`], for batches that compaction may have thinned out: the offsets may have gaps, and of a batch
+/// whose records are all gone the header alone may be left, so that its offsets stay accounted for.
 ///
 /// # Errors
 /// See [`BatchError`].
@@ -260,11 +267,16 @@ pub fn check_stored_batch(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     }
     let compression = header.compression()?;
     let records_len = total_len - HEADER_LEN;
-    let count = usize::try_from(header.record_count).unwrap_or(0);
-    if count == 0 || (compression == Compression::None && count.saturating_mul(RECORD_LEN_MIN) > records_len) {
+    let is_possible = match usize::try_from(header.record_count) {
+        Err(_) => false,
+        Ok(0) => records_len == 0,
+        Ok(count) => compression != Compression::None || count.saturating_mul(RECORD_LEN_MIN) <= records_len,
+    };
+    if !is_possible {
         return Err(BatchError::BadRecordCount { record_count: header.record_count, records_len });
     }
-    if i64::from(header.last_offset_delta) < i64::from(header.record_count) - 1 {
+    // A batch without records covers the offsets of those it had, of which there was at least one.
+    if i64::from(header.last_offset_delta) < (i64::from(header.record_count) - 1).max(0) {
         return Err(BatchError::BadOffsetDelta {
             last_offset_delta: header.last_offset_delta,
             record_count: header.record_count,
@@ -283,9 +295,25 @@ pub fn stamp_producer(bytes: &mut [u8], stamp: ProducerStamp) -> Result<(), Batc
     header.producer_epoch = stamp.producer_epoch;
     header.base_sequence = stamp.base_sequence;
     bytes[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+    stamp_crc(bytes);
+    Ok(())
+}
+
+/// Writes the CRC into a batch that is finished but for it. `bytes` hold a header at least.
+pub(crate) fn stamp_crc(bytes: &mut [u8]) {
     let crc = crc32c::crc32c(&bytes[CRC_START..]);
     bytes[CRC_RANGE].copy_from_slice(&crc.to_be_bytes());
-    Ok(())
+}
+
+/// A batch of `header` and `records`, which are compressed already as the header says. Length and CRC of the header are
+/// made here. `None` if the length does not fit in its field.
+pub(crate) fn seal(header: BatchHeader, records: &[u8]) -> Option<Bytes> {
+    let batch_length = i32::try_from(HEADER_LEN - LOG_OVERHEAD + records.len()).ok()?;
+    let mut bytes = BytesMut::with_capacity(HEADER_LEN + records.len());
+    bytes.put_slice(&BatchHeader { batch_length, ..header }.to_bytes());
+    bytes.put_slice(records);
+    stamp_crc(&mut bytes);
+    Some(bytes.freeze())
 }
 
 /// The batches of a record set, each with the range of its bytes. Checks lengths and format only; call [`check_batch`]

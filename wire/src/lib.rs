@@ -2,12 +2,13 @@
 //!
 //! The codec crate is hidden behind [`codec`] and [`frame`], so that it can be replaced. What stands in front of it is
 //! here: the table of versions ([`api`]), the caps on frames and on what a frame may make the decoder allocate
-//! ([`frame`]), record batches whose bytes are never decoded and encoded again ([`batch`]), and decompression with a
-//! bounded output ([`compression`]). Nothing in this crate does I/O.
+//! ([`frame`]), record batches whose bytes are never decoded and encoded again ([`batch`]) but where compaction removes
+//! records ([`compaction`]), and decompression with a bounded output ([`compression`]). Nothing in this crate does I/O.
 
 pub mod api;
 pub mod batch;
 pub mod codec;
+pub mod compaction;
 pub mod compression;
 pub mod frame;
 mod guard;

@@ -2,10 +2,12 @@
 //!
 //! Header keys are bytes, and duplicates keep their order: Kafka promises neither UTF-8 nor uniqueness.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
-use crate::batch::{self, BatchError, BatchHeader, HEADER_LEN, LOG_OVERHEAD, MAGIC};
+use crate::batch::{self, BatchError, BatchHeader, HEADER_LEN, MAGIC};
 use crate::compression::{Compression, CompressionError};
 use crate::varint;
 
@@ -43,6 +45,12 @@ pub enum RecordsError {
         index: usize,
         /// What is wrong.
         reason: &'static str,
+    },
+    /// The records of a batch from which some were removed could not be put together again.
+    #[error("the records left of the batch cannot be put together: {reason}")]
+    NotRewritten {
+        /// What the codec says, or which limit is exceeded.
+        reason: String,
     },
 }
 
@@ -157,12 +165,10 @@ impl BatchBuilder {
                 &compressed
             }
         };
-        let batch_length = i32::try_from(HEADER_LEN - LOG_OVERHEAD + records.len())
-            .map_err(|_| std::io::Error::other("a batch of more than 2 GiB"))?;
         let producer = producer.unwrap_or(ProducerStamp { producer_id: -1, producer_epoch: -1, base_sequence: -1 });
         let header = BatchHeader {
             base_offset: 0,
-            batch_length,
+            batch_length: 0,
             partition_leader_epoch: -1,
             magic: MAGIC,
             crc: 0,
@@ -175,44 +181,113 @@ impl BatchBuilder {
             base_sequence: producer.base_sequence,
             record_count: self.count,
         };
-        let mut bytes = BytesMut::with_capacity(HEADER_LEN + records.len());
-        bytes.put_slice(&header.to_bytes());
-        bytes.put_slice(records);
-        let crc = crc32c::crc32c(&bytes[batch::CRC_START..]);
-        bytes[batch::CRC_RANGE].copy_from_slice(&crc.to_be_bytes());
-        Ok(bytes.freeze())
+        batch::seal(header, records).ok_or_else(|| std::io::Error::other("a batch of more than 2 GiB"))
     }
 }
 
 /// Checks a whole batch, CRC included, and decodes its records. The records may unfold to at most `len_max` bytes. Keys
-/// and values are slices of `bytes` where it is not compressed.
+/// and values are slices of `bytes` where it is not compressed. A batch that compaction has emptied has no records.
 ///
 /// # Errors
 /// See [`RecordsError`].
 pub fn decode_batch(bytes: &Bytes, len_max: usize) -> Result<(BatchHeader, Vec<Record>), RecordsError> {
     let header = batch::check_stored_batch(bytes)?;
-    let records = header.compression()?.decompress(&bytes.slice(HEADER_LEN..), len_max)?;
+    let records = unfold(&header, bytes, len_max)?;
     let count = usize::try_from(header.record_count).unwrap_or(0);
     // What the header says of the count is not believed before the bytes are there.
     let mut decoded = Vec::with_capacity(count.min(records.len() / 7));
-    let mut reader = Reader { bytes: &records, position: 0, index: 0 };
-    for index in 0..count {
-        reader.index = index;
-        decoded.push(reader.record(&header)?);
+    let mut reader = Reader::new(&records);
+    for _ in 0..count {
+        decoded.push(decode_record(&mut reader, &header, &records)?);
     }
-    if reader.position < records.len() {
-        return Err(reader.malformed("bytes follow the last record"));
-    }
+    reader.finish()?;
     Ok((header, decoded))
 }
 
-struct Reader<'a> {
-    bytes: &'a Bytes,
-    position: usize,
-    index: usize,
+/// The records of a batch that has been checked, uncompressed, in at most `len_max` bytes.
+pub(crate) fn unfold(header: &BatchHeader, batch: &Bytes, len_max: usize) -> Result<Bytes, RecordsError> {
+    // There are no bytes then, which a codec would take for damage.
+    if header.record_count == 0 {
+        return Ok(Bytes::new());
+    }
+    Ok(header.compression()?.decompress(&batch.slice(HEADER_LEN..), len_max)?)
 }
 
-impl Reader<'_> {
+/// `records` are the bytes that `reader` reads, from which key and value are sliced.
+fn decode_record(reader: &mut Reader<'_>, batch: &BatchHeader, records: &Bytes) -> Result<Record, RecordsError> {
+    let parts = reader.start_record(batch)?;
+    let mut headers = Vec::with_capacity(parts.headers_count.min(64));
+    for _ in 0..parts.headers_count {
+        let (key, value) = reader.header()?;
+        headers.push((records.slice(key), value.map(|range| records.slice(range))));
+    }
+    reader.end_record(&parts)?;
+    Ok(Record {
+        offset: parts.offset(batch),
+        timestamp: parts.timestamp(batch),
+        key: parts.key.map(|range| records.slice(range)),
+        value: parts.value.map(|range| records.slice(range)),
+        headers,
+    })
+}
+
+/// Where the parts of a record are among the records' bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct RecordParts {
+    /// The whole record, the length before it included.
+    pub(crate) whole: Range<usize>,
+    /// Where the byte of attributes is, of which none is in use.
+    pub(crate) attributes: usize,
+    /// Milliseconds after the batch's base timestamp.
+    pub(crate) timestamp_delta: i64,
+    /// All from the offset delta on.
+    pub(crate) rest: Range<usize>,
+    /// Offset after the batch's base offset.
+    offset_delta: i64,
+    /// The key, unless it is null.
+    pub(crate) key: Option<Range<usize>>,
+    /// The value, unless it is null.
+    pub(crate) value: Option<Range<usize>>,
+    /// How many headers follow, which [`Reader::header`] reads.
+    headers_count: usize,
+}
+
+impl RecordParts {
+    pub(crate) fn offset(&self, batch: &BatchHeader) -> i64 {
+        batch.base_offset.wrapping_add(self.offset_delta)
+    }
+
+    /// Of creation or of appending, as the batch says.
+    pub(crate) fn timestamp(&self, batch: &BatchHeader) -> i64 {
+        match batch.is_log_append_time() {
+            true => batch.max_timestamp,
+            false => batch.base_timestamp.wrapping_add(self.timestamp_delta),
+        }
+    }
+}
+
+/// Reads uncompressed records one after the other: [`Reader::start_record`], [`Reader::header`] as often as that says,
+/// [`Reader::end_record`]; or [`Reader::skim_record`], where headers are of no interest but the order of offsets is.
+/// Allocates nothing.
+pub(crate) struct Reader<'a> {
+    bytes: &'a [u8],
+    position: usize,
+    index: usize,
+    /// The least offset delta that [`Reader::skim_record`] takes.
+    delta_min: i64,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, position: 0, index: 0, delta_min: 0 }
+    }
+
+    /// Whether all has been read.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.position >= self.bytes.len()
+    }
+
+    /// An error about the record being read.
     fn malformed(&self, reason: &'static str) -> RecordsError {
         RecordsError::Malformed { index: self.index, reason }
     }
@@ -225,7 +300,7 @@ impl Reader<'_> {
     }
 
     /// Bytes with their length before them, −1 for null.
-    fn nullable_bytes(&mut self) -> Result<Option<Bytes>, RecordsError> {
+    fn nullable_bytes(&mut self) -> Result<Option<Range<usize>>, RecordsError> {
         let len = self.varint()?;
         if len == -1 {
             return Ok(None);
@@ -233,21 +308,24 @@ impl Reader<'_> {
         let len = usize::try_from(len).map_err(|_| self.malformed("negative length"))?;
         let end = self.position.checked_add(len).filter(|&end| end <= self.bytes.len());
         let end = end.ok_or_else(|| self.malformed("a length reaches beyond the batch"))?;
-        let bytes = self.bytes.slice(self.position..end);
+        let range = self.position..end;
         self.position = end;
-        Ok(Some(bytes))
+        Ok(Some(range))
     }
 
-    fn record(&mut self, batch: &BatchHeader) -> Result<Record, RecordsError> {
+    /// Reads a record up to its headers.
+    fn start_record(&mut self, batch: &BatchHeader) -> Result<RecordParts, RecordsError> {
+        let start = self.position;
         let len = usize::try_from(self.varint()?).map_err(|_| self.malformed("negative length"))?;
         let end = self.position.checked_add(len).filter(|&end| end <= self.bytes.len());
         let end = end.ok_or_else(|| self.malformed("it reaches beyond the batch"))?;
         if len == 0 {
             return Err(self.malformed("empty"));
         }
-        // The record's attributes, of which none is in use.
+        let attributes = self.position;
         self.position += 1;
         let timestamp_delta = self.varint()?;
+        let rest_start = self.position;
         let offset_delta = self.varint()?;
         if offset_delta < 0 || offset_delta > i64::from(batch.last_offset_delta) {
             return Err(self.malformed("its offset lies outside the batch"));
@@ -259,18 +337,47 @@ impl Reader<'_> {
         if headers_count > end.saturating_sub(self.position) / 2 {
             return Err(self.malformed("more headers than there is room for"));
         }
-        let mut headers = Vec::with_capacity(headers_count.min(64));
-        for _ in 0..headers_count {
-            let key = self.nullable_bytes()?.ok_or_else(|| self.malformed("null header key"))?;
-            headers.push((key, self.nullable_bytes()?));
-        }
-        if self.position != end {
+        let (whole, rest) = (start..end, rest_start..end);
+        Ok(RecordParts { whole, attributes, timestamp_delta, rest, offset_delta, key, value, headers_count })
+    }
+
+    /// Reads the next header of a record, key and value.
+    fn header(&mut self) -> Result<(Range<usize>, Option<Range<usize>>), RecordsError> {
+        let key = self.nullable_bytes()?.ok_or_else(|| self.malformed("null header key"))?;
+        Ok((key, self.nullable_bytes()?))
+    }
+
+    /// The record must end here.
+    fn end_record(&mut self, parts: &RecordParts) -> Result<(), RecordsError> {
+        if self.position != parts.whole.end {
             return Err(self.malformed("its length does not match"));
         }
-        let timestamp = match batch.is_log_append_time() {
-            true => batch.max_timestamp,
-            false => batch.base_timestamp.wrapping_add(timestamp_delta),
-        };
-        Ok(Record { offset: batch.base_offset.wrapping_add(offset_delta), timestamp, key, value, headers })
+        self.index += 1;
+        Ok(())
+    }
+
+    /// Reads a whole record; its headers are checked and passed over. Its offset must be above that of the record
+    /// skimmed before.
+    pub(crate) fn skim_record(&mut self, batch: &BatchHeader) -> Result<RecordParts, RecordsError> {
+        let parts = self.start_record(batch)?;
+        if parts.offset_delta < self.delta_min {
+            return Err(self.malformed("its offset is not above the one before"));
+        }
+        self.delta_min = parts.offset_delta + 1;
+        for _ in 0..parts.headers_count {
+            self.header()?;
+        }
+        self.end_record(&parts)?;
+        Ok(parts)
+    }
+
+    /// All must have been read.
+    pub(crate) fn finish(&self) -> Result<(), RecordsError> {
+        if !self.is_at_end() {
+            // Of the last record, not of one that is not there.
+            let index = self.index.saturating_sub(1);
+            return Err(RecordsError::Malformed { index, reason: "bytes follow the last record" });
+        }
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use bytes::Bytes;
+use lockstep_wire::compaction::{thin, visit_records};
 use lockstep_wire::frame::{decode_request, decode_response, encode_request, encode_response, request_len_max};
 use lockstep_wire::records::decode_batch;
 use lockstep_wire::{ApiKey, BatchBuilder, Compression, FrameError, Request, Response, check_batch};
@@ -183,6 +184,17 @@ fn batch() -> Bytes {
     builder.finish(Compression::None, None).expect("builds")
 }
 
+#[test]
+fn records_are_visited_without_a_copy() {
+    // Bytes that came in are shared already by the time a batch is looked at.
+    let batch = batch();
+    let shared = batch.clone();
+    let mut count = 0;
+    let (result, peak) = peak_of(|| visit_records(&shared, 1 << 20, |_| count += 1));
+    assert!(result.is_ok());
+    assert_eq!((count, peak), (20, 0));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -252,8 +264,11 @@ proptest! {
         }
         let crc = crc32c::crc32c(&bytes[21..]);
         bytes[17..21].copy_from_slice(&crc.to_be_bytes());
-        let (_, peak) = peak_of(|| decode_batch(&bytes.into(), 1 << 20));
+        let bytes = Bytes::from(bytes);
+        let (_, peak) = peak_of(|| decode_batch(&bytes, 1 << 20));
         prop_assert!(peak < 1 << 20, "{}", peak);
+        let (_, peak) = peak_of(|| thin(&bytes, 1 << 20, Some(0), |record| record.offset % 3 != 0));
+        prop_assert!(peak < 1 << 14, "{}", peak);
     }
 
     #[test]
