@@ -16,11 +16,11 @@ const DEFAULT_PORT: u16 = 9092;
 pub const WORKER_THREADS_MAX: usize = 256;
 
 /// A day: who looks less often for records that are to be deleted keeps them all.
-const RETENTION_CHECK_INTERVAL_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+const CHECK_INTERVAL_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
 /// A year.
 const SCRUB_INTERVAL_MS_MAX: u64 = 365 * 24 * 60 * 60 * 1_000;
 /// Slower than this nothing would ever be read to its end.
-const SCRUB_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+const READ_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 
 /// What is wrong with a configuration, on one line: `cluster.peers[1].address: missing`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -196,6 +196,8 @@ pub struct StorageSection {
     default_partitions: Option<u32>,
     segment_bytes: Option<u64>,
     retention_check_interval_ms: Option<u64>,
+    compaction_check_interval_ms: Option<u64>,
+    compaction_bytes_per_second: Option<u64>,
     scrub_interval_ms: Option<u64>,
     scrub_bytes_per_second: Option<u64>,
     cache_bytes: Option<u64>,
@@ -478,13 +480,31 @@ impl StorageSection {
             node.segment_bytes = bytes;
         }
         if let Some(milliseconds) = self.retention_check_interval_ms {
-            if !(1..=RETENTION_CHECK_INTERVAL_MS_MAX).contains(&milliseconds) {
+            if !(1..=CHECK_INTERVAL_MS_MAX).contains(&milliseconds) {
                 return Err(ConfigError::new(
                     "config.retention_check_interval_ms",
-                    format!("must lie between 1 and {RETENTION_CHECK_INTERVAL_MS_MAX}"),
+                    format!("must lie between 1 and {CHECK_INTERVAL_MS_MAX}"),
                 ));
             }
             node.retention_check_interval = Duration::from_millis(milliseconds);
+        }
+        if let Some(milliseconds) = self.compaction_check_interval_ms {
+            if !(1..=CHECK_INTERVAL_MS_MAX).contains(&milliseconds) {
+                return Err(ConfigError::new(
+                    "config.compaction_check_interval_ms",
+                    format!("must lie between 1 and {CHECK_INTERVAL_MS_MAX}"),
+                ));
+            }
+            node.compaction_check_interval = Duration::from_millis(milliseconds);
+        }
+        if let Some(bytes) = self.compaction_bytes_per_second {
+            if bytes < READ_BYTES_PER_SECOND_MIN {
+                return Err(ConfigError::new(
+                    "config.compaction_bytes_per_second",
+                    format!("must be at least {READ_BYTES_PER_SECOND_MIN}"),
+                ));
+            }
+            node.compaction_bytes_per_second = bytes;
         }
         if let Some(milliseconds) = self.scrub_interval_ms {
             if milliseconds > SCRUB_INTERVAL_MS_MAX {
@@ -496,10 +516,10 @@ impl StorageSection {
             node.scrub_interval = Duration::from_millis(milliseconds);
         }
         if let Some(bytes) = self.scrub_bytes_per_second {
-            if bytes < SCRUB_BYTES_PER_SECOND_MIN {
+            if bytes < READ_BYTES_PER_SECOND_MIN {
                 return Err(ConfigError::new(
                     "config.scrub_bytes_per_second",
-                    format!("must be at least {SCRUB_BYTES_PER_SECOND_MIN}"),
+                    format!("must be at least {READ_BYTES_PER_SECOND_MIN}"),
                 ));
             }
             node.scrub_bytes_per_second = bytes;
@@ -648,6 +668,8 @@ mod tests {
             (r#"{"config":{"durability":"maybe"}}"#, "config.durability: "),
             (r#"{"config":{"default_partitions":0}}"#, "config.default_partitions: "),
             (r#"{"config":{"retention_check_interval_ms":0}}"#, "config.retention_check_interval_ms: "),
+            (r#"{"config":{"compaction_check_interval_ms":0}}"#, "config.compaction_check_interval_ms: "),
+            (r#"{"config":{"compaction_bytes_per_second":0}}"#, "config.compaction_bytes_per_second: "),
             (r#"{"config":{"scrub_interval_ms":99999999999999}}"#, "config.scrub_interval_ms: "),
             (r#"{"config":{"scrub_bytes_per_second":0}}"#, "config.scrub_bytes_per_second: "),
             (r#"{"cluster":{"enabled":true}}"#, "cluster.node_id: missing"),

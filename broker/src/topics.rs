@@ -57,6 +57,8 @@ pub(crate) fn uuid(id: TopicId) -> Uuid {
 pub(crate) struct LocatedTopic {
     pub(crate) id: TopicId,
     pub(crate) max_message_bytes: usize,
+    /// Of each key only the last record is kept: every record must have one.
+    pub(crate) is_compacted: bool,
     /// For each partition asked for, the shard that hosts it; `None` when there is no such partition.
     pub(crate) shards: Vec<Option<ShardId>>,
 }
@@ -72,6 +74,7 @@ pub(crate) fn locate<E: Env>(
         Ok(LocatedTopic {
             id: topic.id,
             max_message_bytes: topic_config::max_message_bytes(topic),
+            is_compacted: topic.compaction().is_some(),
             shards: partitions.map(|index| topic.partitions.get(usize::try_from(index).ok()?).copied()).collect(),
         })
     })

@@ -20,6 +20,8 @@ pub(crate) mod kind {
     pub(crate) const EPOCH: u8 = 6;
     /// Partition and producer → producer state.
     pub(crate) const PRODUCER: u8 = 7;
+    /// Partition → its last compaction.
+    pub(crate) const COMPACTION: u8 = 8;
 }
 
 /// The 128-bit hash of one row of state. The digest of a table is the wrapping sum over its rows; `kind` tells tables apart.

@@ -1,8 +1,10 @@
 //! What the runtime must do after an op was applied, as data.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use crate::ids::TopicId;
+use crate::op::CompactedSegment;
 use crate::topic_settings::SegmentLimits;
 
 /// One thing to do, in order. Every replica gets the same effects at the same position.
@@ -53,6 +55,17 @@ pub enum Effect {
         partition: u32,
         /// The first offset that is kept: above the old one, at most the log's end.
         start_offset: i64,
+    },
+    /// Compacted segments take the place of others in a partition's log. Their files are there already, or must be fetched from another replica.
+    ReplaceSegments {
+        /// Topic.
+        topic_id: TopicId,
+        /// Partition index.
+        partition: u32,
+        /// Names the files of the new segments.
+        revision: u64,
+        /// The new segments, ascending. Each begins and ends where segments do, none of them the one that grows.
+        segments: Vec<CompactedSegment>,
     },
     /// Something that waiters of this group (join, sync, describe) or the session table should look at.
     GroupChanged {

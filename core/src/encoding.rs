@@ -48,6 +48,7 @@ impl Op {
             Self::ResolveRegularExpression(op) => postcard::to_extend(op, head),
             Self::CommitOffsets(op) => postcard::to_extend(op, head),
             Self::AdvanceLogStart(op) => postcard::to_extend(op, head),
+            Self::CompactLog(op) => postcard::to_extend(op, head),
         };
         // postcard fails only on sequences of unknown length, which no op has; nothing at all would be refused by `decode`.
         bytes.unwrap_or_default()
@@ -81,6 +82,7 @@ impl Op {
             17 => Self::ResolveRegularExpression(body(bytes)?),
             18 => Self::CommitOffsets(body(bytes)?),
             19 => Self::AdvanceLogStart(body(bytes)?),
+            20 => Self::CompactLog(body(bytes)?),
             _ => return Err(DecodeError { reason: "an op of an unknown code" }),
         })
     }

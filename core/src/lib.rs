@@ -8,6 +8,7 @@
 extern crate alloc;
 
 mod append;
+mod compaction;
 mod digest;
 pub mod directory;
 pub mod effect;
@@ -34,4 +35,4 @@ pub use op::Op;
 pub use reply::{GroupError, Reply, TopicError};
 pub use session::SessionTable;
 pub use state_machine::{Applied, ClusterStateMachine, Digest, Violation};
-pub use topic_settings::SegmentLimits;
+pub use topic_settings::{CompactionSettings, SegmentLimits};

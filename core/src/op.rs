@@ -51,6 +51,8 @@ pub enum Op {
     CommitOffsets(CommitOffsets),
     /// Code 19.
     AdvanceLogStart(AdvanceLogStart),
+    /// Code 20.
+    CompactLog(CompactLog),
 }
 
 /// Makes a topic. Partition `p` goes to shard `(s + p) % shard_count`, where `s` is the number of partitions ever created
@@ -490,6 +492,53 @@ impl NewLogStart {
     pub const END: i64 = -1;
 }
 
+/// Lets segments that the leader has compacted take the place of those that they were made of (`cleanup.policy=compact`). Each holds the records that
+/// stay of one or more segments in a row; segments between them stay as they are. Proposed once a majority of the shard's members have their
+/// files. Does nothing unless `revision` is above that of every compaction before it and the partition still begins at `log_start_offset`: records
+/// were deleted since then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompactLog {
+    /// Topic.
+    pub topic_id: TopicId,
+    /// Partition index.
+    pub partition: u32,
+    /// Names this compaction, and its files. At least 1.
+    pub revision: u64,
+    /// Where the partition began when its segments were read.
+    pub log_start_offset: i64,
+    /// Of the records before this offset only the last of each key is left, and tombstones for a while. Not below what it was; it may lie within a
+    /// segment.
+    pub compacted_to: i64,
+    /// Ascending, apart from each other or adjacent, at most [`CompactLog::SEGMENTS_MAX`]. None: nothing could be removed.
+    pub segments: Vec<CompactedSegment>,
+}
+
+impl CompactLog {
+    /// The op's code.
+    pub const CODE: u8 = 20;
+    /// Segments of one op, at most.
+    pub const SEGMENTS_MAX: usize = 10_000;
+}
+
+/// A segment that takes the place of those from `base_offset` to `next_offset`, which must be where segments begin and end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CompactedSegment {
+    /// Where the first one that it replaces begins.
+    pub base_offset: i64,
+    /// Where the last one that it replaces ends.
+    pub next_offset: i64,
+    /// Bytes, at least 1.
+    pub len: u64,
+    /// CRC32C of them.
+    pub crc32c: u32,
+    /// Largest timestamp of its first batch, −1 when there is none.
+    pub first_timestamp_ms: i64,
+    /// Largest timestamp of all, −1 when there is none.
+    pub max_timestamp_ms: i64,
+    /// Last offset of the first batch that has it, −1 when there is none.
+    pub max_timestamp_offset: i64,
+}
+
 /// Bytes that are not an op or a snapshot of a version known here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeError {
@@ -529,6 +578,7 @@ impl Op {
             Self::ResolveRegularExpression(_) => 17,
             Self::CommitOffsets(_) => 18,
             Self::AdvanceLogStart(_) => 19,
+            Self::CompactLog(_) => CompactLog::CODE,
         }
     }
 }

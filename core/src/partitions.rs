@@ -35,6 +35,17 @@ pub(crate) struct Partition {
     pub(crate) next_offset: i64,
     /// Ascending in epoch and in offset. The first one starts where the log does, also when nothing is left of it.
     pub(crate) epochs: Vec<EpochStart>,
+    /// The last compaction of its log.
+    pub(crate) compaction: Compaction,
+}
+
+/// How far a partition is compacted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Compaction {
+    /// That of the last op 20; 0 before the first.
+    pub(crate) revision: u64,
+    /// Where the records begin that were in none.
+    pub(crate) compacted_to: i64,
 }
 
 impl Partition {
@@ -43,6 +54,8 @@ impl Partition {
             log_start_offset: self.log_start_offset,
             next_offset: self.next_offset,
             last_epoch: self.epochs.last().map_or(-1, |last| last.epoch),
+            compaction_revision: self.compaction.revision,
+            compacted_to: self.compaction.compacted_to,
         }
     }
 
@@ -205,6 +218,15 @@ impl Partitions {
         self.sum.add(kind::PARTITION, &key, &(partition.log_start_offset, partition.next_offset));
     }
 
+    /// Notes a compaction of a hosted partition's log.
+    pub(crate) fn compacted(&mut self, key: (TopicId, u32), compaction: Compaction) {
+        let Some(partition) = self.rows.get_mut(&key) else { return };
+        let partition = Arc::make_mut(partition);
+        remove_compaction(&mut self.sum, key, partition.compaction);
+        partition.compaction = compaction;
+        add_compaction(&mut self.sum, key, partition.compaction);
+    }
+
     /// One partition.
     pub(crate) fn get(&self, topic_id: TopicId, partition: u32) -> Option<&Partition> {
         self.rows.get(&(topic_id, partition)).map(AsRef::as_ref)
@@ -256,12 +278,27 @@ fn add_rows(sum: &mut RowSum, key: (TopicId, u32), partition: &Partition) {
     for start in &partition.epochs {
         sum.add(kind::EPOCH, &(key, start.epoch), &start.start_offset);
     }
+    add_compaction(sum, key, partition.compaction);
 }
 
 fn remove_rows(sum: &mut RowSum, key: (TopicId, u32), partition: &Partition) {
     sum.remove(kind::PARTITION, &key, &(partition.log_start_offset, partition.next_offset));
     for start in &partition.epochs {
         sum.remove(kind::EPOCH, &(key, start.epoch), &start.start_offset);
+    }
+    remove_compaction(sum, key, partition.compaction);
+}
+
+/// A partition that was never compacted has no such row.
+fn add_compaction(sum: &mut RowSum, key: (TopicId, u32), compaction: Compaction) {
+    if compaction != Compaction::default() {
+        sum.add(kind::COMPACTION, &key, &compaction);
+    }
+}
+
+fn remove_compaction(sum: &mut RowSum, key: (TopicId, u32), compaction: Compaction) {
+    if compaction != Compaction::default() {
+        sum.remove(kind::COMPACTION, &key, &compaction);
     }
 }
 

@@ -16,7 +16,7 @@ use crate::topics::{TopicRows, Topics};
 use lockstep_probe::{Mark, Mistake};
 
 /// The format of snapshots. It rises when anything in [`Body`] changes its encoding.
-const FORMAT_VERSION: u8 = 1;
+const FORMAT_VERSION: u8 = 2;
 
 /// What a snapshot holds: rows in ascending order, without what is derived from them.
 #[derive(Serialize, Deserialize)]

@@ -147,6 +147,7 @@ impl ClusterStateMachine {
             Op::ResolveRegularExpression(op) => self.groups.apply_resolve(directory, position, op, effects),
             Op::CommitOffsets(op) => self.apply_commits(position, op, effects).map(Reply::Commits),
             Op::AdvanceLogStart(op) => Ok(self.partitions.apply_advance(op, effects)),
+            Op::CompactLog(op) => Ok(self.partitions.apply_compact(op, effects)),
         }
     }
 
@@ -504,6 +505,7 @@ fn op_group(op: &Op) -> Option<&str> {
         | Op::ExpireOffsets(_)
         | Op::CommitOffsets(_)
         | Op::AdvanceLogStart(_)
+        | Op::CompactLog(_)
         | Op::CreateTopic(_)
         | Op::DeleteTopic(_)
         | Op::AppendMessage(_)

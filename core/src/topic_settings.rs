@@ -4,6 +4,10 @@
 use crate::directory::TopicRecord;
 
 const CLEANUP_POLICY: &str = "cleanup.policy";
+const DELETE_RETENTION_MS: &str = "delete.retention.ms";
+const MAX_COMPACTION_LAG_MS: &str = "max.compaction.lag.ms";
+const MIN_CLEANABLE_DIRTY_RATIO: &str = "min.cleanable.dirty.ratio";
+const MIN_COMPACTION_LAG_MS: &str = "min.compaction.lag.ms";
 const RETENTION_BYTES: &str = "retention.bytes";
 const RETENTION_MS: &str = "retention.ms";
 const SEGMENT_BYTES: &str = "segment.bytes";
@@ -11,6 +15,8 @@ const SEGMENT_MS: &str = "segment.ms";
 
 /// Seven days.
 const RETENTION_MS_DEFAULT: i64 = 7 * 24 * 60 * 60 * 1_000;
+/// A day.
+const DELETE_RETENTION_MS_DEFAULT: u64 = 24 * 60 * 60 * 1_000;
 /// Seven days.
 const SEGMENT_MS_DEFAULT: u64 = 7 * 24 * 60 * 60 * 1_000;
 
@@ -21,6 +27,19 @@ pub struct SegmentLimits {
     pub bytes: Option<u64>,
     /// The batch's largest timestamp is later than that of the segment's first batch by more than so many milliseconds.
     pub ms: u64,
+}
+
+/// When a log is compacted, and how.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CompactionSettings {
+    /// `min.cleanable.dirty.ratio`: once so much of it, by bytes, was in no compaction yet.
+    pub min_dirty_ratio: f64,
+    /// `min.compaction.lag.ms`: segments with a younger record are left alone.
+    pub min_lag_ms: u64,
+    /// `max.compaction.lag.ms`: a record that is older than this and was in no compaction yet is reason enough.
+    pub max_lag_ms: u64,
+    /// `delete.retention.ms`: how long a tombstone is kept after the compaction that found it.
+    pub delete_retention_ms: u64,
 }
 
 impl Default for SegmentLimits {
@@ -36,7 +55,10 @@ impl TopicRecord {
     pub fn segment_limits(&self) -> SegmentLimits {
         let at_least_1 =
             |name| self.number(name).and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0);
-        SegmentLimits { bytes: at_least_1(SEGMENT_BYTES), ms: at_least_1(SEGMENT_MS).unwrap_or(SEGMENT_MS_DEFAULT) }
+        let ms = at_least_1(SEGMENT_MS).unwrap_or(SEGMENT_MS_DEFAULT);
+        // The segment that grows is never compacted: it must end in time.
+        let ms = self.compaction().map_or(ms, |compaction| ms.min(compaction.max_lag_ms.max(1)));
+        SegmentLimits { bytes: at_least_1(SEGMENT_BYTES), ms }
     }
 
     /// `retention.ms`: milliseconds for which records are kept; `None`: for ever.
@@ -55,6 +77,22 @@ impl TopicRecord {
     #[must_use]
     pub fn deletes(&self) -> bool {
         self.configs.get(CLEANUP_POLICY).is_none_or(|policy| policy.split(',').any(|item| item.trim() == "delete"))
+    }
+
+    /// What the topic says of compaction; `None` when `cleanup.policy` does not ask for it.
+    #[must_use]
+    pub fn compaction(&self) -> Option<CompactionSettings> {
+        let policy = self.configs.get(CLEANUP_POLICY)?;
+        policy.split(',').any(|item| item.trim() == "compact").then(|| {
+            let millis = |name, default| self.number(name).and_then(|value| u64::try_from(value).ok()).unwrap_or(default);
+            let ratio = self.configs.get(MIN_CLEANABLE_DIRTY_RATIO).and_then(|value| value.trim().parse().ok());
+            CompactionSettings {
+                min_dirty_ratio: ratio.unwrap_or(0.5),
+                min_lag_ms: millis(MIN_COMPACTION_LAG_MS, 0),
+                max_lag_ms: millis(MAX_COMPACTION_LAG_MS, u64::MAX),
+                delete_retention_ms: millis(DELETE_RETENTION_MS, DELETE_RETENTION_MS_DEFAULT),
+            }
+        })
     }
 
     fn number(&self, name: &str) -> Option<i64> {
@@ -83,6 +121,31 @@ mod tests {
         let topic = topic(&[]);
         assert_eq!(topic.segment_limits(), SegmentLimits { bytes: None, ms: 604_800_000 });
         assert_eq!((topic.retention_ms(), topic.retention_bytes()), (Some(604_800_000), None));
+    }
+
+    #[test]
+    fn compaction_is_asked_for_by_the_policy() {
+        assert_eq!(topic(&[]).compaction(), None);
+        assert_eq!(topic(&[("cleanup.policy", "delete")]).compaction(), None);
+        let by_default = topic(&[("cleanup.policy", "delete, compact")]).compaction();
+        let settings = CompactionSettings {
+            min_dirty_ratio: 0.5,
+            min_lag_ms: 0,
+            max_lag_ms: u64::MAX,
+            delete_retention_ms: 86_400_000,
+        };
+        assert_eq!(by_default, Some(settings));
+        let set = topic(&[
+            ("cleanup.policy", "compact"),
+            ("min.cleanable.dirty.ratio", "0.01"),
+            ("min.compaction.lag.ms", "5"),
+            ("max.compaction.lag.ms", "6000"),
+            ("delete.retention.ms", "7"),
+        ]);
+        let settings =
+            CompactionSettings { min_dirty_ratio: 0.01, min_lag_ms: 5, max_lag_ms: 6_000, delete_retention_ms: 7 };
+        assert_eq!(set.compaction(), Some(settings));
+        assert_eq!(set.segment_limits().ms, 6_000, "what grows is not compacted");
     }
 
     #[test]

@@ -134,6 +134,10 @@ pub struct PartitionView {
     pub next_offset: i64,
     /// Term of the last append, −1 when there was none.
     pub last_epoch: i32,
+    /// Names the last compaction of its log; 0 when there was none.
+    pub compaction_revision: u64,
+    /// Where the records begin that were in no compaction yet.
+    pub compacted_to: i64,
 }
 
 /// What was configured for one group; `None`: as for every group.

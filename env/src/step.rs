@@ -62,6 +62,8 @@ steps! {
     SegmentPieceFetched,
     /// Another replica's copy of a damaged segment is complete and durable beside it, and has not taken its place.
     SegmentRepairStaged,
+    /// A compacted segment is whole and durable, and was not moved to where it belongs.
+    CompactedSegmentStaged,
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    AdvanceLogStart, AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup,
-    ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember,
+    AdvanceLogStart, AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, CompactLog,
+    CompactedSegment, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember,
     ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, NewLogStart, OffsetToCommit,
     PartitionAppend, RebalancePartitions, RegisterBroker, ResolveRegularExpression, TopicPartitions, UnregisterBroker,
     UpdateMetadata,
@@ -26,7 +26,7 @@ pub fn op(data: &[u8]) {
 
 /// An op made of whatever the input says, mostly about the same few topics, groups and members, so that ops meet.
 pub fn arbitrary_op(input: &mut Input<'_>) -> Op {
-    match input.below(30) {
+    match input.below(31) {
         0..=2 => Op::CreateTopic(CreateTopic {
             topic_id: topic_id(input),
             name: name(input),
@@ -69,6 +69,14 @@ pub fn arbitrary_op(input: &mut Input<'_>) -> Op {
         }),
         27 => Op::CommitOffsets(CommitOffsets { commits: input.list(4, commit) }),
         28 => Op::AdvanceLogStart(AdvanceLogStart { partitions: input.list(4, new_log_start) }),
+        29 => Op::CompactLog(CompactLog {
+            topic_id: topic_id(input),
+            partition: u32_of(input),
+            revision: input.mostly_below(6),
+            log_start_offset: i64_of(input),
+            compacted_to: i64_of(input),
+            segments: input.list(3, compacted_segment),
+        }),
         _ => Op::HeartbeatConsumer(match input.below(3) {
             0 => HeartbeatConsumer::Seen { groups: input.list(2, |input| (group_id(input), input.list(3, member_id))) },
             _ => HeartbeatConsumer::Consumer(consumer_heartbeat(input)),
@@ -78,6 +86,18 @@ pub fn arbitrary_op(input: &mut Input<'_>) -> Op {
 
 fn new_log_start(input: &mut Input<'_>) -> NewLogStart {
     NewLogStart { topic_id: topic_id(input), partition: u32_of(input), offset: i64_of(input) }
+}
+
+fn compacted_segment(input: &mut Input<'_>) -> CompactedSegment {
+    CompactedSegment {
+        base_offset: i64_of(input),
+        next_offset: i64_of(input),
+        len: input.mostly_below(6),
+        crc32c: 0,
+        first_timestamp_ms: i64_of(input),
+        max_timestamp_ms: i64_of(input),
+        max_timestamp_offset: i64_of(input),
+    }
 }
 
 fn group_change(input: &mut Input<'_>) -> (String, Option<String>) {

@@ -194,6 +194,18 @@ marks! {
     DeletedSegmentsMissedAndRemoved,
     /// A leader whose clock differs from the others' let no records expire.
     ExpiryAwaitedClock,
+    /// Compacted segments took the place of others.
+    LogCompacted,
+    /// A compaction was proposed too late: records of its partition had been deleted, or it had been compacted again.
+    CompactionOutOfDate,
+    /// A compaction was given up before it was proposed.
+    CompactionGivenUp,
+    /// A compaction removed a tombstone whose time was over.
+    TombstoneRemoved,
+    /// A compaction took effect on a replica that did not have its files.
+    CompactedSegmentMissing,
+    /// A start found files of a compaction that its checkpoint does not know.
+    StagedSegmentFoundAtStart,
     /// A segment file did not hold what was applied.
     SegmentDamageFound,
     /// A damaged segment file was replaced by another replica's copy.

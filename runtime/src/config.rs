@@ -45,6 +45,12 @@ pub struct NodeConfig {
     pub offsets_retention_check_interval: Duration,
     /// How often each shard's leader looks for records that are to be deleted (`retention.ms`, `retention.bytes`).
     pub retention_check_interval: Duration,
+    /// How often each shard's leader looks for partitions that are to be compacted (`cleanup.policy=compact`).
+    pub compaction_check_interval: Duration,
+    /// How fast segments are read for that, one partition at a time on a node.
+    pub compaction_bytes_per_second: u64,
+    /// Keys that one compaction remembers at most, in about 40 bytes each: what comes behind so many different ones is left to the next.
+    pub compaction_keys_max: usize,
     /// Every segment is compared with its checksum once in so much time, and repaired from another node when it differs. Zero: never; what
     /// readers find damaged is repaired all the same.
     pub scrub_interval: Duration,
@@ -91,6 +97,9 @@ impl NodeConfig {
             offsets_retention: Duration::from_secs(7 * 24 * 60 * 60),
             offsets_retention_check_interval: Duration::from_secs(600),
             retention_check_interval: Duration::from_secs(300),
+            compaction_check_interval: Duration::from_secs(15),
+            compaction_bytes_per_second: 32 << 20,
+            compaction_keys_max: 1_000_000,
             scrub_interval: Duration::from_secs(7 * 24 * 60 * 60),
             scrub_bytes_per_second: 8 << 20,
             advertised_host: "localhost".to_owned(),

@@ -1,5 +1,6 @@
 //! One node: its shards, their Raft groups, journal, partition logs and checkpoints, and the network between nodes.
 
+mod compaction;
 pub mod config;
 pub mod error;
 mod group_upkeep;

@@ -153,7 +153,7 @@ impl<E: Env> PartitionLog<E> {
 
     fn exchanged(&self, source: &FileSource) -> bool {
         let state = self.partition.lock();
-        if !state.dropped && state.generation == source.generation && !state.lists(source.segment.base_offset) {
+        if !state.dropped && state.generation == source.generation && !state.lists(source.segment) {
             Mark::ReadOfDeletedSegment.reached();
             return true;
         }

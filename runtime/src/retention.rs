@@ -166,7 +166,7 @@ mod tests {
     fn segments(rows: &[(i64, u64, i64)]) -> Vec<SegmentEntry> {
         let mut base_offset = 5;
         let entry = |&(records, len, max_timestamp_ms): &(i64, u64, i64)| {
-            let name = SegmentName { topic_id: TopicId([1; 16]), partition: 0, base_offset };
+            let name = SegmentName { topic_id: TopicId([1; 16]), partition: 0, base_offset, revision: 0 };
             base_offset += records;
             SegmentEntry {
                 name,

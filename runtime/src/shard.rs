@@ -13,6 +13,7 @@ use lockstep_env::{Env, Task, timeout};
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 
+use crate::compaction::Compaction;
 use crate::error::{ProposeError, StartError};
 use crate::group_upkeep::GroupUpkeep;
 use crate::partition::{PartitionLog, ReadError};
@@ -107,6 +108,7 @@ impl<E: Env> Shard<E> {
             checkpoints,
             config.raft_dir.clone(),
             progress,
+            config.disk_reserve_bytes,
         ));
         let proposals = Proposals::new(id);
         let log = context.journal.shard(id);
@@ -161,6 +163,18 @@ impl<E: Env> Shard<E> {
             clocks: context.clocks.clone(),
             check_interval: config.retention_check_interval,
         };
+        let compaction = Compaction {
+            replica: replica.clone(),
+            leadership: leadership.clone(),
+            proposals: proposals.clone(),
+            peers: context.peers.clone(),
+            clocks: context.clocks.clone(),
+            turns: context.compactions.clone(),
+            check_interval: config.compaction_check_interval,
+            bytes_per_second: config.compaction_bytes_per_second,
+            keys_max: config.compaction_keys_max,
+            segment_bytes: config.segment_bytes,
+        };
         let scrub = Scrub {
             replica: replica.clone(),
             turns: context.scrubs.clone(),
@@ -173,6 +187,7 @@ impl<E: Env> Shard<E> {
             E::spawn(duties.run()),
             E::spawn(upkeep.run()),
             E::spawn(retention.run()),
+            E::spawn(compaction.run()),
             E::spawn(scrub.run()),
             E::spawn(repairer.run()),
             E::spawn(raft::record_changes(raft.clone(), replica.clone())),
@@ -567,6 +582,9 @@ impl<E: Env> Shard<E> {
         }
         if let Some(incoming) = self.inner.replica.lock_incoming().take() {
             incoming.abandon();
+        }
+        if let Some(pull) = self.inner.replica.lock_staging().take() {
+            pull.abandon();
         }
         self.inner.replica.store.close().await;
     }

@@ -145,9 +145,6 @@ async fn first_record_since<E: Env>(log: &PartitionLog<E>, timestamp_ms: i64) ->
 /// Nothing when the batch cannot be decoded.
 fn decode_first_since(bytes: &Bytes, timestamp_ms: i64, start: i64) -> Option<Result<(i64, i64), i64>> {
     let (header, records) = records::decode_batch(bytes, DECODED_BYTES_MAX).ok()?;
-    if header.is_log_append_time() {
-        return Some(Ok((header.max_timestamp, header.base_offset.max(start))));
-    }
     let mut kept = records.iter().filter(|record| record.offset >= start);
     let found = kept.find(|record| record.timestamp >= timestamp_ms);
     Some(match found {

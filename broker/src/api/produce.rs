@@ -1,6 +1,6 @@
 //! Produce: batches are checked by header and CRC, gathered by shard, and proposed in the order of their arrival.
 //!
-//! Records are never decoded. acks=1 is answered as acks=all, because an offset exists only once the batch is applied; acks=0
+//! Records are decoded only for compacted topics, which take none without a key. acks=1 is answered as acks=all, because an offset exists only once the batch is applied; acks=0
 //! gets no answer, and its connection is closed when something went wrong, which makes the client look for the leader again.
 
 use std::collections::BTreeMap;
@@ -21,6 +21,7 @@ use lockstep_wire::codec::produce_response::{
     LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
 };
 use lockstep_wire::codec::{BrokerId, ProduceRequest, ProduceResponse};
+use lockstep_wire::compaction::keys_missing;
 use lockstep_wire::{ApiKey, BatchHeader, Compression, check_batch};
 
 use tokio::task::coop::unconstrained;
@@ -33,6 +34,8 @@ use crate::topics::{self, LocatedTopic, TopicKey};
 
 /// One proposal carries at most so many bytes of batches, or one batch.
 const PROPOSAL_BYTES_MAX: usize = 1 << 20;
+/// The records of a batch for a compacted topic may unfold to so much, or to twice the batch's length.
+const DECODED_BYTES_MAX: usize = 16 << 20;
 /// No request waits longer for its acknowledgement, whatever it asks for.
 const TIMEOUT_MAX_MS: i32 = 120_000;
 
@@ -77,6 +80,13 @@ const NO_SPACE: Failure = Failure {
     reason: Some("The disks are nearly full: no records are taken until there is room."),
 };
 
+/// The answer to a record that a compacted topic could not find by its key again.
+const NO_KEY: Failure = Failure {
+    error: ErrorCode::InvalidRecord,
+    moved: None,
+    reason: Some("A compacted topic takes no record without a key."),
+};
+
 /// Batches that go into one proposal.
 #[derive(Default)]
 struct Gathered {
@@ -117,7 +127,7 @@ pub(crate) async fn begin<E: Env>(broker: Broker<E>, context: RequestContext, re
         for partition_index in 0..topic.partition_data.len() {
             let checked = check(context.api_version, &request, &located, topic, partition_index);
             // Replaced by the outcome of the batch's proposal.
-            topic_results.push(Err(checked.as_ref().err().copied().unwrap_or(ErrorCode::UnknownServerError).into()));
+            topic_results.push(Err(checked.as_ref().err().copied().unwrap_or(ErrorCode::UnknownServerError.into())));
             if let Ok((shard, append, batch)) = checked {
                 gather(by_shard.entry(shard).or_default(), append, batch, (topic_index, partition_index));
             }
@@ -184,12 +194,12 @@ fn check(
     located: &Result<LocatedTopic, ErrorCode>,
     topic: &TopicProduceData,
     partition_index: usize,
-) -> Result<(ShardId, PartitionAppend, Bytes), ErrorCode> {
+) -> Result<(ShardId, PartitionAppend, Bytes), Failure> {
     if !(-1..=1).contains(&request.acks) {
-        return Err(ErrorCode::InvalidRequiredAcks);
+        return Err(ErrorCode::InvalidRequiredAcks.into());
     }
     if request.transactional_id.is_some() {
-        return Err(ErrorCode::TransactionalIdAuthorizationFailed);
+        return Err(ErrorCode::TransactionalIdAuthorizationFailed.into());
     }
     let located = located.as_ref().map_err(|error| *error)?;
     let partition = &topic.partition_data[partition_index];
@@ -197,13 +207,16 @@ fn check(
     let index = u32::try_from(partition.index).map_err(|_| ErrorCode::UnknownTopicOrPartition)?;
     let batch = partition.records.clone().filter(|records| !records.is_empty()).ok_or(ErrorCode::InvalidRecord)?;
     if batch.len() > located.max_message_bytes {
-        return Err(ErrorCode::MessageTooLarge);
+        return Err(ErrorCode::MessageTooLarge.into());
     }
     let header = check_batch(&batch).map_err(|error| {
         tracing::info!(topic = &**topic.name, partition = index, %error, "record batch refused");
         ErrorCode::of_batch(&error)
     })?;
     check_header(version, &header)?;
+    if located.is_compacted {
+        check_keys(&batch)?;
+    }
     let payload_len = u32::try_from(batch.len()).map_err(|_| ErrorCode::MessageTooLarge)?;
     let idempotent = header.has_producer_id();
     let append = PartitionAppend {
@@ -237,6 +250,15 @@ fn check_header(version: i16, header: &BatchHeader) -> Result<(), ErrorCode> {
         return Err(ErrorCode::UnsupportedCompressionType);
     }
     Ok(())
+}
+
+/// Every record has a key (Kafka's `LogValidator`). Records that cannot be read could never be compacted.
+fn check_keys(batch: &Bytes) -> Result<(), Failure> {
+    match keys_missing(batch, DECODED_BYTES_MAX.max(2 * batch.len())) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(NO_KEY),
+        Err(_) => Err(ErrorCode::InvalidRecord.into()),
+    }
 }
 
 /// Adds a batch to the last proposal of its shard, or begins another one.
@@ -390,7 +412,18 @@ mod tests {
         records: Option<Bytes>,
         max_message_bytes: usize,
     ) -> Result<PartitionAppend, ErrorCode> {
-        let located = LocatedTopic { id: TopicId([7; 16]), max_message_bytes, shards: vec![Some(ShardId(3))] };
+        check_for(version, acks, records, max_message_bytes, false).map_err(|failure| failure.error)
+    }
+
+    fn check_for(
+        version: i16,
+        acks: i16,
+        records: Option<Bytes>,
+        max_message_bytes: usize,
+        is_compacted: bool,
+    ) -> Result<PartitionAppend, Failure> {
+        let shards = vec![Some(ShardId(3))];
+        let located = LocatedTopic { id: TopicId([7; 16]), max_message_bytes, is_compacted, shards };
         let topic = TopicProduceData::default()
             .with_partition_data(vec![PartitionProduceData::default().with_index(0).with_records(records)]);
         let request = ProduceRequest::default().with_acks(acks);
@@ -425,6 +458,28 @@ mod tests {
         }
         assert_eq!(check_records(9, -1, Some(sound.clone()), sound.len() - 1), Err(ErrorCode::MessageTooLarge));
         assert_eq!(check_records(9, 2, Some(sound), 1 << 20), Err(ErrorCode::InvalidRequiredAcks));
+    }
+
+    #[test]
+    fn a_compacted_topic_takes_records_with_keys_only() {
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let mixed = batch(compression);
+            assert_eq!(check_for(9, -1, Some(mixed), 1 << 20, true), Err(NO_KEY));
+            let mut builder = BatchBuilder::new();
+            builder.push(1, Some(b""), Some(b"value"), &[]);
+            builder.push(2, Some(b"key"), None, &[]);
+            let keyed = builder.finish(compression, None).expect("batch");
+            assert!(check_for(9, -1, Some(keyed), 1 << 20, true).is_ok(), "an empty key is a key");
+        }
+        let mut unreadable = batch(Compression::Zstd).to_vec();
+        let last = unreadable.len() - 3;
+        unreadable[last] ^= 0xff;
+        let crc = crc32c::crc32c(&unreadable[21..]);
+        unreadable[17..21].copy_from_slice(&crc.to_be_bytes());
+        let unreadable = Bytes::from(unreadable);
+        assert!(check_for(9, -1, Some(unreadable.clone()), 1 << 20, false).is_ok(), "nobody looks");
+        let refused = check_for(9, -1, Some(unreadable), 1 << 20, true);
+        assert_eq!(refused, Err(ErrorCode::InvalidRecord.into()));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_core::op::{
-    AdvanceLogStart, AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, ConfigureGroup,
-    ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember,
+    AdvanceLogStart, AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, CompactLog,
+    CompactedSegment, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember,
     ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, NewLogStart, OffsetToCommit,
     PartitionAppend, RebalancePartitions, RegisterBroker, ResolveRegularExpression, TopicPartitions, UnregisterBroker,
     UpdateMetadata,
@@ -297,6 +297,25 @@ fn examples() -> Vec<(&'static str, Op)> {
                 ],
             }),
         ),
+        (
+            "CompactLog",
+            Op::CompactLog(CompactLog {
+                topic_id: id(1),
+                partition: 300,
+                revision: 1 << 20 | 7,
+                log_start_offset: 5,
+                compacted_to: 5_000_000_000,
+                segments: vec![CompactedSegment {
+                    base_offset: 3,
+                    next_offset: 700,
+                    len: 70_000,
+                    crc32c: 0xA5A5_A5A5,
+                    first_timestamp_ms: 1_700_000_000_123,
+                    max_timestamp_ms: 1_700_000_000_124,
+                    max_timestamp_offset: -1,
+                }],
+            }),
+        ),
     ]
 }
 
@@ -325,7 +344,7 @@ fn every_op_is_read_back_as_it_was_written() {
         assert_eq!(Op::decode(&bytes), Ok(op), "{name}");
         codes.insert(bytes[1]);
     }
-    assert_eq!(codes, (1..=19).collect(), "an op without an example");
+    assert_eq!(codes, (1..=20).collect(), "an op without an example");
 }
 
 #[test]
@@ -342,7 +361,7 @@ fn cut_longer_and_unknown_bytes_are_refused() {
         newer[0] = 2;
         assert!(Op::decode(&newer).is_err(), "{name} of another format version");
         let mut unknown = bytes;
-        for code in [0, 20, 255] {
+        for code in [0, 21, 255] {
             unknown[1] = code;
             assert!(Op::decode(&unknown).is_err(), "code {code}");
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    AdvanceLogStart, AllocateProducerIds, AppendMessage, CreateTopic, DeleteTopic, NewLogStart, PartitionAppend,
+    AdvanceLogStart, AllocateProducerIds, AppendMessage, CompactLog, CompactedSegment, CreateTopic, DeleteTopic, NewLogStart, PartitionAppend,
     RegisterBroker, UnregisterBroker, UpdateMetadata,
 };
 use lockstep_core::{BrokerRecord, Op, ShardId, TopicId, TopicRecord};
@@ -138,8 +138,28 @@ pub(crate) fn advance_op() -> impl Strategy<Value = Op> {
     prop::collection::vec(wanted, 0..4).prop_map(|partitions| Op::AdvanceLogStart(AdvanceLogStart { partitions }))
 }
 
+pub(crate) fn compact_op() -> impl Strategy<Value = Op> {
+    let offset = || prop_oneof![12 => 0_i64..20, 1 => any::<i64>()];
+    let segment = (offset(), offset(), 0_u64..3).prop_map(|(base_offset, next_offset, len)| CompactedSegment {
+        base_offset,
+        next_offset,
+        len,
+        crc32c: 0,
+        first_timestamp_ms: -1,
+        max_timestamp_ms: -1,
+        max_timestamp_offset: -1,
+    });
+    let segments = prop::collection::vec(segment, 0..3);
+    (topic_id(), 0_u32..6, 0_u64..6, prop_oneof![3 => Just(0), 1 => offset()], offset(), segments).prop_map(
+        |(topic_id, partition, revision, log_start_offset, compacted_to, segments)| {
+            Op::CompactLog(CompactLog { topic_id, partition, revision, log_start_offset, compacted_to, segments })
+        },
+    )
+}
+
 pub(crate) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
+        4 => compact_op(),
         5 => (topic_id(), name(), count(), configs()).prop_map(|(topic_id, name, partitions, configs)| {
             Op::CreateTopic(CreateTopic { topic_id, name, partitions, configs })
         }),

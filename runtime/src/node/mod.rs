@@ -158,6 +158,7 @@ impl<E: Env> Node<E> {
         let cache = Cache::new(inner.config.cache_bytes);
         let checkpoints = Arc::new(Semaphore::new(1));
         let scrubs = Arc::new(Semaphore::new(1));
+        let compactions = Arc::new(Semaphore::new(1));
         let members = placement::founding_members(&inner.config, cluster);
         let is_founder = cluster.founders.get(&inner.config.node_id) == Some(&inner.incarnation);
         let mut shards = BTreeMap::new();
@@ -181,6 +182,7 @@ impl<E: Env> Node<E> {
                 founding_voters,
                 checkpoints: checkpoints.clone(),
                 scrubs: scrubs.clone(),
+                compactions: compactions.clone(),
                 clocks: inner.clocks.clone(),
             };
             shards.insert(id, Shard::start(context).await?);

@@ -27,6 +27,7 @@ use super::promises::Promises;
 use super::repair;
 use super::replica::Replica;
 use super::snapshot::{self, Incoming};
+use super::staging;
 use super::type_config::{Entry, TypeConfig, Vote, log_id, position};
 use crate::journal::ShardLog;
 use crate::peer::{IncomingRequest, Lane, PeerFault, PeerIdentity, PeerNetwork, PeerReply};
@@ -117,6 +118,10 @@ impl<E: Env> Handler<E> {
             message::SEGMENT_SUSPECTED => {
                 Box::pin(std::future::ready(read(&request.body).map(|suspicion| this.suspected(&suspicion))))
             }
+            message::STAGE_SEGMENTS => Box::pin(async move {
+                let ask = read(&request.body)?;
+                reply(&staging::asked(&this.replica, &this.peers, from, ask))
+            }),
             kind => Box::pin(std::future::ready(Err(malformed(format!("request kind {kind} is not known"))))),
         }
     }

@@ -1,7 +1,8 @@
 //! What the members of a shard send each other. Kinds are stable; bodies are postcard, and every struct is frozen once released.
 
 use bytes::Bytes;
-use lockstep_core::{NodeId, Position};
+use lockstep_core::op::CompactedSegment;
+use lockstep_core::{NodeId, Position, TopicId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,9 @@ pub(crate) const TRANSFER_LEADER: u8 = 6;
 pub(crate) const SEGMENT_PIECE: u8 = 7;
 /// What you gave of this segment has the wrong checksum. Body: [`SegmentSuspicion`]. Answer: empty.
 pub(crate) const SEGMENT_SUSPECTED: u8 = 8;
+
+/// Fetch these compacted segments from me. Body: [`StageAsk`]. Repeated until the answer is final. Answer: [`StageAnswer`].
+pub(crate) const STAGE_SEGMENTS: u8 = 9;
 
 /// An AppendEntries request.
 #[derive(Debug, Serialize, Deserialize)]
@@ -117,6 +121,34 @@ pub(crate) struct SegmentAsk {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SegmentSuspicion {
     pub(crate) segment: SegmentName,
+}
+
+/// The result of a compaction that its leader is about to propose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StageAsk {
+    /// What the leader had applied when it began: the fate of every compaction before this one is decided there.
+    pub(crate) applied: Position,
+    pub(crate) topic_id: TopicId,
+    pub(crate) partition: u32,
+    pub(crate) revision: u64,
+    pub(crate) segments: Vec<CompactedSegment>,
+}
+
+impl StageAsk {
+    /// The name of the segment that begins here.
+    pub(crate) fn name(&self, base_offset: i64) -> SegmentName {
+        SegmentName { topic_id: self.topic_id, partition: self.partition, base_offset, revision: self.revision }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum StageAnswer {
+    /// Not all of it is here yet. Ask again.
+    Fetching,
+    /// All of it is here, and durable.
+    Staged,
+    /// It cannot be had now.
+    Refused(String),
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -22,6 +22,7 @@ mod proposals;
 mod repair;
 mod replica;
 mod snapshot;
+mod staging;
 mod state_machine;
 #[cfg(test)]
 mod tests;
@@ -52,7 +53,9 @@ pub use promises::{Choice, Promised, Promises};
 pub(crate) use proposals::Proposals;
 pub(crate) use repair::Repairer;
 pub(crate) use replica::{Progress, Replica};
+pub(crate) use message::StageAsk;
 pub(crate) use snapshot::restore;
+pub(crate) use staging::{has_room, spread};
 pub(crate) use state_machine::{StateMachine, take_turns};
 #[cfg(test)]
 pub(crate) use type_config::Command;
@@ -79,6 +82,8 @@ pub(crate) struct ShardContext<E: Env> {
     pub(crate) checkpoints: Arc<Semaphore>,
     /// One permit: a node reads one segment at a time to compare it with its checksum.
     pub(crate) scrubs: Arc<Semaphore>,
+    /// One permit: a node compacts one partition at a time.
+    pub(crate) compactions: Arc<Semaphore>,
     pub(crate) clocks: Clocks,
 }
 

@@ -61,7 +61,7 @@ enum Outcome {
 
 /// Why one member's copy was not taken.
 #[derive(Debug, thiserror::Error)]
-enum FetchError {
+pub(crate) enum FetchError {
     #[error(transparent)]
     Peer(#[from] PeerError),
     #[error("{0} bytes came of {1} that were asked for")]
@@ -200,7 +200,7 @@ impl<E: Env> Repairer<E> {
             }
             let len = missing.min(u64::from(CHUNK_BYTES)) as u32;
             let ask = SegmentAsk { segment: damage.entry.name, whole: damage.entry.len, offset, len };
-            let written = match self.piece(from, incarnation, &ask).await {
+            let written = match fetch_piece(&self.peers, &self.replica, (from, incarnation), &ask).await {
                 Ok(piece) => repair.write(piece).await.map_err(|error| RepairError::Io(error).into()),
                 Err(error) => Err(error),
             };
@@ -212,20 +212,26 @@ impl<E: Env> Repairer<E> {
         }
     }
 
-    /// Between 1 and `ask.len` bytes.
-    async fn piece(&self, from: NodeId, incarnation: [u8; 16], ask: &SegmentAsk) -> Result<Bytes, FetchError> {
-        let request = PeerRequest {
-            kind: message::SEGMENT_PIECE,
-            shard: self.replica.id.0,
-            body: message::encode(ask),
-            payload: Vec::new(),
-        };
-        let (_, piece) = self.peers.call(from, Some(incarnation), Lane::Bulk, request, PIECE_TIMEOUT).await?;
-        if piece.is_empty() || piece.len() > ask.len as usize {
-            return Err(FetchError::Length(piece.len(), ask.len));
-        }
-        Ok(piece)
+}
+
+/// A piece of a segment that another member has: between 1 and `ask.len` bytes.
+pub(crate) async fn fetch_piece<E: Env>(
+    peers: &PeerNetwork<E>,
+    replica: &Replica<E>,
+    (from, incarnation): (NodeId, [u8; 16]),
+    ask: &SegmentAsk,
+) -> Result<Bytes, FetchError> {
+    let request = PeerRequest {
+        kind: message::SEGMENT_PIECE,
+        shard: replica.id.0,
+        body: message::encode(ask),
+        payload: Vec::new(),
+    };
+    let (_, piece) = peers.call(from, Some(incarnation), Lane::Bulk, request, PIECE_TIMEOUT).await?;
+    if piece.is_empty() || piece.len() > ask.len as usize {
+        return Err(FetchError::Length(piece.len(), ask.len));
     }
+    Ok(piece)
 }
 
 /// Tells a member that what it gave of a segment was not what it should be. It looks for itself; nothing depends on whether it hears of it.

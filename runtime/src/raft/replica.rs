@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use super::acknowledged::Acknowledged;
 use super::group_watch::GroupWatch;
 use super::snapshot::{Incoming, Outgoing};
+use super::staging::StagingPull;
 use super::type_config::{LogId, StoredMembership, position};
 use crate::storage::{Checkpoints, PartitionStore};
 
@@ -41,6 +42,10 @@ pub(crate) struct Replica<E: Env> {
     acknowledged: Mutex<BTreeMap<NodeId, Arc<Acknowledged>>>,
     /// The snapshot that this node is fetching.
     pub(crate) incoming: Mutex<Option<Arc<Incoming>>>,
+    /// The files of a compaction that this node is fetching.
+    staging: Mutex<Option<Arc<StagingPull>>>,
+    /// See [`crate::NodeConfig::disk_reserve_bytes`].
+    pub(crate) disk_reserve_bytes: u64,
     /// Groups that need an assignment, for the leader to propose.
     pub(crate) assignments: Mutex<BTreeSet<String>>,
     /// Wakes the leader's duties.
@@ -51,6 +56,8 @@ pub(crate) struct Replica<E: Env> {
     pub(crate) upkeep: Notify,
     /// Wakes the leader's look for expired records, to end.
     pub(crate) retention: Notify,
+    /// Wakes the leader's look for what can be compacted, to end.
+    pub(crate) compaction: Notify,
     /// Wakes whoever follows the directory of topics and brokers.
     pub(crate) directory: Notify,
     core: RwLock<ClusterStateMachine>,
@@ -89,6 +96,7 @@ impl<E: Env> Replica<E> {
         checkpoints: Checkpoints<E>,
         raft_dir: PathBuf,
         progress: Progress,
+        disk_reserve_bytes: u64,
     ) -> Self {
         let applied = progress.last.as_ref().map(position).unwrap_or_default();
         let digests = VecDeque::from([(applied.index, core.digest().0)]);
@@ -106,11 +114,14 @@ impl<E: Env> Replica<E> {
             outgoing: Mutex::default(),
             acknowledged: Mutex::default(),
             incoming: Mutex::default(),
+            staging: Mutex::default(),
+            disk_reserve_bytes,
             assignments: Mutex::default(),
             duties: Notify::new(),
             unresolved_regexes: Mutex::default(),
             upkeep: Notify::new(),
             retention: Notify::new(),
+            compaction: Notify::new(),
             directory: Notify::new(),
             core: RwLock::new(core),
             sessions: Mutex::default(),
@@ -183,6 +194,7 @@ impl<E: Env> Replica<E> {
         self.duties.notify_waiters();
         self.upkeep.notify_waiters();
         self.retention.notify_waiters();
+        self.compaction.notify_waiters();
     }
 
     pub(crate) fn stopped(&self) -> Option<String> {
@@ -221,6 +233,10 @@ impl<E: Env> Replica<E> {
     pub(crate) fn reverted(&self) -> BTreeSet<NodeId> {
         let acknowledged = lock(&self.acknowledged);
         acknowledged.iter().filter(|(_, member)| member.is_reverted()).map(|(member, _)| *member).collect()
+    }
+
+    pub(crate) fn lock_staging(&self) -> MutexGuard<'_, Option<Arc<StagingPull>>> {
+        lock(&self.staging)
     }
 
     pub(crate) fn lock_incoming(&self) -> MutexGuard<'_, Option<Arc<Incoming>>> {

@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use lockstep_core::op::CompactLog;
 use lockstep_core::{ClusterStateMachine, Effect, Op, Reply};
 use lockstep_env::{Env, Step};
 use openraft::OptionalSend;
@@ -155,6 +156,10 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
                 Payload::Normal(command) => {
                     in_a_row += command.op.len() / OP_BYTES_OF_ENTRY;
                     self.replica.store.writable().await;
+                    if command.op.get(1) == Some(&CompactLog::CODE) {
+                        // What is replaced must be in its files: a checkpoint that was prepared before may list it.
+                        self.replica.store.flush().await?;
+                    }
                     match self.apply_command(&entry.log_id, command) {
                         Ok((reply, digest)) => (Some(reply), None, digest),
                         Err(reason) => return Err(self.refuse(&entry.log_id, &command.op, &reason)),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use lockstep_env::{DiskFile, Env, OpenMode};
 
 use crate::storage::batch::{BatchHeader, CRC_END, HEADER_LEN};
+use crate::storage::read::follows;
 use crate::storage::segment::{SegmentEntry, SegmentName};
 use crate::storage::store::{Inner, PartitionStore};
 
@@ -56,7 +57,8 @@ impl Pace {
         Self { bytes_per_second: None, next: E::now() }
     }
 
-    async fn read<E: Env>(&mut self, bytes: usize) {
+    /// To be called after each read of so many bytes.
+    pub(crate) async fn read<E: Env>(&mut self, bytes: usize) {
         let Some(rate) = self.bytes_per_second else { return };
         let now = E::now();
         // What was not read in time is not made up for.
@@ -134,7 +136,7 @@ impl<E: Env> PartitionStore<E> {
             let head = file.read_at(position, HEADER_LEN).await.unwrap_or_default();
             let left = entry.len - position;
             let header =
-                BatchHeader::parse(&head).filter(|header| header.base_offset == expected && header.len as u64 <= left);
+                BatchHeader::parse(&head).filter(|header| follows(entry.name, expected, header) && header.len as u64 <= left);
             let Some(header) = header else { return Some(position) };
             // In pieces: a length that is wrong must not decide how much memory this takes.
             let (mut at, mut crc32c) = (CRC_END, 0);
@@ -155,14 +157,21 @@ impl<E: Env> PartitionStore<E> {
 }
 
 impl<E: Env> Inner<E> {
+    /// A compacted segment whose file is here and that has not taken the place of others: its length, and the generation of the partition's files.
+    pub(crate) fn staged(&self, name: SegmentName) -> Option<(u64, u64)> {
+        let partition = self.partition(name.key())?;
+        let state = partition.lock();
+        Some((state.staged(name)?, state.generation))
+    }
+
     /// A segment with records that can be read: its entry, how much of it is in the file, and the generation of the partition's files.
     pub(crate) fn listed(&self, name: SegmentName) -> Option<(SegmentEntry, u64, u64)> {
         let partition = self.partition(name.key())?;
         let state = partition.lock();
-        if state.dropped || !state.lists(name.base_offset) {
+        if state.dropped || !state.lists(name) {
             return None;
         }
-        let segment = state.segment(name.base_offset).filter(|segment| segment.entry.len > 0)?;
+        let segment = state.segment(name).filter(|segment| segment.entry.len > 0)?;
         Some((segment.entry, segment.written, state.generation))
     }
 }

@@ -128,7 +128,7 @@ impl<E: Env> Inner<E> {
             {
                 let mut state = partition.lock();
                 state.wrote(&step);
-                let unsynced = state.segment(step.segment.base_offset).map_or(0, |it| it.written - it.synced);
+                let unsynced = state.segment(step.segment).map_or(0, |it| it.written - it.synced);
                 if unsynced / SYNC_STEP_BYTES > unsynced.saturating_sub(step.bytes) / SYNC_STEP_BYTES {
                     lock(&self.long_unsynced).push((Arc::clone(partition), step.segment));
                 }
@@ -171,7 +171,7 @@ impl<E: Env> Inner<E> {
                 continue;
             }
             let segment = state
-                .segment(entry.name.base_offset)
+                .segment(entry.name)
                 .filter(|segment| segment.written >= entry.len)
                 .ok_or_else(|| io::Error::other("the segments were exchanged under the checkpoint"))?;
             if segment.synced < entry.len {
@@ -200,21 +200,21 @@ impl<E: Env> Inner<E> {
     pub(crate) async fn sync_segment(&self, partition: &Partition, name: SegmentName) -> io::Result<()> {
         let (written, generation) = {
             let state = partition.lock();
-            (state.segment(name.base_offset).map_or(0, |segment| segment.written), state.generation)
+            (state.segment(name).map_or(0, |segment| segment.written), state.generation)
         };
         let synced = match self.file(name, generation, OpenMode::ReadWrite).await {
             Ok(file) => file.sync_data().await,
             Err(error) => Err(error),
         };
         let mut state = partition.lock();
-        let is_gone = state.dropped || state.segment(name.base_offset).is_none();
+        let is_gone = state.dropped || state.segment(name).is_none();
         let gone = is_gone && synced.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         if gone || state.generation != generation {
             // The files were removed, or exchanged for others that are durable.
             return Ok(());
         }
         synced.map_err(|error| self.fail(&self.log_path(name), error))?;
-        if let Some(segment) = state.segment_mut(name.base_offset) {
+        if let Some(segment) = state.segment_mut(name) {
             segment.synced = segment.synced.max(written);
         }
         Ok(())

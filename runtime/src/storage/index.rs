@@ -98,7 +98,8 @@ impl Index {
                 max_timestamp_ms: i64::from_be_bytes(max_timestamp_ms.try_into().ok()?),
             };
             let in_order = match entries.last() {
-                None => entry.position == 0 && entry.offset == base_offset,
+                // Later in a compacted segment.
+                None => entry.position == 0 && entry.offset >= base_offset,
                 Some(last) => entry.offset > last.offset && entry.position > last.position,
             };
             if !in_order || entry.position >= covered {

@@ -1,6 +1,6 @@
 //! A replica that takes over another's checkpoint.
 //!
-//! What is fetched goes to `<store>/installing/`, one file for each segment, named `<partition's directory>.<base offset, 20 digits>.<first
+//! What is fetched goes to `<store>/installing/`, one file for each segment, named `<partition's directory>.<segment's stem>.<first
 //! byte's position>`. Once all of it is there, verified and durable, the folder is renamed to `install-<CRC32C>-<length>` of the encoded manifest,
 //! then the manifest becomes the shard's checkpoint, and then the files are moved (or, where the segment's first part was here already, appended)
 //! to where they belong. A start that finds such a folder does the last step if the checkpoint is that manifest, and removes the folder otherwise;
@@ -107,7 +107,7 @@ impl<E: Env> Installation<E> {
         for entry in self.manifest.segments.iter().filter(|entry| entry.len > 0) {
             let local = inner.partition(entry.name.key()).and_then(|partition| {
                 let state = partition.lock();
-                state.segment(entry.name.base_offset).map(|segment| (segment.entry, state.generation))
+                state.segment(entry.name).map(|segment| (segment.entry, state.generation))
             });
             let (len, crc32c) = match local {
                 Some((local, generation)) if local.len > entry.len => {
@@ -338,15 +338,14 @@ async fn crc_of<E: Env>(inner: &Inner<E>, entry: &SegmentEntry, generation: u64)
 }
 
 fn staged_name(segment: &SegmentName, from: u64) -> String {
-    format!("{}.{:020}.{from}", segment.key().directory(), segment.base_offset)
+    format!("{}.{from}", segment.staged_file())
 }
 
 fn parse_staged_name(name: &str) -> Option<(SegmentName, u64)> {
     let mut parts = name.split('.');
-    let (directory, base_offset, from) = (parts.next()?, parts.next()?, parts.next()?);
+    let (directory, stem, from) = (parts.next()?, parts.next()?, parts.next()?);
     let key = PartitionKey::parse_directory(directory)?;
-    let segment =
-        SegmentName { topic_id: key.topic_id, partition: key.partition, base_offset: base_offset.parse().ok()? };
+    let segment = SegmentName::parse_stem(key, stem)?;
     let from = from.parse().ok()?;
     (staged_name(&segment, from) == name).then_some((segment, from))
 }

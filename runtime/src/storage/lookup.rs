@@ -8,6 +8,7 @@ use lockstep_env::{Disk, DiskFile, Env, OpenMode};
 
 use crate::storage::batch::{BatchHeader, HEADER_LEN};
 use crate::storage::index::{self, Index, IndexEntry};
+use crate::storage::read::follows;
 use crate::storage::segment::{SegmentEntry, SegmentName};
 use crate::storage::state::{FileSource, Partition};
 use crate::storage::store::{Inner, lock};
@@ -56,7 +57,7 @@ impl<E: Env> Inner<E> {
         let from_file = index.covered;
         if from_file < asked {
             self.scan(source, &mut index).await?;
-            let listed = self.partition(name.key()).is_some_and(|partition| partition.lock().lists(name.base_offset));
+            let listed = self.partition(name.key()).is_some_and(|partition| partition.lock().lists(name));
             if listed && index.covered == asked && (anew || asked - from_file >= SCANNED_BYTES_WORTH_A_FILE) {
                 self.write_index(name, &index).await;
             }
@@ -82,7 +83,7 @@ impl<E: Env> Inner<E> {
             while let Some(rest) = window.get(at..).filter(|rest| rest.len() >= HEADER_LEN) {
                 let Some(header) = BatchHeader::parse(rest) else { return Ok(()) };
                 let follows = match expected {
-                    Some(expected) => header.base_offset == expected,
+                    Some(expected) => follows(source.segment, expected, &header),
                     None => index.entries.last().is_none_or(|last| header.base_offset > last.offset),
                 };
                 if !follows || index.covered + header.len as u64 > source.recent_from {
@@ -132,7 +133,7 @@ impl<E: Env> Inner<E> {
         for (partition, entry) in segments {
             let grown = partition
                 .lock()
-                .segment(entry.name.base_offset)
+                .segment(entry.name)
                 .is_some_and(|segment| segment.recent.len() > GROWN_ENTRIES);
             if grown {
                 self.save_index(partition, entry.name).await;
@@ -145,7 +146,7 @@ impl<E: Env> Inner<E> {
         let _indexing = self.indexing.lock().await;
         let (source, moved, covered) = {
             let state = partition.lock();
-            let Some(segment) = state.segment(name.base_offset) else { return };
+            let Some(segment) = state.segment(name) else { return };
             let closed = state.segments().next_back().is_some_and(|last| last.entry.name != name);
             // The last entry of a growing segment is not finished.
             let (count, covered) = if closed && segment.written == segment.entry.len {
@@ -183,7 +184,7 @@ impl<E: Env> Inner<E> {
         self.keep_index(name, source.generation, &Arc::new(loaded));
         let mut state = partition.lock();
         if state.generation == source.generation
-            && let Some(segment) = state.segment_mut(name.base_offset)
+            && let Some(segment) = state.segment_mut(name)
             && segment.recent_from == source.recent_from
         {
             segment.recent.drain(..moved.len());

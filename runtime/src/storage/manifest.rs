@@ -24,7 +24,7 @@ pub struct Manifest {
 #[error("not a checkpoint manifest: {0}")]
 pub struct ManifestError(pub String);
 
-const MAGIC: [u8; 8] = *b"LSMANIF2";
+const MAGIC: [u8; 8] = *b"LSMANIF3";
 const HEAD_LEN: usize = 24;
 const CRC_LEN: usize = 4;
 
@@ -38,7 +38,7 @@ struct Body {
 impl Manifest {
     /// The bytes on disk and on the wire: versioned, with a checksum at the end.
     ///
-    /// `LSMANIF2`, the lengths (big-endian) of the three parts (body u32, membership u32, snapshot u64), the parts, and the CRC32C of
+    /// `LSMANIF3`, the lengths (big-endian) of the three parts (body u32, membership u32, snapshot u64), the parts, and the CRC32C of
     /// all that (u32). The body is position and segments, in postcard.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -142,7 +142,7 @@ mod tests {
 
     fn entry(partition: u32, base_offset: i64, next_offset: i64) -> SegmentEntry {
         SegmentEntry {
-            name: SegmentName { topic_id: TopicId([9; 16]), partition, base_offset },
+            name: SegmentName { topic_id: TopicId([9; 16]), partition, base_offset, revision: 0 },
             len: (next_offset - base_offset) as u64 * 100,
             crc32c: 77,
             start_offset: base_offset,

@@ -4,6 +4,7 @@
 //!
 //! - `<base offset, 20 digits>.log`: record batches (Kafka's format, version 2), one after another, as applied.
 //! - `<base offset, 20 digits>.index`: positions and timestamps, see `index.rs`; can be made anew from the log at any time.
+//! - `<base offset, 20 digits>-<revision>.log` and `.index`: the same of segments that a compaction made, see `staging.rs`.
 //!
 //! Everything that shapes a `.log` file is decided by the applied sequence, so the files of all replicas are byte-identical.
 //! They are written behind `apply` and synced by checkpoints only. A checkpoint's [`Manifest`] names every segment with its length and
@@ -21,10 +22,11 @@ pub mod install;
 mod lookup;
 mod lru;
 pub mod manifest;
-mod read;
+pub(crate) mod read;
 mod recovery;
 pub(crate) mod repair;
 pub mod segment;
+pub(crate) mod staging;
 pub(crate) mod state;
 pub mod store;
 pub(crate) mod suspicion;

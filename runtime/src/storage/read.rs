@@ -25,8 +25,13 @@ pub(crate) struct FileBatches {
     pub(crate) full: bool,
 }
 
-/// Where a batch begins: position and base offset.
+/// Where a batch begins: position and base offset. In a compacted segment it may begin at a later offset.
 type Start = (u64, i64);
+
+/// May a batch come where this offset is expected?
+pub(crate) fn follows(segment: SegmentName, expected: i64, header: &BatchHeader) -> bool {
+    header.base_offset == expected || segment.is_compacted() && header.base_offset > expected
+}
 
 impl<E: Env> Inner<E> {
     /// Batches of one file from the one that holds `offset` on, each one verified.
@@ -92,7 +97,7 @@ impl<E: Env> Inner<E> {
                     break;
                 }
                 let header = BatchHeader::parse(rest)
-                    .filter(|header| header.base_offset == expected && header.len as u64 <= left_in_file);
+                    .filter(|header| follows(source.segment, expected, header) && header.len as u64 <= left_in_file);
                 let Some(header) = header else {
                     if start.is_some() {
                         break;
@@ -116,7 +121,7 @@ impl<E: Env> Inner<E> {
                                 return Err(damaged(here));
                             }
                             let after = here + header.len as u64;
-                            partition.lock().hint(header.next_offset, source.segment.base_offset, after);
+                            partition.lock().hint(header.next_offset, source.segment, after);
                             return Ok(FileBatches { bytes: batch, next_offset: header.next_offset, full: false });
                         }
                     }
@@ -126,7 +131,7 @@ impl<E: Env> Inner<E> {
             }
             position += at as u64;
             if let Some(start) = start {
-                partition.lock().hint(expected, source.segment.base_offset, position);
+                partition.lock().hint(expected, source.segment, position);
                 return Ok(FileBatches { bytes: window.slice(start..at), next_offset: expected, full });
             }
         }

@@ -12,8 +12,10 @@ use crate::error::StartError;
 use crate::storage::install;
 use crate::storage::manifest::{Manifest, check_segments};
 use crate::storage::repair::REPAIRING;
+use crate::storage::staging::STAGING;
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
 use crate::storage::state::{Partition, PartitionState};
+use lockstep_probe::{Mark, Mistake};
 
 /// Directories looked at at the same time.
 const DIRECTORIES_AT_ONCE: usize = 16;
@@ -22,12 +24,21 @@ fn failed(path: &Path, source: io::Error) -> StartError {
     StartError::Io { path: path.display().to_string(), source }
 }
 
-/// Makes the directory hold what the manifest lists and nothing else, and gives its partitions.
+/// What a store has at its start.
+#[derive(Default)]
+pub(crate) struct Recovered {
+    pub(crate) partitions: BTreeMap<PartitionKey, Arc<Partition>>,
+    /// Listed segments that a compaction made and whose files are not there, or not whole.
+    pub(crate) missing: Vec<SegmentName>,
+}
+
+/// Makes the directory hold what the manifest lists, and files of compactions that may be about to take effect: an entry of the journal may say so,
+/// and they may be nowhere else. Everything else goes.
 pub(crate) async fn recover<E: Env>(
     env: &E,
     dir: &Path,
     manifest: Option<&Manifest>,
-) -> Result<BTreeMap<PartitionKey, Arc<Partition>>, StartError> {
+) -> Result<Recovered, StartError> {
     let disk = env.disk();
     disk.create_dir_all(dir).await.map_err(|error| failed(dir, error))?;
     if let Some(parent) = dir.parent() {
@@ -47,35 +58,66 @@ pub(crate) async fn recover<E: Env>(
     let names = disk.read_dir(dir).await.map_err(|error| failed(dir, error))?;
     install::resume::<E>(disk, dir, &names, manifest).await.map_err(|error| failed(dir, error))?;
     for name in names {
-        // What was being repaired is damaged still, or whole.
-        let is_leftover = name == REPAIRING;
+        // What was being repaired is damaged still, or whole; what was being compacted was not needed yet.
+        let is_leftover = name == REPAIRING || name == STAGING;
         if is_leftover || PartitionKey::parse_directory(&name).is_some_and(|key| !listed.contains_key(&key)) {
             let path = dir.join(&name);
             disk.remove_dir_all(&path).await.map_err(|error| failed(&path, error))?;
         }
     }
-    let mut partitions = BTreeMap::new();
+    let mut recovered = Recovered::default();
     let listed: Vec<_> = listed.into_iter().collect();
     for some in listed.chunks(DIRECTORIES_AT_ONCE) {
         let states = some.iter().map(async |(key, segments)| {
-            let directory_made = cut_partition(disk, &dir.join(key.directory()), segments).await?;
+            let found = cut_partition(disk, *key, &dir.join(key.directory()), segments).await?;
             let mut state = PartitionState::durable(segments.iter().copied(), 0);
-            state.directory_made = directory_made;
-            Ok::<_, StartError>((*key, Partition::new(*key, state)))
+            state.directory_made = found.directory_made;
+            for (name, len) in found.staged {
+                Mark::StagedSegmentFoundAtStart.reached();
+                state.stage(name, len);
+            }
+            Ok::<_, StartError>((*key, Partition::new(*key, state), found.missing))
         });
-        partitions.extend(try_join_all(states).await?);
+        for (key, partition, missing) in try_join_all(states).await? {
+            recovered.partitions.insert(key, partition);
+            recovered.missing.extend(missing);
+        }
     }
-    Ok(partitions)
+    Ok(recovered)
 }
 
-/// Cuts the partition's files to what is listed. Is there a directory?
-async fn cut_partition<D: Disk>(disk: &D, directory: &Path, segments: &[SegmentEntry]) -> Result<bool, StartError> {
+/// What was found of a partition.
+#[derive(Default)]
+struct Found {
+    directory_made: bool,
+    /// Files of compactions after those that the manifest knows, with their lengths.
+    staged: Vec<(SegmentName, u64)>,
+    missing: Vec<SegmentName>,
+}
+
+/// Cuts the partition's files to what is listed.
+async fn cut_partition<D: Disk>(
+    disk: &D,
+    key: PartitionKey,
+    directory: &Path,
+    segments: &[SegmentEntry],
+) -> Result<Found, StartError> {
     let names = match disk.read_dir(directory).await {
         Ok(names) => Some(names),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(failed(directory, error)),
     };
+    let mut found = Found { directory_made: names.is_some(), ..Found::default() };
+    let last_revision = segments.iter().map(|entry| entry.name.revision).max().unwrap_or(0);
     for name in names.iter().flatten() {
+        let compacted = name.strip_suffix(".log").and_then(|stem| SegmentName::parse_stem(key, stem));
+        let forgets = Mistake::StagedSegmentsRemovedAtStart.is_made();
+        if let Some(compacted) = compacted.filter(|compacted| compacted.revision > last_revision && !forgets) {
+            let path = directory.join(name);
+            let file = disk.open(&path, OpenMode::Read).await.map_err(|error| failed(&path, error))?;
+            found.staged.push((compacted, file.len().await.map_err(|error| failed(&path, error))?));
+            continue;
+        }
         let ours = name.ends_with(".log") || name.ends_with(".index");
         let kept = segments.iter().any(|entry| entry.len > 0 && is_file_of(name, &entry.name));
         if ours && !kept {
@@ -89,12 +131,20 @@ async fn cut_partition<D: Disk>(disk: &D, directory: &Path, segments: &[SegmentE
             |offset: u64, reason: String| StartError::Damaged { path: path.display().to_string(), offset, reason };
         let file = match disk.open(&path, OpenMode::ReadWrite).await {
             Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && entry.name.is_compacted() => {
+                found.missing.push(entry.name);
+                continue;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(damaged(0, format!("missing, the checkpoint lists {} bytes", entry.len)));
             }
             Err(error) => return Err(failed(&path, error)),
         };
         let len = file.len().await.map_err(|error| failed(&path, error))?;
+        if len < entry.len && entry.name.is_compacted() {
+            found.missing.push(entry.name);
+            continue;
+        }
         if len < entry.len {
             return Err(damaged(len, format!("ends here, the checkpoint lists {} bytes", entry.len)));
         }
@@ -102,7 +152,7 @@ async fn cut_partition<D: Disk>(disk: &D, directory: &Path, segments: &[SegmentE
             file.set_len(entry.len).await.map_err(|error| failed(&path, error))?;
         }
     }
-    Ok(names.is_some())
+    Ok(found)
 }
 
 fn is_file_of(file: &str, segment: &SegmentName) -> bool {

@@ -1,6 +1,6 @@
 //! Replacing a damaged segment file by what another replica has.
 //!
-//! The other replica's bytes go to `<store>/repairing/<partition's directory>.<base offset, 20 digits>`. Only when all of them are there, have the
+//! The other replica's bytes go to `<store>/repairing/<partition's directory>.<segment's stem>`. Only when all of them are there, have the
 //! checksum that this store knows, and are durable, the file is renamed to where the damaged one is: after a crash one of the two is there, whole. A start
 //! removes the folder.
 //!
@@ -84,7 +84,7 @@ impl<E: Env> Repair<E> {
         let Some(partition) = inner.partition(name.key()) else { return Ok(None) };
         let folder = inner.dir.join(REPAIRING);
         inner.env.disk().create_dir_all(&folder).await?;
-        let staged = folder.join(format!("{}.{:020}", name.key().directory(), name.base_offset));
+        let staged = folder.join(name.staged_file());
         let file = inner.env.disk().open(&staged, OpenMode::Truncate).await?;
         Ok(Some(Self { inner, pin, partition, damage, staged, file, have: 0, crc32c: 0 }))
     }
@@ -146,7 +146,7 @@ impl<E: Env> Repair<E> {
         inner.check_failed()?;
         let found = {
             let state = self.partition.lock();
-            let segment = state.segment(entry.name.base_offset);
+            let segment = state.segment(entry.name);
             segment
                 .filter(|_| !state.dropped && state.generation == *generation)
                 .map(|segment| (segment.entry, segment.written, segment.synced))
@@ -166,7 +166,7 @@ impl<E: Env> Repair<E> {
         let directory = inner.directory(entry.name.key());
         // Without this nothing that is written to the new file could be made durable.
         disk.sync_dir(&directory).await.map_err(|error| inner.fail(&directory, error))?;
-        if let Some(segment) = self.partition.lock().segment_mut(entry.name.base_offset) {
+        if let Some(segment) = self.partition.lock().segment_mut(entry.name) {
             segment.synced = segment.synced.max(written);
         }
         Ok(Replaced::Done)
@@ -215,7 +215,7 @@ impl<E: Env> Repair<E> {
         }
         let source = {
             let state = self.partition.lock();
-            let Some(segment) = state.segment(name.base_offset).filter(|_| state.generation == generation) else {
+            let Some(segment) = state.segment(name).filter(|_| state.generation == generation) else {
                 return;
             };
             FileSource {

@@ -10,8 +10,10 @@ pub struct SegmentName {
     pub topic_id: TopicId,
     /// Partition index.
     pub partition: u32,
-    /// Offset of the segment's first record.
+    /// Where the segment begins: the offset of its first record, unless that was compacted away.
     pub base_offset: i64,
+    /// Which compaction made it ([`lockstep_core::op::CompactLog::revision`]); 0: none, its batches lie there as they were appended.
+    pub revision: u64,
 }
 
 impl SegmentName {
@@ -20,14 +22,45 @@ impl SegmentName {
         PartitionKey { topic_id: self.topic_id, partition: self.partition }
     }
 
+    /// A segment that batches are appended to.
+    pub(crate) fn appended(key: PartitionKey, base_offset: i64) -> Self {
+        Self { topic_id: key.topic_id, partition: key.partition, base_offset, revision: 0 }
+    }
+
+    /// There may be offsets in it that no batch holds.
+    pub(crate) fn is_compacted(&self) -> bool {
+        self.revision > 0
+    }
+
+    /// What its files are called within the partition's directory, without their endings.
+    pub(crate) fn stem(&self) -> String {
+        match self.revision {
+            0 => format!("{:020}", self.base_offset),
+            revision => format!("{:020}-{revision}", self.base_offset),
+        }
+    }
+
+    /// Reads what [`SegmentName::stem`] made; `None` for anything else.
+    pub(crate) fn parse_stem(key: PartitionKey, stem: &str) -> Option<Self> {
+        let (base_offset, revision) = stem.split_once('-').unwrap_or((stem, "0"));
+        let revision = revision.parse().ok()?;
+        let name = Self { revision, ..Self::appended(key, base_offset.parse().ok()?) };
+        (name.stem() == stem).then_some(name)
+    }
+
     /// Name of the file with the record batches.
     pub(crate) fn log_file(&self) -> String {
-        format!("{:020}.log", self.base_offset)
+        format!("{}.log", self.stem())
     }
 
     /// Name of the file with the index.
     pub(crate) fn index_file(&self) -> String {
-        format!("{:020}.index", self.base_offset)
+        format!("{}.index", self.stem())
+    }
+
+    /// Where the file is staged, in a folder of the store, before it comes to its place.
+    pub(crate) fn staged_file(&self) -> String {
+        format!("{}.{}", self.key().directory(), self.stem())
     }
 }
 
@@ -111,6 +144,21 @@ mod tests {
             ["", "-", "x-1", "30313233343536373839616263646566-017", "3031323334353637383961626364656-17", "lost+found"]
         {
             assert_eq!(PartitionKey::parse_directory(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn segments_have_one_name() {
+        let key = PartitionKey { topic_id: TopicId([7; 16]), partition: 3 };
+        let appended = SegmentName::appended(key, 52);
+        assert_eq!(appended.log_file(), "00000000000000000052.log");
+        let compacted = SegmentName { revision: 1 << 20 | 5, ..appended };
+        assert_eq!(compacted.index_file(), "00000000000000000052-1048581.index");
+        for name in [appended, compacted] {
+            assert_eq!(SegmentName::parse_stem(key, &name.stem()), Some(name));
+        }
+        for other in ["", "-", "52", "00000000000000000052-0", "00000000000000000052-01", "00000000000000000052-", "x"] {
+            assert_eq!(SegmentName::parse_stem(key, other), None, "{other}");
         }
     }
 }

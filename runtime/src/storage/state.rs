@@ -1,6 +1,6 @@
 //! What is known of one partition, in memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use crate::storage::batch::BatchHeader;
 use crate::storage::index::{self, IndexEntry};
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
+use lockstep_core::op::CompactedSegment;
 use lockstep_probe::Mistake;
 
 /// Places that readers stopped at, remembered so that the next read from there need not search.
@@ -40,6 +41,10 @@ pub(crate) struct PartitionState {
     /// So many segments at the front hold only records that were deleted. There is at least one more: a partition without records has a segment of
     /// length 0.
     deleted: usize,
+    /// Those that compacted ones took the place of, until their files are removed. All of them are written.
+    replaced: Vec<Segment>,
+    /// Files of compacted segments that are here, durable, and have not taken the place of others yet, with their lengths.
+    staged: BTreeMap<SegmentName, u64>,
     /// The newest batches: those not written yet, and before them some that are.
     tail: VecDeque<TailBatch>,
     /// So many batches at the front of the tail are written.
@@ -61,7 +66,7 @@ pub(crate) struct PartitionState {
     waiters: Vec<Weak<Notify>>,
     /// Waiters are cleared of dead ones when there are so many.
     waiters_prune_at: usize,
-    /// Offset, base offset of the segment, position.
+    /// Offset, base offset of the segment, position. Forgotten when segments are replaced.
     hints: [(i64, i64, u64); HINTS],
     hint_next: usize,
 }
@@ -95,7 +100,7 @@ impl Segment {
 struct TailBatch {
     bytes: Bytes,
     /// Which segment it belongs to.
-    segment: i64,
+    segment: SegmentName,
     /// Where in the segment it begins.
     position: u64,
     base_offset: i64,
@@ -142,6 +147,8 @@ impl PartitionState {
         Self {
             segments,
             deleted: 0,
+            replaced: Vec::new(),
+            staged: BTreeMap::new(),
             tail: VecDeque::new(),
             tail_written: 0,
             evict_before: 0,
@@ -163,9 +170,9 @@ impl PartitionState {
         self.segments.range(self.deleted..)
     }
 
-    /// The deleted ones too.
+    /// The deleted and the replaced ones too.
     pub(crate) fn segments_with_files(&self) -> impl Iterator<Item = &Segment> {
-        self.segments.iter()
+        self.segments.iter().chain(&self.replaced)
     }
 
     pub(crate) fn start_offset(&self) -> i64 {
@@ -173,23 +180,34 @@ impl PartitionState {
     }
 
     /// Does this segment hold something that can be read?
-    pub(crate) fn lists(&self, base_offset: i64) -> bool {
-        self.segment(base_offset).is_some()
-            && self.segments.get(self.deleted).is_some_and(|first| first.entry.name.base_offset <= base_offset)
+    pub(crate) fn lists(&self, name: SegmentName) -> bool {
+        self.position(name).is_some_and(|at| at >= self.deleted)
     }
 
     pub(crate) fn end_offset(&self) -> i64 {
         self.segments.back().map_or(0, |segment| segment.entry.next_offset)
     }
 
-    pub(crate) fn segment(&self, base_offset: i64) -> Option<&Segment> {
-        let at = self.segments.binary_search_by_key(&base_offset, |segment| segment.entry.name.base_offset).ok()?;
-        self.segments.get(at)
+    /// Where it stands in `segments`.
+    fn position(&self, name: SegmentName) -> Option<usize> {
+        let base = |segment: &Segment| segment.entry.name.base_offset;
+        let at = self.segments.binary_search_by_key(&name.base_offset, base).ok()?;
+        self.segments.get(at).is_some_and(|segment| segment.entry.name == name).then_some(at)
     }
 
-    pub(crate) fn segment_mut(&mut self, base_offset: i64) -> Option<&mut Segment> {
-        let at = self.segments.binary_search_by_key(&base_offset, |segment| segment.entry.name.base_offset).ok()?;
-        self.segments.get_mut(at)
+    /// One that there are files of, though perhaps none that can be read any more.
+    pub(crate) fn segment(&self, name: SegmentName) -> Option<&Segment> {
+        match self.position(name) {
+            Some(at) => self.segments.get(at),
+            None => self.replaced.iter().find(|segment| segment.entry.name == name),
+        }
+    }
+
+    pub(crate) fn segment_mut(&mut self, name: SegmentName) -> Option<&mut Segment> {
+        match self.position(name) {
+            Some(at) => self.segments.get_mut(at),
+            None => self.replaced.iter_mut().find(|segment| segment.entry.name == name),
+        }
     }
 
     /// Does a batch begin a new segment? That depends on nothing but the batches before it and the limits that come with it. The rules are
@@ -229,7 +247,7 @@ impl PartitionState {
         let Some(Segment { entry, recent, .. }) = self.segments.back_mut() else { return };
         index::push(recent, header, entry.len);
         self.tail.push_back(TailBatch {
-            segment: entry.name.base_offset,
+            segment: entry.name,
             position: entry.len,
             base_offset: header.base_offset,
             next_offset: header.next_offset,
@@ -248,8 +266,7 @@ impl PartitionState {
     }
 
     fn begin_segment(&mut self, key: PartitionKey, base_offset: i64) {
-        let name = SegmentName { topic_id: key.topic_id, partition: key.partition, base_offset };
-        self.segments.push_back(Segment::empty(name));
+        self.segments.push_back(Segment::empty(SegmentName::appended(key, base_offset)));
     }
 
     /// Lets the log begin at `start_offset`, which is above its start and at most its end. The names of the segments of which nothing is left: they
@@ -276,26 +293,106 @@ impl PartitionState {
         gone
     }
 
-    /// The deleted segment's files are about to be removed. False when it is none any more: files were exchanged since then.
-    pub(crate) fn forget_deleted(&mut self, base_offset: i64, generation: u64) -> bool {
-        let at = self.segments.binary_search_by_key(&base_offset, |segment| segment.entry.name.base_offset);
-        match at {
-            Ok(at) if at < self.deleted && self.generation == generation => {
-                if let Some(gone) = self.segments.remove(at) {
-                    assert_eq!(gone.written, gone.entry.len, "nothing of a removed file is written later");
-                }
-                self.deleted -= 1;
-                true
-            }
-            _ => false,
+    /// The deleted or replaced segment's files are about to be removed. False when it is none any more: files were exchanged since then.
+    pub(crate) fn forget_deleted(&mut self, name: SegmentName, generation: u64) -> bool {
+        if self.generation != generation {
+            return false;
         }
+        let gone = match self.position(name) {
+            Some(at) if at < self.deleted => {
+                self.deleted -= 1;
+                self.segments.remove(at)
+            }
+            Some(_) => None,
+            None => {
+                let at = self.replaced.iter().position(|segment| segment.entry.name == name);
+                at.map(|at| self.replaced.swap_remove(at))
+            }
+        };
+        if let Some(gone) = &gone {
+            assert_eq!(gone.written, gone.entry.len, "nothing of a removed file is written later");
+        }
+        gone.is_some()
+    }
+
+    /// Lets compacted segments take the place of those that they were made of, all of which must be written. Gives the names of the replaced ones,
+    /// which stay known until [`PartitionState::forget_deleted`], and of those among the new ones whose files are not here.
+    ///
+    /// # Errors
+    /// A new segment does not begin and end where listed ones do, or would replace the one that grows: nothing is changed.
+    pub(crate) fn replace(
+        &mut self,
+        key: PartitionKey,
+        revision: u64,
+        compacted: &[CompactedSegment],
+    ) -> Result<(Vec<SegmentName>, Vec<SegmentName>), String> {
+        let mut ranges = Vec::with_capacity(compacted.len());
+        let mut from = self.deleted;
+        for new in compacted {
+            let base = |segment: &Segment| segment.entry.name.base_offset;
+            let first = self.segments.binary_search_by_key(&new.base_offset, base).ok().filter(|first| *first >= from);
+            let last = self.segments.binary_search_by_key(&new.next_offset, |segment| segment.entry.next_offset).ok();
+            let (Some(first), Some(last)) = (first, last) else {
+                return Err(format!("no segments run from {} to {}", new.base_offset, new.next_offset));
+            };
+            let unwritten = |segment: &Segment| segment.written < segment.entry.len;
+            if last < first || last + 1 >= self.segments.len() || self.segments.range(first..=last).any(unwritten) {
+                return Err(format!("the segments from {} to {} still grow", new.base_offset, new.next_offset));
+            }
+            ranges.push((first, last));
+            from = last + 1;
+        }
+        let (mut gone, mut missing) = (Vec::new(), Vec::new());
+        let evict_before = compacted.last().map_or(0, |last| last.next_offset);
+        for (new, (first, last)) in compacted.iter().zip(ranges).rev() {
+            let name = SegmentName { revision, ..SegmentName::appended(key, new.base_offset) };
+            let start_offset = self.segments.get(first).map_or(new.base_offset, |first| first.entry.start_offset);
+            let entry = SegmentEntry {
+                name,
+                len: new.len,
+                crc32c: new.crc32c,
+                start_offset,
+                next_offset: new.next_offset,
+                first_timestamp_ms: new.first_timestamp_ms,
+                max_timestamp_ms: new.max_timestamp_ms,
+                max_timestamp_offset: new.max_timestamp_offset,
+            };
+            let replaced: Vec<Segment> = self.segments.drain(first..=last).collect();
+            gone.extend(replaced.iter().map(|segment| segment.entry.name));
+            self.replaced.extend(replaced);
+            self.segments.insert(first, Segment::durable(entry));
+            if self.staged.remove(&name) != Some(new.len) {
+                missing.push(name);
+            }
+        }
+        self.hints = [(-1, -1, 0); HINTS];
+        // What is in memory of the replaced ones is written, and belongs to other positions than the new ones'.
+        self.evict(evict_before);
+        Ok((gone, missing))
+    }
+
+    /// The file of a compacted segment is here, and durable.
+    pub(crate) fn stage(&mut self, name: SegmentName, len: u64) {
+        self.staged.insert(name, len);
+    }
+
+    /// The length of a compacted segment whose file is here and that has not taken the place of others.
+    pub(crate) fn staged(&self, name: SegmentName) -> Option<u64> {
+        self.staged.get(&name).copied()
+    }
+
+    /// Forgets staged segments of compactions before this one, whose files the caller removes.
+    pub(crate) fn forget_staged_before(&mut self, revision: u64) -> Vec<SegmentName> {
+        let gone: Vec<SegmentName> = self.staged.keys().filter(|name| name.revision < revision).copied().collect();
+        self.staged.retain(|name, _| name.revision >= revision);
+        gone
     }
 
     /// The next batches to be written, all of one segment; `None` when everything is.
     pub(crate) fn next_write(&self, bytes_max: u64, buffers_max: usize) -> Option<WriteStep> {
         let first = self.tail.get(self.tail_written)?;
         let mut step = WriteStep {
-            segment: self.segment(first.segment)?.entry.name,
+            segment: first.segment,
             generation: self.generation,
             position: first.position,
             buffers: Vec::new(),
@@ -315,7 +412,7 @@ impl PartitionState {
 
     /// A step of [`PartitionState::next_write`] was done.
     pub(crate) fn wrote(&mut self, step: &WriteStep) {
-        if let Some(segment) = self.segment_mut(step.segment.base_offset) {
+        if let Some(segment) = self.segment_mut(step.segment) {
             assert_eq!(segment.written, step.position, "a segment is written in order");
             segment.written += step.bytes;
             assert!(segment.written <= segment.entry.len, "no more is written than was applied");
@@ -359,6 +456,9 @@ impl PartitionState {
         assert!(self.tail.is_empty(), "the tail belongs to the old segments");
         self.segments = segments.into_iter().map(Segment::durable).collect();
         self.deleted = 0;
+        self.replaced = Vec::new();
+        let segments = &self.segments;
+        self.staged.retain(|name, _| !segments.iter().any(|segment| segment.entry.name == *name));
         assert!(!self.segments.is_empty(), "a partition has a segment");
         self.generation = generation;
         self.hints = [(-1, -1, 0); HINTS];
@@ -400,11 +500,12 @@ impl PartitionState {
     }
 
     /// A reader stopped before the batch of `offset`, which begins at `position` unless the segment ends there.
-    pub(crate) fn hint(&mut self, offset: i64, base_offset: i64, position: u64) {
-        if self.segment(base_offset).is_some_and(|segment| segment.entry.next_offset > offset)
-            && !self.hints.contains(&(offset, base_offset, position))
+    pub(crate) fn hint(&mut self, offset: i64, name: SegmentName, position: u64) {
+        let hint = (offset, name.base_offset, position);
+        if self.position(name).and_then(|at| self.segments.get(at)).is_some_and(|it| it.entry.next_offset > offset)
+            && !self.hints.contains(&hint)
         {
-            self.hints[self.hint_next] = (offset, base_offset, position);
+            self.hints[self.hint_next] = hint;
             self.hint_next = (self.hint_next + 1) % HINTS;
         }
     }

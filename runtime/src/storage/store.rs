@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use lockstep_core::op::CompactedSegment;
 use lockstep_core::{Effect, SegmentLimits, TopicId};
 use lockstep_env::{Disk, DiskFile, Env, OpenMode};
 use tokio::sync::Notify;
@@ -175,17 +176,17 @@ impl<E: Env> PartitionStore<E> {
     /// Takes no longer when there is more data, only when there are more segments. Starts a task that writes behind `apply`.
     ///
     /// # Errors
-    /// `Damaged` when a segment is missing or shorter than the checkpoint says.
+    /// `Damaged` when a segment is missing or shorter than the checkpoint says; one that a compaction made is fetched from another replica instead.
     pub async fn open(
         env: E,
         dir: &Path,
         options: StoreOptions,
         manifest: Option<&Manifest>,
     ) -> Result<Self, StartError> {
-        let partitions = recovery::recover(&env, dir, manifest).await?;
+        let recovered = recovery::recover(&env, dir, manifest).await?;
         let inner = Arc::new(Inner {
             dir: dir.to_path_buf(),
-            partitions: Mutex::new(partitions),
+            partitions: Mutex::new(recovered.partitions),
             dropped: Mutex::default(),
             pins: Arc::new(()),
             queue: Mutex::default(),
@@ -213,13 +214,17 @@ impl<E: Env> PartitionStore<E> {
             env,
             options,
         });
+        for name in recovered.missing {
+            inner.suspicions.add(name, FoundBy::Start);
+        }
         let flusher =
             E::spawn(flush::run::<E>(Arc::downgrade(&inner), Arc::clone(&inner.work), Arc::clone(&inner.urgent)));
         *lock(&inner.flusher) = Some(flusher);
         Ok(Self { inner })
     }
 
-    /// Applies an effect of an entry with this payload, in memory. Effects that do not concern logs are ignored. Never waits.
+    /// Applies an effect of an entry with this payload, in memory. Effects that do not concern logs are ignored. Never waits. Before segments are
+    /// replaced everything must have been written ([`PartitionStore::flush`]).
     ///
     /// # Errors
     /// The effect contradicts the log (a violated invariant), or the store has failed: the shard must stop on this node.
@@ -260,11 +265,19 @@ impl<E: Env> PartitionStore<E> {
             Effect::TruncateBefore { topic_id, partition, start_offset } => {
                 inner.truncate_before(PartitionKey { topic_id, partition }, start_offset)
             }
+            Effect::ReplaceSegments { topic_id, partition, revision, ref segments } => {
+                inner.replace_segments(PartitionKey { topic_id, partition }, revision, segments)
+            }
             Effect::GroupChanged { .. }
             | Effect::AssignmentNeeded { .. }
             | Effect::ResolutionNeeded { .. }
             | Effect::DirectoryChanged { .. } => Ok(()),
         }
+    }
+
+    /// Where the partitions are.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.inner.dir
     }
 
     /// Waits while too much (more than 32 MiB) is in memory only, because the disk is slower than the log. To be awaited before an entry is applied.
@@ -359,7 +372,7 @@ impl<E: Env> PartitionStore<E> {
         let partition = self.inner.partition_or_dropped(segment.key()).ok_or_else(not_found)?;
         let (written, generation) = {
             let state = partition.lock();
-            (state.segment(segment.base_offset).ok_or_else(not_found)?.written, state.generation)
+            (state.segment(*segment).ok_or_else(not_found)?.written, state.generation)
         };
         let left = usize::try_from(written.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = len.min(CHUNK_BYTES_MAX).min(left);
@@ -370,8 +383,8 @@ impl<E: Env> PartitionStore<E> {
         Ok(Bytes::from(file.read_at(offset, len).await?))
     }
 
-    /// Up to `len` bytes (at most 4 MiB) of the first `whole` bytes of a segment, for a replica whose own copy is damaged. `NotFound` when there is no such
-    /// segment here, or not so much of it.
+    /// Up to `len` bytes (at most 4 MiB) of the first `whole` bytes of a segment, for a replica whose own copy is damaged, or that has none yet of a compacted
+    /// one. `NotFound` when there is no such segment here, or not so much of it.
     pub(crate) async fn read_part(
         &self,
         segment: SegmentName,
@@ -380,7 +393,8 @@ impl<E: Env> PartitionStore<E> {
         len: usize,
     ) -> io::Result<Bytes> {
         let not_found = || io::Error::from(io::ErrorKind::NotFound);
-        let (_, written, generation) = self.inner.listed(segment).ok_or_else(not_found)?;
+        let found = self.inner.listed(segment).map(|(_, written, generation)| (written, generation));
+        let (written, generation) = found.or_else(|| self.inner.staged(segment)).ok_or_else(not_found)?;
         if written < whole || offset >= whole {
             return Err(not_found());
         }
@@ -544,7 +558,7 @@ impl<E: Env> Inner<E> {
         if self.partition_or_dropped(key).is_some() {
             return Err(format!("partition {} exists already", key.directory()));
         }
-        let name = SegmentName { topic_id: key.topic_id, partition: key.partition, base_offset: 0 };
+        let name = SegmentName::appended(key, 0);
         let generation = self.generation.load(Ordering::Acquire);
         let state = PartitionState::durable([SegmentEntry::empty(name)], generation);
         lock(&self.partitions).insert(key, Partition::new(key, state));
@@ -590,7 +604,7 @@ impl<E: Env> Inner<E> {
         let early = Mistake::RetentionRemovesFilesBeforeCheckpoint.is_made();
         let mut dropped = lock(&self.dropped);
         for name in gone {
-            let is_written = state.segment(name.base_offset).is_some_and(|it| it.written == it.entry.len);
+            let is_written = state.segment(name).is_some_and(|it| it.written == it.entry.len);
             let gone = Gone::Segment(Arc::clone(&partition), name, state.generation);
             if early && is_written {
                 dropped.removable.push_back(gone);
@@ -601,6 +615,35 @@ impl<E: Env> Inner<E> {
             let number = dropped.count;
             dropped.count += 1;
             dropped.waiting.push((number, gone));
+        }
+        Ok(())
+    }
+
+    fn replace_segments(
+        &self,
+        key: PartitionKey,
+        revision: u64,
+        segments: &[CompactedSegment],
+    ) -> Result<(), String> {
+        let refuse = |reason: String| format!("compaction {revision} of {}: {reason}", key.directory());
+        let partition = self.partition(key).ok_or_else(|| refuse("it does not exist".to_owned()))?;
+        let missing = {
+            let mut state = partition.lock();
+            let (gone, missing) = state.replace(key, revision, segments).map_err(refuse)?;
+            let generation = state.generation;
+            let mut dropped = lock(&self.dropped);
+            for name in gone {
+                // A checkpoint prepared before this lists it.
+                let number = dropped.count;
+                dropped.count += 1;
+                dropped.waiting.push((number, Gone::Segment(Arc::clone(&partition), name, generation)));
+            }
+            missing
+        };
+        Mark::LogCompacted.reached();
+        for name in missing {
+            Mark::CompactedSegmentMissing.reached();
+            self.suspicions.add(name, FoundBy::Compaction);
         }
         Ok(())
     }
@@ -694,7 +737,7 @@ impl<E: Env> Inner<E> {
     async fn remove_segment(&self, partition: &Partition, name: SegmentName, generation: u64) {
         // Whoever would write its index finds the segment gone, or is done with it.
         let _indexing = self.indexing.lock().await;
-        if !partition.lock().forget_deleted(name.base_offset, generation) {
+        if !partition.lock().forget_deleted(name, generation) {
             return;
         }
         lock(&self.files).remove((name, generation));

@@ -18,6 +18,10 @@ pub(crate) enum FoundBy {
     Reader,
     /// Another replica fetched it from here and found that its checksum was wrong.
     Peer,
+    /// A compaction took effect before its files were fetched.
+    Compaction,
+    /// A start did not find a file of a compaction.
+    Start,
 }
 
 impl FoundBy {
@@ -27,6 +31,8 @@ impl FoundBy {
             Self::Scrub => "scrub",
             Self::Reader => "reader",
             Self::Peer => "peer",
+            Self::Compaction => "compaction",
+            Self::Start => "start",
         }
     }
 }

@@ -180,6 +180,7 @@ impl Cluster {
         let cache = Cache::new(config.cache_bytes);
         let checkpoints = Arc::new(Semaphore::new(1));
         let scrubs = Arc::new(Semaphore::new(1));
+        let compactions = Arc::new(Semaphore::new(1));
         for shard in (0..self.shard_count).map(ShardId) {
             let context = ShardContext {
                 env: env.clone(),
@@ -192,6 +193,7 @@ impl Cluster {
                 founding_voters: Some(founders.clone()),
                 checkpoints: checkpoints.clone(),
                 scrubs: scrubs.clone(),
+                compactions: compactions.clone(),
                 clocks: Clocks::new(1),
             };
             let started = Shard::start(context).await.unwrap();
@@ -247,8 +249,14 @@ impl Cluster {
 
     /// Makes [`TOPIC`] with one partition for each shard; only for clusters of one shard, where no metadata must be fed.
     pub(super) async fn create_topic(&self) {
+        self.create_topic_with(&[]).await;
+    }
+
+    /// The same, with settings.
+    pub(super) async fn create_topic_with(&self, configs: &[(&str, &str)]) {
         assert_eq!(self.shard_count, 1);
-        let topic = CreateTopic { topic_id: TOPIC, name: "orders".to_owned(), partitions: 1, configs: BTreeMap::new() };
+        let configs = configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let topic = CreateTopic { topic_id: TOPIC, name: "orders".to_owned(), partitions: 1, configs };
         let reply = self.propose(0, Op::CreateTopic(topic), Bytes::new()).await;
         assert!(matches!(reply, Reply::Topic(Ok(_))), "{reply:?}");
     }

@@ -1,6 +1,7 @@
 //! Shards on real disks and loopback connections, without a node around them.
 
 mod cluster;
+mod compaction;
 mod groups;
 mod promises;
 mod recovery;

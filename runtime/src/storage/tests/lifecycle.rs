@@ -82,7 +82,7 @@ async fn files_of_a_dropped_partition_outlive_the_checkpoint_that_lists_them() {
     let pin = replica.store.pin();
     replica.checkpoint().await.unwrap();
     assert_eq!(replica.log_files().len(), 2, "pinned");
-    let name = SegmentName { topic_id: TOPIC, partition: 1, base_offset: 0 };
+    let name = SegmentName { topic_id: TOPIC, partition: 1, base_offset: 0, revision: 0 };
     assert_eq!(replica.store.read_chunk(&name, 0, 1 << 20).await.unwrap().len() as u64, segments[1].len);
     drop(pin);
     replica.checkpoint().await.unwrap();

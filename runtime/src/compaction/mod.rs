@@ -1,0 +1,324 @@
+//! Log compaction (`cleanup.policy=compact`): of the records of a key only the last one stays.
+//!
+//! The leader of a shard compacts: it reads the part of a log that is dirty and notes the last offset of each key ([`keys`]), then writes what stays of all segments
+//! before ([`rewrite`]) to files beside them. The other members fetch these files, and once a majority has them the leader proposes that they take the place of the
+//! old ones ([`CompactLog`]): on every replica at the same position, byte by byte the same. This is the one place where records are decoded. What comes out depends on
+//! the leader's clock and on how much it remembers at once, which is why it is not left to each replica.
+//!
+//! Nothing depends on a compaction: when one fails, because of a leader's death or for want of room, files are left over that the next one removes.
+
+mod keys;
+mod plan;
+mod rewrite;
+mod segment_reader;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lockstep_core::op::{CompactLog, CompactedSegment};
+use lockstep_core::{CompactionSettings, Op, Reply, TopicId};
+use lockstep_env::{Env, select};
+use lockstep_probe::{Mark, Mistake};
+use lockstep_wire::compaction::visit_records;
+use tokio::sync::Semaphore;
+
+use self::keys::Keys;
+use self::plan::{Plan, plan};
+use self::rewrite::{Rules, rewrite};
+use self::segment_reader::SegmentReader;
+use crate::error::ProposeError;
+use crate::node::Clocks;
+use crate::peer::PeerNetwork;
+use crate::raft::{Leadership, Proposals, Replica, StageAsk, has_room, spread, take_turns};
+use crate::storage::check::Pace;
+use crate::storage::suspicion::FoundBy;
+use crate::storage::{SegmentEntry, SegmentName};
+
+/// How soon it is noticed that this node leads, or does not any more.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Attempts within a term, as revisions count them.
+const ATTEMPT_BITS: u32 = 20;
+/// The records of a batch unfold to no more than this, or than twice its length, or they are left as they are: nothing else runs on this thread meanwhile.
+const UNFOLDED_BYTES_MAX: usize = 16 << 20;
+
+fn unfolded_bytes_max(batch_len: usize) -> usize {
+    UNFOLDED_BYTES_MAX.max(batch_len.saturating_mul(2))
+}
+
+/// The task of one shard. It idles where this node does not lead.
+pub(crate) struct Compaction<E: Env> {
+    pub(crate) replica: Arc<Replica<E>>,
+    pub(crate) leadership: Leadership<E>,
+    pub(crate) proposals: Proposals,
+    pub(crate) peers: PeerNetwork<E>,
+    pub(crate) clocks: Clocks,
+    /// One permit: shards of a node take turns.
+    pub(crate) turns: Arc<Semaphore>,
+    /// See [`crate::NodeConfig::compaction_check_interval`].
+    pub(crate) check_interval: Duration,
+    /// See [`crate::NodeConfig::compaction_bytes_per_second`].
+    pub(crate) bytes_per_second: u64,
+    /// See [`crate::NodeConfig::compaction_keys_max`].
+    pub(crate) keys_max: usize,
+    /// See [`crate::NodeConfig::segment_bytes`].
+    pub(crate) segment_bytes: u64,
+}
+
+/// A partition whose topic asks for compaction.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    topic_id: TopicId,
+    partition: u32,
+    settings: CompactionSettings,
+    segment_bytes: Option<u64>,
+    log_start_offset: i64,
+    compacted_to: i64,
+}
+
+/// A term in which this node leads.
+struct Led {
+    term: u64,
+    attempts: u64,
+    /// A proposal's outcome is unknown: until the term ends, the files of a compaction may be needed that looks as if it had failed.
+    is_over: bool,
+    next_check: Instant,
+}
+
+/// Why a partition was not compacted.
+#[derive(Debug, thiserror::Error)]
+enum CompactionError {
+    #[error("{name:?} cannot be read: {error}")]
+    Segment { name: SegmentName, error: io::Error },
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    NotSpread(String),
+    #[error(transparent)]
+    NotProposed(#[from] ProposeError),
+}
+
+impl<E: Env> Compaction<E> {
+    pub(crate) async fn run(self) {
+        let mut led: Option<Led> = None;
+        while !self.replica.is_stopped() {
+            let pause = match self.leadership.serving() {
+                Ok(term) => {
+                    if led.as_ref().is_none_or(|led| led.term != term) {
+                        led = Some(Led { term, attempts: 0, is_over: false, next_check: E::now() + self.check_interval });
+                    }
+                    match &mut led {
+                        Some(led) => {
+                            if E::now() >= led.next_check && !led.is_over {
+                                self.check(led).await;
+                                led.next_check = E::now() + self.check_interval;
+                            }
+                            led.next_check.saturating_duration_since(E::now()).clamp(Duration::from_millis(1), LOOK_EVERY)
+                        }
+                        None => LOOK_EVERY,
+                    }
+                }
+                Err(_) => LOOK_EVERY,
+            };
+            select(self.replica.compaction.notified(), E::sleep(pause)).await;
+        }
+    }
+
+    /// Compacts every partition that is due, the one with the largest dirty part first.
+    async fn check(&self, led: &mut Led) {
+        let mut due: Vec<(f64, Candidate)> = Vec::new();
+        for candidate in self.candidates() {
+            due.extend(self.plan(&candidate).map(|plan| (plan.dirty_ratio, candidate)));
+        }
+        due.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        for (_, candidate) in due {
+            let Ok(_turn) = self.turns.acquire().await else { return };
+            if self.leadership.serving() != Ok(led.term) || led.is_over {
+                return;
+            }
+            // Others had their turns before this.
+            let Some(candidate) = self.candidate(candidate.topic_id, candidate.partition) else { continue };
+            let Some(plan) = self.plan(&candidate) else { continue };
+            self.compact(led, candidate, plan).await;
+        }
+    }
+
+    async fn compact(&self, led: &mut Led, candidate: Candidate, mut plan: Plan) {
+        let Candidate { topic_id, partition, .. } = candidate;
+        led.attempts += 1;
+        let Some(revision) = revision(led.term, led.attempts) else {
+            led.is_over = true;
+            return;
+        };
+        let store = &self.replica.store;
+        let began = E::now();
+        match self.attempt(led, candidate, &mut plan, revision).await {
+            Ok(Some((segments, bytes))) => tracing::info!(
+                target: "raft", node = self.replica.node_id, shard = %self.replica.id, topic = %topic_id, partition,
+                to = plan.end(), bytes_before = bytes_of(&plan.segments), bytes_after = bytes, segments,
+                elapsed_ms = E::now().saturating_duration_since(began).as_millis() as u64, "a log was compacted"
+            ),
+            // Records were deleted meanwhile; the next look will see what is left.
+            Ok(None) => store.discard_staged(topic_id, partition, revision + 1).await,
+            Err(error) => {
+                if led.is_over {
+                    return;
+                }
+                Mark::CompactionGivenUp.reached();
+                store.discard_staged(topic_id, partition, revision + 1).await;
+                tracing::warn!(
+                    target: "raft", node = self.replica.node_id, shard = %self.replica.id, topic = %topic_id, partition,
+                    %error, "a log could not be compacted: trying again later"
+                );
+                if let CompactionError::Segment { name, error } = error
+                    && error.kind() == io::ErrorKind::InvalidData
+                {
+                    store.suspect(name, FoundBy::Compaction);
+                }
+            }
+        }
+    }
+
+    /// The number of segments that were written, and the bytes of the log's compacted part afterwards. `None`: it was too late.
+    async fn attempt(
+        &self,
+        led: &mut Led,
+        candidate: Candidate,
+        plan: &mut Plan,
+        revision: u64,
+    ) -> Result<Option<(usize, u64)>, CompactionError> {
+        let Candidate { topic_id, partition, log_start_offset, .. } = candidate;
+        let Replica { store, .. } = &*self.replica;
+        let applied = *self.replica.applied.borrow();
+        // Files of segments that are deleted meanwhile stay until this is done.
+        let _pin = store.pin();
+        // This leader has applied what all earlier terms committed, and proposes one compaction after the other.
+        store.discard_staged(topic_id, partition, revision).await;
+        has_room(&self.replica, plan.bytes).await?;
+        let mut pace = Pace::slow::<E>(self.bytes_per_second);
+        let (keys, keys_end) = self.keys(plan, &mut pace).await?;
+        plan.segments.retain(|entry| entry.name.base_offset < keys_end);
+        let now_ms = self.replica.env.wall_clock_ms();
+        let clocks_agree = self.clocks.agree(now_ms, E::now());
+        let retention_ms = i64::try_from(candidate.settings.delete_retention_ms).unwrap_or(i64::MAX);
+        let rules = Rules {
+            keys,
+            keys_end,
+            log_start_offset,
+            now_ms: clocks_agree.then_some(now_ms),
+            horizon_ms: now_ms.saturating_add(retention_ms),
+            segment_bytes: candidate.segment_bytes.unwrap_or(self.segment_bytes),
+        };
+        let segments = rewrite(store, plan, revision, &rules, &mut pace).await;
+        let segments = segments.map_err(|(name, error)| CompactionError::Segment { name, error })?;
+        let ask = StageAsk { applied, topic_id, partition, revision, segments: segments.clone() };
+        if !segments.is_empty() && !Mistake::CompactionProposedBeforeSpread.is_made() {
+            let spread = spread(&self.replica, &self.peers, &self.leadership, &ask).await;
+            spread.map_err(CompactionError::NotSpread)?;
+        }
+        if self.leadership.serving()? != led.term {
+            return Err(CompactionError::NotSpread("leadership was lost".to_owned()));
+        }
+        let bytes_after = bytes_after(&plan.segments, &segments);
+        let written = segments.len();
+        let op = CompactLog { topic_id, partition, revision, log_start_offset, compacted_to: keys_end, segments };
+        match self.proposals.push(Op::CompactLog(op), Bytes::new())?.await {
+            Ok(Ok(Reply::Done(done))) => Ok(done.then_some((written, bytes_after))),
+            Ok(Err(error @ (ProposeError::NotLeader { .. } | ProposeError::TooLarge(_)))) => Err(error.into()),
+            other => {
+                led.is_over = true;
+                let reason = format!("whether the compaction takes effect is unknown: {other:?}");
+                Err(ProposeError::Unknown(reason).into())
+            }
+        }
+    }
+
+    /// The last offset of each key in the dirty part, as far as there is room; and where that ends.
+    async fn keys(&self, plan: &Plan, pace: &mut Pace) -> Result<(Keys, i64), CompactionError> {
+        let mut keys = Keys::new::<E>(self.keys_max);
+        for entry in plan.segments.iter().filter(|entry| entry.next_offset > plan.dirty_from) {
+            let failed = |error| CompactionError::Segment { name: entry.name, error };
+            let mut reader = SegmentReader::open(&self.replica.store, *entry, pace).await.map_err(failed)?;
+            while let Some((header, batch)) = reader.next().await.map_err(failed)? {
+                if header.next_offset <= plan.dirty_from {
+                    continue;
+                }
+                if !keys.has_room_for(records_of(&batch)) {
+                    return Ok((keys, header.base_offset));
+                }
+                note_keys(&mut keys, &batch);
+                take_turns().await;
+            }
+        }
+        Ok((keys, plan.end()))
+    }
+
+    fn plan(&self, candidate: &Candidate) -> Option<Plan> {
+        let segments = self.replica.store.segments(candidate.topic_id, candidate.partition);
+        plan(&segments, candidate.compacted_to, &candidate.settings, self.replica.env.wall_clock_ms())
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let topics: Vec<(TopicId, u32)> = {
+            let core = self.replica.core();
+            let topics = core.directory().topics.values().filter(|topic| topic.compaction().is_some());
+            topics
+                .flat_map(|topic| (0_u32..).zip(&topic.partitions).map(move |(partition, shard)| (topic.id, partition, *shard)))
+                .filter(|(_, _, shard)| *shard == self.replica.id)
+                .map(|(topic_id, partition, _)| (topic_id, partition))
+                .collect()
+        };
+        topics.into_iter().filter_map(|(topic_id, partition)| self.candidate(topic_id, partition)).collect()
+    }
+
+    fn candidate(&self, topic_id: TopicId, partition: u32) -> Option<Candidate> {
+        let core = self.replica.core();
+        let topic = core.directory().topics.get(&topic_id)?;
+        let view = core.partition(topic_id, partition)?;
+        Some(Candidate {
+            topic_id,
+            partition,
+            settings: topic.compaction()?,
+            segment_bytes: topic.segment_limits().bytes,
+            log_start_offset: view.log_start_offset,
+            compacted_to: view.compacted_to,
+        })
+    }
+}
+
+/// A number that no other attempt has, of whichever leader, and that lies above those of earlier terms. `None`: there is none left.
+fn revision(term: u64, attempt: u64) -> Option<u64> {
+    (term < 1 << (u64::BITS - ATTEMPT_BITS) && attempt < 1 << ATTEMPT_BITS).then_some(term << ATTEMPT_BITS | attempt)
+}
+
+/// Records that a batch says it has.
+fn records_of(batch: &Bytes) -> usize {
+    lockstep_wire::BatchHeader::parse(batch).ok().and_then(|header| usize::try_from(header.record_count).ok()).unwrap_or(0)
+}
+
+/// A batch that cannot be read counts for nothing: its records stay, and supersede nothing.
+fn note_keys(keys: &mut Keys, batch: &Bytes) {
+    let mut found: Vec<(i64, Bytes)> = Vec::new();
+    let visited = visit_records(batch, unfolded_bytes_max(batch.len()), |record| {
+        found.extend(record.key.map(|key| (record.offset, Bytes::copy_from_slice(key))));
+    });
+    if visited.is_ok() {
+        for (offset, key) in found {
+            keys.note(&key, offset);
+        }
+    }
+}
+
+/// What the log's compacted part has once these segments have taken the place of others.
+fn bytes_after(before: &[SegmentEntry], compacted: &[CompactedSegment]) -> u64 {
+    let is_replaced = |entry: &&SegmentEntry| {
+        compacted.iter().any(|new| (new.base_offset..new.next_offset).contains(&entry.name.base_offset))
+    };
+    let replaced: u64 = before.iter().filter(is_replaced).map(|entry| entry.len).sum();
+    bytes_of(before) - replaced + compacted.iter().map(|new| new.len).sum::<u64>()
+}
+
+fn bytes_of(segments: &[SegmentEntry]) -> u64 {
+    segments.iter().map(|entry| entry.len).sum()
+}

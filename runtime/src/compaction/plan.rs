@@ -1,0 +1,123 @@
+//! Which part of a log is compacted, and when.
+//!
+//! The rules are those of Kafka's `LogCleanerManager`: the segment that grows is left alone, and everything from the first one with a record that is younger than
+//! `min.compaction.lag.ms`. What was in no compaction yet is dirty; a log is due when enough of it is, or when something has been for too long.
+
+use lockstep_core::CompactionSettings;
+
+use crate::storage::SegmentEntry;
+
+/// What a compaction has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Plan {
+    /// From the first one of the log on, without a gap.
+    pub(super) segments: Vec<SegmentEntry>,
+    /// Records at or above this offset were in no compaction yet.
+    pub(super) dirty_from: i64,
+    /// Bytes of `segments`.
+    pub(super) bytes: u64,
+    /// The part of these bytes that is dirty.
+    pub(super) dirty_ratio: f64,
+}
+
+impl Plan {
+    /// Where the part ends that is compacted.
+    pub(super) fn end(&self) -> i64 {
+        self.segments.last().map_or(0, |last| last.next_offset)
+    }
+}
+
+/// `segments` are those with records, the one that grows too. `None`: there is nothing to do yet.
+pub(super) fn plan(
+    segments: &[SegmentEntry],
+    compacted_to: i64,
+    settings: &CompactionSettings,
+    now_ms: i64,
+) -> Option<Plan> {
+    let (_growing, closed) = segments.split_last()?;
+    let age_ms = |timestamp_ms: i64| i128::from(now_ms) - i128::from(timestamp_ms);
+    let is_old_enough = |segment: &&SegmentEntry| {
+        settings.min_lag_ms == 0 || age_ms(segment.max_timestamp_ms) >= i128::from(settings.min_lag_ms)
+    };
+    let segments: Vec<SegmentEntry> = closed.iter().take_while(is_old_enough).copied().collect();
+    let is_dirty = |segment: &&SegmentEntry| segment.next_offset > compacted_to;
+    let first_dirty = segments.iter().find(is_dirty)?;
+    let waits_too_long = first_dirty.first_timestamp_ms >= 0
+        && age_ms(first_dirty.first_timestamp_ms) > i128::from(settings.max_lag_ms);
+    let bytes: u64 = segments.iter().map(|segment| segment.len).sum();
+    let dirty_bytes: u64 = segments.iter().filter(is_dirty).map(|segment| segment.len).sum();
+    let dirty_ratio = dirty_bytes as f64 / bytes as f64;
+    let is_due = waits_too_long || dirty_ratio >= settings.min_dirty_ratio;
+    let dirty_from = compacted_to.max(segments.first().map_or(0, |first| first.start_offset));
+    is_due.then_some(Plan { segments, dirty_from, bytes, dirty_ratio })
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::TopicId;
+
+    use super::*;
+    use crate::storage::SegmentName;
+
+    const SETTINGS: CompactionSettings =
+        CompactionSettings { min_dirty_ratio: 0.5, min_lag_ms: 0, max_lag_ms: u64::MAX, delete_retention_ms: 0 };
+
+    /// Segments of ten records, by length and largest timestamp.
+    fn segments(rows: &[(u64, i64)]) -> Vec<SegmentEntry> {
+        let entry = |(number, (len, timestamp_ms)): (usize, &(u64, i64))| {
+            let base_offset = number as i64 * 10;
+            SegmentEntry {
+                name: SegmentName { topic_id: TopicId([1; 16]), partition: 0, base_offset, revision: 0 },
+                len: *len,
+                crc32c: 0,
+                start_offset: base_offset,
+                next_offset: base_offset + 10,
+                first_timestamp_ms: *timestamp_ms,
+                max_timestamp_ms: *timestamp_ms,
+                max_timestamp_offset: base_offset,
+            }
+        };
+        rows.iter().enumerate().map(entry).collect()
+    }
+
+    fn ends(log: &[SegmentEntry], compacted_to: i64, settings: &CompactionSettings, now_ms: i64) -> Option<(i64, i64)> {
+        plan(log, compacted_to, settings, now_ms).map(|plan| (plan.dirty_from, plan.end()))
+    }
+
+    #[test]
+    fn a_log_is_due_when_enough_of_it_is_dirty() {
+        let log = segments(&[(100, 1), (60, 1), (40, 1), (500, 1)]);
+        assert_eq!(ends(&log, 0, &SETTINGS, 9), Some((0, 30)));
+        assert_eq!(ends(&log, 10, &SETTINGS, 9), Some((10, 30)), "half of it");
+        assert_eq!(ends(&log, 20, &SETTINGS, 9), None, "a fifth");
+        assert_eq!(ends(&log, 25, &CompactionSettings { min_dirty_ratio: 0.1, ..SETTINGS }, 9), Some((25, 30)));
+        assert_eq!(ends(&log, 30, &CompactionSettings { min_dirty_ratio: 0.0, ..SETTINGS }, 9), None, "nothing is");
+        assert_eq!(ends(&log[..1], 0, &SETTINGS, 9), None, "it grows");
+        assert_eq!(ends(&[], 0, &SETTINGS, 9), None);
+    }
+
+    #[test]
+    fn young_records_are_left_alone_and_what_comes_behind_them() {
+        let log = segments(&[(100, 10), (100, 80), (100, 20), (500, 90)]);
+        let settings = |min_lag_ms| CompactionSettings { min_lag_ms, ..SETTINGS };
+        assert_eq!(ends(&log, 0, &settings(20), 100), Some((0, 30)));
+        assert_eq!(ends(&log, 0, &settings(21), 100), Some((0, 10)));
+        assert_eq!(ends(&log, 0, &settings(91), 100), None);
+        assert_eq!(ends(&log, 0, &settings(u64::MAX), i64::MAX), None);
+    }
+
+    #[test]
+    fn nothing_is_dirty_for_longer_than_allowed() {
+        let log = segments(&[(1_000, 10), (10, 50), (10, 60)]);
+        let settings = |max_lag_ms| CompactionSettings { max_lag_ms, ..SETTINGS };
+        assert_eq!(ends(&log, 10, &settings(50), 100), None);
+        assert_eq!(ends(&log, 10, &settings(49), 100), Some((10, 20)));
+    }
+
+    #[test]
+    fn a_log_that_begins_later_is_dirty_from_there() {
+        let mut log = segments(&[(100, 1), (100, 1), (100, 1)]);
+        log[0].start_offset = 7;
+        assert_eq!(ends(&log, 0, &SETTINGS, 9), Some((7, 20)));
+    }
+}

@@ -1,0 +1,256 @@
+//! Segments without the records that have a later one of the same key.
+//!
+//! Each batch is looked at by itself and keeps its offsets. Segments that become short are written together, up to the size that a segment may have; one
+//! of which everything stays, and that is long enough, is not written at all.
+
+use std::io;
+
+use bytes::Bytes;
+use lockstep_core::op::CompactedSegment;
+use lockstep_env::Env;
+use lockstep_wire::BatchHeader as WireHeader;
+use lockstep_wire::compaction::{KeyedRecord, Thinned, delete_horizon_ms, emptied, thin};
+
+use super::keys::Keys;
+use super::plan::Plan;
+use super::segment_reader::SegmentReader;
+use super::unfolded_bytes_max;
+use crate::raft::take_turns;
+use crate::storage::batch::BatchHeader;
+use crate::storage::check::Pace;
+use crate::storage::staging::Staging;
+use crate::storage::{PartitionStore, SegmentEntry, SegmentName};
+use lockstep_probe::Mark;
+
+/// What decides about records.
+pub(super) struct Rules {
+    /// The last offset of each key, of the records from `plan.dirty_from` to `keys_end`.
+    pub(super) keys: Keys,
+    /// Records from here on stay: it was not looked whether there are later ones. Where a batch begins.
+    pub(super) keys_end: i64,
+    /// Records before this offset are deleted.
+    pub(super) log_start_offset: i64,
+    /// Tombstones go whose delete horizon is not later. `None`: none go.
+    pub(super) now_ms: Option<i64>,
+    /// The delete horizon of tombstones that are met for the first time.
+    pub(super) horizon_ms: i64,
+    /// Segments are written together up to so many bytes.
+    pub(super) segment_bytes: u64,
+}
+
+impl Rules {
+    /// Does the record stay?
+    fn keep(&self, record: &KeyedRecord<'_>, horizon_ms: Option<i64>) -> bool {
+        // As in Kafka, one without a key goes: the topic was not always a compacted one.
+        let Some(key) = record.key else { return false };
+        if record.offset < self.log_start_offset || self.keys.is_superseded(key, record.offset) {
+            return false;
+        }
+        let is_over = horizon_ms.zip(self.now_ms).is_some_and(|(horizon_ms, now_ms)| horizon_ms <= now_ms);
+        if record.is_tombstone && is_over {
+            Mark::TombstoneRemoved.reached();
+            return false;
+        }
+        true
+    }
+
+    /// What becomes of a batch of this segment.
+    fn thin(&self, entry: &SegmentEntry, header: &BatchHeader, batch: &Bytes) -> Thinned {
+        if header.base_offset >= self.keys_end {
+            return Thinned::Unchanged;
+        }
+        let Ok(parsed) = WireHeader::parse(batch) else { return Thinned::Unchanged };
+        if parsed.record_count == 0 && header.next_offset == entry.next_offset {
+            // What an earlier compaction left there, for the same reason.
+            return Thinned::Unchanged;
+        }
+        let horizon_ms = delete_horizon_ms(&parsed);
+        let len_max = unfolded_bytes_max(batch.len());
+        thin(batch, len_max, Some(self.horizon_ms), |record| self.keep(record, horizon_ms)).unwrap_or_else(|error| {
+            // Nobody can read its records, or they unfold to too much: it stays as it is.
+            tracing::debug!(base_offset = header.base_offset, %error, "a batch cannot be compacted");
+            Thinned::Unchanged
+        })
+    }
+}
+
+/// Writes what stays of the plan's segments, under this revision, and makes it durable here. Gives the segments that take the place of others, none when nothing
+/// can be removed.
+///
+/// # Errors
+/// `InvalidData` with the segment that is damaged, or the disk's. What was staged is the caller's to discard.
+pub(super) async fn rewrite<E: Env>(
+    store: &PartitionStore<E>,
+    plan: &Plan,
+    revision: u64,
+    rules: &Rules,
+    pace: &mut Pace,
+) -> Result<Vec<CompactedSegment>, (SegmentName, io::Error)> {
+    let mut compacted = Vec::new();
+    let mut group: Option<Group<E>> = None;
+    for entry in &plan.segments {
+        let failed = |error| (entry.name, error);
+        if let Some(open) = group.take_if(|open| open.len() + entry.len > rules.segment_bytes) {
+            compacted.extend(open.close().await.map_err(failed)?);
+        }
+        let group = match &mut group {
+            Some(open) => {
+                open.join(store, entry, pace).await.map_err(failed)?;
+                open
+            }
+            None => group.insert(Group::new(revision, *entry)),
+        };
+        let mut at = 0;
+        loop {
+            let mut reader = SegmentReader::open(store, *entry, pace).await.map_err(failed)?;
+            reader.skip_to(at, group.expected(entry));
+            let mut changed = None;
+            while let Some((header, batch)) = reader.next().await.map_err(failed)? {
+                let thinned = rules.thin(entry, &header, &batch);
+                if matches!(thinned, Thinned::Unchanged) && group.staging.is_none() {
+                    group.note(&header);
+                } else if group.staging.is_none() {
+                    // The first change: what came before it is copied, then this batch is looked at again.
+                    changed = Some(reader.position() - header.len as u64);
+                    break;
+                } else {
+                    group.add(&header, batch, thinned).await.map_err(failed)?;
+                }
+                take_turns().await;
+            }
+            drop(reader);
+            let Some(unchanged) = changed else { break };
+            group.materialize(store, entry, unchanged, pace).await.map_err(failed)?;
+            at = unchanged;
+        }
+    }
+    if let Some(open) = group {
+        let name = open.first.name;
+        compacted.extend(open.close().await.map_err(|error| (name, error))?);
+    }
+    Ok(compacted)
+}
+
+/// Segments that become one.
+struct Group<E: Env> {
+    revision: u64,
+    first: SegmentEntry,
+    next_offset: i64,
+    /// `None` while nothing has changed, and there is one segment only.
+    staging: Option<Staging<E>>,
+    /// Offset after the last batch that was noted or added.
+    last_offset: i64,
+    /// The last batch, when no record of it is left: the segment's offsets must be covered to their end.
+    emptied: Option<Bytes>,
+    first_timestamp_ms: Option<i64>,
+    max_timestamp_ms: i64,
+    max_timestamp_offset: i64,
+}
+
+impl<E: Env> Group<E> {
+    fn new(revision: u64, first: SegmentEntry) -> Self {
+        Self {
+            revision,
+            first,
+            next_offset: first.next_offset,
+            staging: None,
+            last_offset: first.name.base_offset,
+            emptied: None,
+            first_timestamp_ms: None,
+            max_timestamp_ms: -1,
+            max_timestamp_offset: -1,
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.staging.as_ref().map_or(self.first.len, Staging::len)
+    }
+
+    /// The offset expected where `entry` is read on.
+    fn expected(&self, entry: &SegmentEntry) -> i64 {
+        self.last_offset.max(entry.name.base_offset)
+    }
+
+    /// Another segment becomes part of it.
+    async fn join(&mut self, store: &PartitionStore<E>, entry: &SegmentEntry, pace: &mut Pace) -> io::Result<()> {
+        if self.staging.is_none() {
+            let first = self.first;
+            self.materialize(store, &first, first.len, pace).await?;
+        }
+        self.next_offset = entry.next_offset;
+        Ok(())
+    }
+
+    /// Begins to write: the first segment's first `len` bytes stay as they are.
+    async fn materialize(
+        &mut self,
+        store: &PartitionStore<E>,
+        entry: &SegmentEntry,
+        len: u64,
+        pace: &mut Pace,
+    ) -> io::Result<()> {
+        let mut staging = Staging::begin(store, SegmentName { revision: self.revision, ..self.first.name }).await?;
+        let mut reader = SegmentReader::open(store, *entry, pace).await?;
+        while reader.position() < len
+            && let Some((_, batch)) = reader.next().await?
+        {
+            staging.write(batch).await?;
+        }
+        self.staging = Some(staging);
+        Ok(())
+    }
+
+    /// A batch that stays as it is.
+    fn note(&mut self, header: &BatchHeader) {
+        self.last_offset = header.next_offset;
+        self.first_timestamp_ms.get_or_insert(header.max_timestamp_ms);
+        if header.max_timestamp_ms > self.max_timestamp_ms {
+            self.max_timestamp_ms = header.max_timestamp_ms;
+            self.max_timestamp_offset = header.next_offset - 1;
+        }
+    }
+
+    async fn add(&mut self, header: &BatchHeader, batch: Bytes, thinned: Thinned) -> io::Result<()> {
+        let bytes = match thinned {
+            Thinned::Unchanged => batch,
+            Thinned::Rewritten(bytes) => bytes,
+            Thinned::Empty => {
+                self.last_offset = header.next_offset;
+                let parsed = WireHeader::parse(&batch).map_err(io::Error::other)?;
+                self.emptied = Some(Bytes::copy_from_slice(&emptied(&parsed)));
+                return Ok(());
+            }
+        };
+        self.emptied = None;
+        self.write(bytes).await
+    }
+
+    async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+        let header = BatchHeader::parse(&bytes).ok_or(io::ErrorKind::InvalidData)?;
+        self.note(&header);
+        match &mut self.staging {
+            Some(staging) => staging.write(bytes).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes it durable. `None`: everything stays as it is.
+    async fn close(mut self) -> io::Result<Option<CompactedSegment>> {
+        if let Some(emptied) = self.emptied.take() {
+            self.write(emptied).await?;
+        }
+        let Some(staging) = self.staging.take() else { return Ok(None) };
+        assert_eq!(self.last_offset, self.next_offset, "a segment's batches reach to its end");
+        let compacted = CompactedSegment {
+            base_offset: self.first.name.base_offset,
+            next_offset: self.next_offset,
+            len: staging.len(),
+            crc32c: staging.crc32c(),
+            first_timestamp_ms: self.first_timestamp_ms.unwrap_or(-1),
+            max_timestamp_ms: self.max_timestamp_ms,
+            max_timestamp_offset: self.max_timestamp_offset,
+        };
+        staging.finish().await?;
+        Ok(Some(compacted))
+    }
+}
