@@ -252,6 +252,10 @@ fn encode_node<E: Env>(encoder: &mut DescriptorEncoder, broker: &Broker<E>) -> f
     let is_short = i64::from(broker.node().is_short_of_space());
     encode_gauge(encoder, "disk_short", "1 while so little is free that the node takes no records", is_short)?;
     encode_scrub(encoder, broker.node().scrub_counts())?;
+    let compacted = broker.node().compaction_counts();
+    encode_counter(encoder, "logs_compacted", "Times that this node compacted a log", compacted.logs)?;
+    let help = "Bytes that logs have become shorter by when this node compacted them";
+    encode_counter(encoder, "compaction_removed_bytes", help, compacted.bytes_removed)?;
     let mut syncs = encoder.encode_descriptor(
         "journal_sync_duration_seconds",
         "How long each fsync of the journal took",

@@ -111,6 +111,21 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Is there, in the end, a later record of the same key? Compaction may have removed this one then.
+    pub(crate) fn is_superseded(&self, partition: &Partition, offset: i64, value: &str) -> bool {
+        let key = self.key_of(value);
+        let Some(stored) = self.stored.get(partition) else { return false };
+        key.is_none() || stored.records.iter().any(|(later, value)| *later > offset && self.key_of(value) == key)
+    }
+
+    /// The key that a record was sent with.
+    fn key_of(&self, value: &str) -> Option<&str> {
+        self.sends.get(value)?.iter().find_map(|send| match &self.records[*send].event {
+            Event::Sent { key, .. } => key.as_deref(),
+            _ => None,
+        })
+    }
+
     pub(crate) fn is_compacted(&self, partition: &Partition) -> bool {
         self.compacted.contains(partition.topic.as_str())
     }

@@ -17,6 +17,7 @@ pub mod status;
 pub mod storage;
 pub mod topic_pattern;
 
+pub use compaction::CompactionCounts;
 pub use config::{Durability, NodeConfig};
 pub use error::{ProposeError, ReadError, StartError};
 pub use histogram::{Histogram, HistogramSnapshot};

@@ -13,7 +13,7 @@ use lockstep_env::{Env, Task, timeout};
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 
-use crate::compaction::Compaction;
+use crate::compaction::{Compaction, CompactionCounts};
 use crate::error::{ProposeError, StartError};
 use crate::group_upkeep::GroupUpkeep;
 use crate::partition::{PartitionLog, ReadError};
@@ -358,6 +358,12 @@ impl<E: Env> Shard<E> {
     #[must_use]
     pub fn scrub_counts(&self) -> ScrubCounts {
         self.inner.replica.store.scrub_counts()
+    }
+
+    /// What compaction came to here since the start.
+    #[must_use]
+    pub fn compaction_counts(&self) -> CompactionCounts {
+        *self.inner.replica.lock_compactions()
     }
 
     /// A ticket for changes of a group: take it before reading the state, then await [`GroupWaiter::changed`].

@@ -101,6 +101,8 @@ pub enum Deletion {
     BySize,
     /// The topic keeps records for a short time only.
     ByAge,
+    /// The topic keeps the last record of each key.
+    Compaction,
 }
 
 /// A client, by what it does; its name and its times are its own.
@@ -189,7 +191,7 @@ impl Choices {
         let gone = (nodes == 3 && rng.random_ratio(1, 10)).then(|| rng.random_range(1..=nodes));
         let grows = rng.random_ratio(1, 4);
         let partitions = [1, 3, 6, 6][rng.random_range(0..4)];
-        let deletion = match rng.random_range(0..12) {
+        let mut deletion = match rng.random_range(0..12) {
             0 | 1 => Deletion::OnRequest,
             2 => Deletion::BySize,
             3 => Deletion::ByAge,
@@ -215,6 +217,11 @@ impl Choices {
             0 => Timing::shipped(),
             _ => Timing { heartbeat_ms: rng.random_range(115..=125), ..Timing::default() },
         };
+        let pace = Pace { window_max: rng.random_range(5..=8), pause_ms_min: 120, pause_ms_max: 400 };
+        // Records of a topic that grows have no keys.
+        if rng.random_ratio(1, 4) && deletion == Deletion::Never && !grows {
+            deletion = Deletion::Compaction;
+        }
         Self {
             nodes,
             shards,
@@ -225,7 +232,7 @@ impl Choices {
             safety_ms,
             operations_least: OPERATIONS_BESIDE_FAULTS,
             operations_in_all: OPERATIONS_LEAST,
-            pace: Pace { window_max: rng.random_range(5..=8), pause_ms_min: 120, pause_ms_max: 400 },
+            pace,
             timing,
             gone,
             deletion,
@@ -234,6 +241,11 @@ impl Choices {
 }
 
 impl Choices {
+    /// How often it is looked for what can be compacted. Where nothing can that would only take time.
+    pub(crate) fn compaction_check_interval(&self) -> Duration {
+        if self.deletion == Deletion::Compaction { Duration::from_millis(300) } else { Duration::from_secs(3_600) }
+    }
+
     /// How often every segment is looked at. Where a copy of a damaged one is to be noticed as it is made, the scrub must not come first; where nothing is
     /// damaged it would only take time.
     pub(crate) fn scrub_interval(&self) -> Duration {

@@ -68,6 +68,9 @@ impl Clients {
                 history.add(cluster.trace().now_us(), "admin", Event::Truncated { partition, start: i64::MAX });
             }
         }
+        if choices.deletion == Deletion::Compaction {
+            history.add(cluster.trace().now_us(), "admin", Event::Compacted { topic: TOPIC.to_owned() });
+        }
         within("the topic is made", admin.create_topic(&topic)).await?.map_err(|error| format!("no topic: {error}"))?;
 
         let mut clients = Self {
@@ -187,6 +190,9 @@ fn configs(deletion: Deletion) -> BTreeMap<String, String> {
         Deletion::OnRequest => &[("segment.bytes", "1500"), ("segment.ms", "2000")],
         Deletion::BySize => &[("segment.bytes", "1000"), ("retention.bytes", "4000")],
         Deletion::ByAge => &[("segment.ms", "700"), ("retention.ms", "2500")],
+        Deletion::Compaction => {
+            &[("cleanup.policy", "compact"), ("min.cleanable.dirty.ratio", "0"), ("segment.bytes", "900")]
+        }
     };
     configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
@@ -206,6 +212,9 @@ fn producer(choice: ProducerChoice, choices: &Choices) -> Produce {
     }
     if choices.grows {
         config.keys = 0;
+    }
+    if choices.deletion == Deletion::Compaction {
+        config.keys = 3 * choices.partitions.unsigned_abs() as u64;
     }
     if choice == ProducerChoice::IdempotentLarge {
         config.large_per_mille = 50;

@@ -41,6 +41,8 @@ pub struct ClusterOptions {
     pub segment_bytes: u64,
     /// How often it is looked for records that are to be deleted.
     pub retention_check_interval: Duration,
+    /// How often it is looked for what can be compacted.
+    pub compaction_check_interval: Duration,
     /// How often every segment is compared with its checksum.
     pub scrub_interval: Duration,
     /// Bytes of recent batches kept in memory.
@@ -62,6 +64,7 @@ impl Default for ClusterOptions {
             checkpoint_journal_bytes: 48 << 10,
             segment_bytes: 1_200,
             retention_check_interval: Duration::from_millis(400),
+            compaction_check_interval: Duration::from_millis(300),
             scrub_interval: Duration::from_secs(1),
             cache_bytes: 32 << 10,
             session_timeout_ms: 2_000,
@@ -295,7 +298,12 @@ impl Cluster {
         let directory = shard.map(|shard| shard.to_string());
         let own = self.disk(id).files();
         let others: Vec<_> = self.ids().into_iter().filter(|it| *it != id).map(|it| self.disk(it).files()).collect();
+        // What lies beside the segments is of no use to anybody: files of compactions before they take effect, and those that they replaced.
+        let in_use = self.segment_files(id);
         let may_be_damaged = |path: &Path| {
+            if in_use.as_ref().is_some_and(|files| !files.iter().any(|file| path.ends_with(file))) {
+                return false;
+            }
             let is_in = |directory: &str| path.components().any(|part| part.as_os_str() == directory);
             directory.as_deref().is_none_or(is_in) && others.iter().any(|files| files.get(path) == own.get(path))
         };
@@ -304,6 +312,20 @@ impl Cluster {
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         damaged.push(DamagedSegment { node: id, path, at, byte });
         true
+    }
+
+    /// The files that a node's logs consist of, as far as it can be asked: directory of the partition and name.
+    fn segment_files(&self, id: NodeId) -> Option<Vec<PathBuf>> {
+        let node = self.node(id)?;
+        let mut files = Vec::new();
+        for shard in node.shards() {
+            for (topic, partition, _) in shard.read(|state| state.partitions()) {
+                let directory = PathBuf::from(format!("{topic}-{partition}"));
+                let entries = shard.segments(topic, partition);
+                files.extend(entries.iter().map(|entry| directory.join(entry.name.log_file())));
+            }
+        }
+        Some(files)
     }
 
     /// Is every damaged segment whole again, or gone, on the nodes that are up?
@@ -361,6 +383,7 @@ impl Cluster {
         node.checkpoint_journal_bytes = options.checkpoint_journal_bytes;
         node.segment_bytes = options.segment_bytes;
         node.retention_check_interval = options.retention_check_interval;
+        node.compaction_check_interval = options.compaction_check_interval;
         node.scrub_interval = options.scrub_interval;
         node.cache_bytes = options.cache_bytes;
         let mut config = BrokerConfig::new(node);

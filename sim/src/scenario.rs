@@ -77,6 +77,7 @@ async fn drive(seed: u64, choices: Choices, witness: Witness) -> Option<String> 
         nodes: choices.nodes,
         shards: choices.shards,
         scrub_interval: choices.scrub_interval(),
+        compaction_check_interval: choices.compaction_check_interval(),
         timing: choices.timing,
         ..ClusterOptions::default()
     };
@@ -135,7 +136,7 @@ async fn play(
     convergence::led(cluster).await?;
     convergence::voting(cluster).await?;
     convergence::whole(cluster).await?;
-    if matches!(choices.deletion, Deletion::BySize | Deletion::ByAge) {
+    if matches!(choices.deletion, Deletion::BySize | Deletion::ByAge | Deletion::Compaction) {
         let addresses = cluster.addresses();
         let kept = admin::keep_all(&clients.client, &addresses, TOPIC);
         within("the topic is told to keep its records", kept).await?;
@@ -146,9 +147,10 @@ async fn play(
     let committed = convergence::committed(&clients.client, &stored);
     let committed = within("the committed offsets can be read", committed).await??;
     within("the clients end", clients.end()).await?;
+    let settled = if choices.deletion == Deletion::Compaction { Deletion::Compaction } else { Deletion::Never };
     // A record that nobody waits for (`acks=0`) may have been stored, and read by a member, after the rest. Nothing is deleted any more.
     let stored =
-        within("everything can be read again", convergence::read_all(&clients.client, Deletion::Never)).await??;
+        within("everything can be read again", convergence::read_all(&clients.client, settled)).await??;
     let at_us = cluster.trace().now_us();
     for (partition, log) in &stored {
         history.add_final_records(at_us, "end", partition, (log.start, log.end), &log.records);

@@ -471,9 +471,9 @@ mod tests {
             let keyed = builder.finish(compression, None).expect("batch");
             assert!(check_for(9, -1, Some(keyed), 1 << 20, true).is_ok(), "an empty key is a key");
         }
-        let mut unreadable = batch(Compression::Zstd).to_vec();
-        let last = unreadable.len() - 3;
-        unreadable[last] ^= 0xff;
+        // It says that it is compressed by gzip.
+        let mut unreadable = batch(Compression::None).to_vec();
+        unreadable[22] |= 1;
         let crc = crc32c::crc32c(&unreadable[21..]);
         unreadable[17..21].copy_from_slice(&crc.to_be_bytes());
         let unreadable = Bytes::from(unreadable);

@@ -1,6 +1,7 @@
 //! A broker as clients see it: frames over TCP, one node in single mode.
 
 mod cluster;
+mod compaction;
 mod connections;
 mod damage;
 mod groups;

@@ -156,8 +156,11 @@ async fn what_is_not_there_or_must_be_kept_is_not_deleted() {
     create(&mut client, "t", &[]).await;
     create(&mut client, "compacted", &[("cleanup.policy", "compact")]).await;
     create(&mut client, "both", &[("cleanup.policy", "compact,delete")]).await;
+    let mut keyed = BatchBuilder::new();
+    keyed.push(1_000, Some(b"key"), Some(b"a"), &[]);
+    let keyed = keyed.finish(Compression::None, None).expect("batch");
     for topic in ["compacted", "both"] {
-        send(&mut client, topic, batch(&["a"])).await;
+        send(&mut client, topic, keyed.clone()).await;
     }
     for (topic, partition) in [("unknown", 0), ("t", 1), ("t", -1), ("t", i32::MAX)] {
         let refused = delete(&mut client, 2, topic, partition, 0).await;

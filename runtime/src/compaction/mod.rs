@@ -14,7 +14,7 @@ mod segment_reader;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_core::op::{CompactLog, CompactedSegment};
@@ -36,8 +36,6 @@ use crate::storage::check::Pace;
 use crate::storage::suspicion::FoundBy;
 use crate::storage::{SegmentEntry, SegmentName};
 
-/// How soon it is noticed that this node leads, or does not any more.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Attempts within a term, as revisions count them.
 const ATTEMPT_BITS: u32 = 20;
 /// The records of a batch unfold to no more than this, or than twice its length, or they are left as they are: nothing else runs on this thread meanwhile.
@@ -45,6 +43,24 @@ const UNFOLDED_BYTES_MAX: usize = 16 << 20;
 
 fn unfolded_bytes_max(batch_len: usize) -> usize {
     UNFOLDED_BYTES_MAX.max(batch_len.saturating_mul(2))
+}
+
+/// What compaction came to since the node started, on the shards that it led.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CompactionCounts {
+    /// Logs that were compacted.
+    pub logs: u64,
+    /// Bytes that they have become shorter by.
+    pub bytes_removed: u64,
+}
+
+impl std::iter::Sum for CompactionCounts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, next| Self {
+            logs: sum.logs + next.logs,
+            bytes_removed: sum.bytes_removed + next.bytes_removed,
+        })
+    }
 }
 
 /// The task of one shard. It idles where this node does not lead.
@@ -83,7 +99,6 @@ struct Led {
     attempts: u64,
     /// A proposal's outcome is unknown: until the term ends, the files of a compaction may be needed that looks as if it had failed.
     is_over: bool,
-    next_check: Instant,
 }
 
 /// Why a partition was not compacted.
@@ -103,25 +118,15 @@ impl<E: Env> Compaction<E> {
     pub(crate) async fn run(self) {
         let mut led: Option<Led> = None;
         while !self.replica.is_stopped() {
-            let pause = match self.leadership.serving() {
-                Ok(term) => {
-                    if led.as_ref().is_none_or(|led| led.term != term) {
-                        led = Some(Led { term, attempts: 0, is_over: false, next_check: E::now() + self.check_interval });
-                    }
-                    match &mut led {
-                        Some(led) => {
-                            if E::now() >= led.next_check && !led.is_over {
-                                self.check(led).await;
-                                led.next_check = E::now() + self.check_interval;
-                            }
-                            led.next_check.saturating_duration_since(E::now()).clamp(Duration::from_millis(1), LOOK_EVERY)
-                        }
-                        None => LOOK_EVERY,
-                    }
-                }
-                Err(_) => LOOK_EVERY,
+            select(self.replica.compaction.notified(), E::sleep(self.check_interval)).await;
+            let Ok(term) = self.leadership.serving() else { continue };
+            let led = match &mut led {
+                Some(led) if led.term == term => led,
+                led => led.insert(Led { term, attempts: 0, is_over: false }),
             };
-            select(self.replica.compaction.notified(), E::sleep(pause)).await;
+            if !led.is_over {
+                self.check(led).await;
+            }
         }
     }
 
@@ -154,12 +159,20 @@ impl<E: Env> Compaction<E> {
         let store = &self.replica.store;
         let began = E::now();
         match self.attempt(led, candidate, &mut plan, revision).await {
-            Ok(Some((segments, bytes))) => tracing::info!(
-                target: "raft", node = self.replica.node_id, shard = %self.replica.id, topic = %topic_id, partition,
-                to = plan.end(), bytes_before = bytes_of(&plan.segments), bytes_after = bytes, segments,
-                elapsed_ms = E::now().saturating_duration_since(began).as_millis() as u64, "a log was compacted"
-            ),
-            // Records were deleted meanwhile; the next look will see what is left.
+            Ok(Some((segments, bytes))) => {
+                let bytes_before = bytes_of(&plan.segments);
+                {
+                    let mut counts = self.replica.lock_compactions();
+                    counts.logs += 1;
+                    counts.bytes_removed += bytes_before.saturating_sub(bytes);
+                }
+                tracing::info!(
+                    target: "raft", node = self.replica.node_id, shard = %self.replica.id, topic = %topic_id, partition,
+                    to = plan.end(), bytes_before, bytes_after = bytes, segments,
+                    elapsed_ms = E::now().saturating_duration_since(began).as_millis() as u64, "a log was compacted"
+                );
+            }
+            // Records were deleted meanwhile, or the topic wants it no more; the next look will see what is left.
             Ok(None) => store.discard_staged(topic_id, partition, revision + 1).await,
             Err(error) => {
                 if led.is_over {
@@ -219,6 +232,9 @@ impl<E: Env> Compaction<E> {
         }
         if self.leadership.serving()? != led.term {
             return Err(CompactionError::NotSpread("leadership was lost".to_owned()));
+        }
+        if self.candidate(topic_id, partition).is_none() {
+            return Ok(None);
         }
         let bytes_after = bytes_after(&plan.segments, &segments);
         let written = segments.len();

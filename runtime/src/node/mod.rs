@@ -28,6 +28,7 @@ use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, Task};
 use tokio::sync::{Notify, Semaphore};
 
+use crate::compaction::CompactionCounts;
 use crate::config::NodeConfig;
 use crate::error::{ProposeError, StartError};
 use crate::histogram::Histogram;
@@ -308,6 +309,12 @@ impl<E: Env> Node<E> {
     #[must_use]
     pub fn scrub_counts(&self) -> ScrubCounts {
         self.shards().iter().map(Shard::scrub_counts).sum()
+    }
+
+    /// What compaction came to since the start, on the shards that this node led.
+    #[must_use]
+    pub fn compaction_counts(&self) -> CompactionCounts {
+        self.shards().iter().map(Shard::compaction_counts).sum()
     }
 
     /// Proposes on the shard if this node leads it; see [`Shard::propose`].

@@ -15,6 +15,7 @@ use super::group_watch::GroupWatch;
 use super::snapshot::{Incoming, Outgoing};
 use super::staging::StagingPull;
 use super::type_config::{LogId, StoredMembership, position};
+use crate::compaction::CompactionCounts;
 use crate::storage::{Checkpoints, PartitionStore};
 
 /// So many digests are kept, for comparison with other replicas that are not quite as far.
@@ -44,6 +45,7 @@ pub(crate) struct Replica<E: Env> {
     pub(crate) incoming: Mutex<Option<Arc<Incoming>>>,
     /// The files of a compaction that this node is fetching.
     staging: Mutex<Option<Arc<StagingPull>>>,
+    compactions: Mutex<CompactionCounts>,
     /// See [`crate::NodeConfig::disk_reserve_bytes`].
     pub(crate) disk_reserve_bytes: u64,
     /// Groups that need an assignment, for the leader to propose.
@@ -115,6 +117,7 @@ impl<E: Env> Replica<E> {
             acknowledged: Mutex::default(),
             incoming: Mutex::default(),
             staging: Mutex::default(),
+            compactions: Mutex::default(),
             disk_reserve_bytes,
             assignments: Mutex::default(),
             duties: Notify::new(),
@@ -233,6 +236,10 @@ impl<E: Env> Replica<E> {
     pub(crate) fn reverted(&self) -> BTreeSet<NodeId> {
         let acknowledged = lock(&self.acknowledged);
         acknowledged.iter().filter(|(_, member)| member.is_reverted()).map(|(member, _)| *member).collect()
+    }
+
+    pub(crate) fn lock_compactions(&self) -> MutexGuard<'_, CompactionCounts> {
+        lock(&self.compactions)
     }
 
     pub(crate) fn lock_staging(&self) -> MutexGuard<'_, Option<Arc<StagingPull>>> {

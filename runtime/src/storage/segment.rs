@@ -48,8 +48,9 @@ impl SegmentName {
         (name.stem() == stem).then_some(name)
     }
 
-    /// Name of the file with the record batches.
-    pub(crate) fn log_file(&self) -> String {
+    /// Name of the file with the record batches, in the partition's directory.
+    #[must_use]
+    pub fn log_file(&self) -> String {
         format!("{}.log", self.stem())
     }
 

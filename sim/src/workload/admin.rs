@@ -180,8 +180,9 @@ async fn trim(context: &Context, client: &Client<SimEnv>, topic: &str) -> Result
 /// Lets nothing expire any more; tries any broker until one does it.
 pub async fn keep_all(client: &Client<SimEnv>, brokers: &[String], topic: &str) {
     loop {
-        let configs = ["retention.ms", "retention.bytes"].map(|name| {
-            AlterableConfig::default().with_name(text(name)).with_config_operation(0).with_value(Some(text("-1")))
+        let kept = [("retention.ms", "-1"), ("retention.bytes", "-1"), ("cleanup.policy", "delete")];
+        let configs = kept.map(|(name, value)| {
+            AlterableConfig::default().with_name(text(name)).with_config_operation(0).with_value(Some(text(value)))
         });
         let resource = AlterConfigsResource::default()
             .with_resource_type(TOPIC_RESOURCE)
