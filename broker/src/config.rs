@@ -198,6 +198,7 @@ pub struct StorageSection {
     retention_check_interval_ms: Option<u64>,
     compaction_check_interval_ms: Option<u64>,
     compaction_bytes_per_second: Option<u64>,
+    fetch_bytes_per_second: Option<u64>,
     scrub_interval_ms: Option<u64>,
     scrub_bytes_per_second: Option<u64>,
     cache_bytes: Option<u64>,
@@ -506,6 +507,15 @@ impl StorageSection {
             }
             node.compaction_bytes_per_second = bytes;
         }
+        if let Some(bytes) = self.fetch_bytes_per_second {
+            if bytes < READ_BYTES_PER_SECOND_MIN {
+                return Err(ConfigError::new(
+                    "config.fetch_bytes_per_second",
+                    format!("must be at least {READ_BYTES_PER_SECOND_MIN}"),
+                ));
+            }
+            node.fetch_bytes_per_second = bytes;
+        }
         if let Some(milliseconds) = self.scrub_interval_ms {
             if milliseconds > SCRUB_INTERVAL_MS_MAX {
                 return Err(ConfigError::new(
@@ -669,6 +679,7 @@ mod tests {
             (r#"{"config":{"default_partitions":0}}"#, "config.default_partitions: "),
             (r#"{"config":{"retention_check_interval_ms":0}}"#, "config.retention_check_interval_ms: "),
             (r#"{"config":{"compaction_check_interval_ms":0}}"#, "config.compaction_check_interval_ms: "),
+            (r#"{"config":{"fetch_bytes_per_second":1}}"#, "config.fetch_bytes_per_second: "),
             (r#"{"config":{"compaction_bytes_per_second":0}}"#, "config.compaction_bytes_per_second: "),
             (r#"{"config":{"scrub_interval_ms":99999999999999}}"#, "config.scrub_interval_ms: "),
             (r#"{"config":{"scrub_bytes_per_second":0}}"#, "config.scrub_bytes_per_second: "),

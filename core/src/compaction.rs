@@ -114,7 +114,10 @@ mod tests {
         };
         assert_eq!(effects, [replaced]);
         let view = partitions.get(KEY.0, KEY.1).unwrap().view();
-        assert_eq!((view.compaction_revision, view.compacted_to, view.log_start_offset, view.next_offset), (3, 30, 0, 40));
+        assert_eq!(
+            (view.compaction_revision, view.compacted_to, view.log_start_offset, view.next_offset),
+            (3, 30, 0, 40)
+        );
         assert_ne!(partitions.sum(), before);
         // Where nothing can be removed, how far was looked is worth remembering.
         let nothing = CompactLog { revision: 4, compacted_to: 40, segments: Vec::new(), ..op() };

@@ -62,7 +62,10 @@ fn offsets_are_monotone(state: &ClusterStateMachine) -> Result<(), String> {
     for (key, partition) in state.partitions.rows() {
         let compacted_to = partition.compaction.compacted_to;
         if !(0..=partition.next_offset).contains(&compacted_to) {
-            return Err(format!("partition {key:?} ends at {} and is compacted to {compacted_to}", partition.next_offset));
+            return Err(format!(
+                "partition {key:?} ends at {} and is compacted to {compacted_to}",
+                partition.next_offset
+            ));
         }
         if partition.log_start_offset < 0 || partition.next_offset < partition.log_start_offset {
             return Err(format!(

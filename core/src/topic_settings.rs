@@ -84,7 +84,8 @@ impl TopicRecord {
     pub fn compaction(&self) -> Option<CompactionSettings> {
         let policy = self.configs.get(CLEANUP_POLICY)?;
         policy.split(',').any(|item| item.trim() == "compact").then(|| {
-            let millis = |name, default| self.number(name).and_then(|value| u64::try_from(value).ok()).unwrap_or(default);
+            let millis =
+                |name, default| self.number(name).and_then(|value| u64::try_from(value).ok()).unwrap_or(default);
             let ratio = self.configs.get(MIN_CLEANABLE_DIRTY_RATIO).and_then(|value| value.trim().parse().ok());
             CompactionSettings {
                 min_dirty_ratio: ratio.unwrap_or(0.5),

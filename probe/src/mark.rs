@@ -178,6 +178,8 @@ marks! {
     SnapshotNoLongerOnOffer,
     /// A replica gave up fetching one checkpoint because another one was offered.
     SnapshotPullBegunAnew,
+    /// A replica went on fetching a checkpoint from where it had been interrupted.
+    SnapshotPullResumed,
     /// A replica was offered what it had accepted but not made durable yet, and did not say that it had it.
     OfferHeldUntilDurable,
     /// A start ended the installation of a checkpoint that a crash had interrupted.

@@ -91,8 +91,6 @@ mistakes! {
     CheckpointBeforeSegments,
     /// Files of deleted records are removed while the last checkpoint still lists them.
     RetentionRemovesFilesBeforeCheckpoint,
-    /// Compacted segments take the place of others although nobody but the leader has them.
-    CompactionProposedBeforeSpread,
     /// A start removes files of compactions that its checkpoint does not know, although the journal may.
     StagedSegmentsRemovedAtStart,
     /// Compaction compares short hashes of keys and takes some keys for others.

@@ -51,6 +51,8 @@ pub struct NodeConfig {
     pub compaction_bytes_per_second: u64,
     /// Keys that one compaction remembers at most, in about 40 bytes each: what comes behind so many different ones is left to the next.
     pub compaction_keys_max: usize,
+    /// How fast a node fetches segments from others: of a leader's checkpoint, when it has fallen far behind or lost its disk, and of compacted logs.
+    pub fetch_bytes_per_second: u64,
     /// Every segment is compared with its checksum once in so much time, and repaired from another node when it differs. Zero: never; what
     /// readers find damaged is repaired all the same.
     pub scrub_interval: Duration,
@@ -100,6 +102,7 @@ impl NodeConfig {
             compaction_check_interval: Duration::from_secs(15),
             compaction_bytes_per_second: 32 << 20,
             compaction_keys_max: 1_000_000,
+            fetch_bytes_per_second: 64 << 20,
             scrub_interval: Duration::from_secs(7 * 24 * 60 * 60),
             scrub_bytes_per_second: 8 << 20,
             advertised_host: "localhost".to_owned(),

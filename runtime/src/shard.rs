@@ -109,6 +109,7 @@ impl<E: Env> Shard<E> {
             config.raft_dir.clone(),
             progress,
             config.disk_reserve_bytes,
+            context.fetches.clone(),
         ));
         let proposals = Proposals::new(id);
         let log = context.journal.shard(id);

@@ -221,6 +221,10 @@ impl Choices {
         // Records of a topic that grows have no keys.
         if rng.random_ratio(1, 4) && deletion == Deletion::Never && !grows {
             deletion = Deletion::Compaction;
+            if !has_pattern {
+                faults.extend(faults::draw::beside_compaction(rng, safety_ms));
+                faults.sort_by_key(|planned| planned.at_ms);
+            }
         }
         Self {
             nodes,

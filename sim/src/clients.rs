@@ -191,7 +191,7 @@ fn configs(deletion: Deletion) -> BTreeMap<String, String> {
         Deletion::BySize => &[("segment.bytes", "1000"), ("retention.bytes", "4000")],
         Deletion::ByAge => &[("segment.ms", "700"), ("retention.ms", "2500")],
         Deletion::Compaction => {
-            &[("cleanup.policy", "compact"), ("min.cleanable.dirty.ratio", "0"), ("segment.bytes", "900")]
+            &[("cleanup.policy", "compact"), ("min.cleanable.dirty.ratio", "0"), ("segment.bytes", "500")]
         }
     };
     configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()

@@ -169,8 +169,11 @@ async fn read_from(
             let value = String::from_utf8_lossy(message.value.as_deref().unwrap_or_default()).into_owned();
             let partition = Partition::new(&*message.topic, message.partition);
             let Some(log) = stored.get_mut(&partition) else { continue };
-            let is_due =
-                if deletion == Deletion::Compaction { message.offset >= log.next() } else { message.offset == log.next() };
+            let is_due = if deletion == Deletion::Compaction {
+                message.offset >= log.next()
+            } else {
+                message.offset == log.next()
+            };
             if !is_due {
                 return Err(format!("a gap: in {partition} before offset {}", message.offset));
             }

@@ -149,8 +149,7 @@ async fn play(
     within("the clients end", clients.end()).await?;
     let settled = if choices.deletion == Deletion::Compaction { Deletion::Compaction } else { Deletion::Never };
     // A record that nobody waits for (`acks=0`) may have been stored, and read by a member, after the rest. Nothing is deleted any more.
-    let stored =
-        within("everything can be read again", convergence::read_all(&clients.client, settled)).await??;
+    let stored = within("everything can be read again", convergence::read_all(&clients.client, settled)).await??;
     let at_us = cluster.trace().now_us();
     for (partition, log) in &stored {
         history.add_final_records(at_us, "end", partition, (log.start, log.end), &log.records);

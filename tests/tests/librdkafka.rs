@@ -28,9 +28,14 @@ struct Given {
 }
 
 async fn create_topic(cluster: &Cluster, name: &str, partitions: i32) {
+    create_topic_with(cluster, name, partitions, &[]).await;
+}
+
+async fn create_topic_with(cluster: &Cluster, name: &str, partitions: i32, configs: &[(&str, &str)]) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", cluster.brokers()).create().expect("an admin client");
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(3));
+    let topic = configs.iter().fold(topic, |topic, (name, value)| topic.set(name, value));
     let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
     let created = within("the topic is created", PATIENCE, admin.create_topics([&topic], &options)).await;
     assert!(created.expect("answered").iter().all(Result::is_ok), "{name} cannot be created");
@@ -256,4 +261,44 @@ async fn an_idempotent_producer_loses_and_repeats_nothing_while_leaders_die() {
     wait_until("all messages are read", PATIENCE, || async { (member.given().len() >= sent.len()).then_some(()) })
         .await;
     assert_once_in_order(&[member.stop().await], &sent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compacted_topic_gives_the_last_message_of_each_key() {
+    let cluster =
+        Cluster::start_with(3, |_, config| config["config"]["compaction_check_interval_ms"] = 50.into()).await;
+    let compacted = [("cleanup.policy", "compact"), ("min.cleanable.dirty.ratio", "0"), ("segment.bytes", "3000")];
+    create_topic_with(&cluster, "changes", 2, &compacted).await;
+    let mut last: BTreeMap<String, String> = BTreeMap::new();
+    let mut sent = 0;
+    for codec in CODECS {
+        for value in produce(&producer(&cluster, codec), "changes", codec, 500).await {
+            let number: usize = value.split(':').nth(1).and_then(|number| number.parse().ok()).expect("a number");
+            last.insert(format!("{codec}-{}", number % KEYS), value);
+            sent += 1;
+        }
+    }
+    // What a member of a new group is given, to the end of both partitions.
+    let mut groups = 0;
+    let given = wait_until("most of it is compacted", PATIENCE, || {
+        groups += 1;
+        let member = Member::start(&cluster, &format!("latecomers-{groups}"), Protocol::Consumer, "changes");
+        let last = &last;
+        async move {
+            wait_until("the last messages are read", PATIENCE, || async {
+                let given = member.given();
+                last.values().all(|value| given.iter().any(|message| message.value == *value)).then_some(())
+            })
+            .await;
+            let given = member.stop().await;
+            (given.len() < sent / 2).then_some(given)
+        }
+    })
+    .await;
+    let mut read: BTreeMap<String, String> = BTreeMap::new();
+    for message in given {
+        let before = read.insert(message.key, message.value.clone());
+        assert!(before.is_none_or(|before| before < message.value), "{} is given late", message.value);
+    }
+    assert_eq!(read, last);
 }

@@ -405,7 +405,8 @@ mod tests {
         let sends = [compacted(), keyed("k", "a"), keyed("l", "b"), keyed("k", "c")];
         let with = |more: &[Event]| [&sends[..], more].concat();
         let in_the_end = |records: &[(i64, &str)]| piece(0, 3, records);
-        for (check, seen) in [(&ACKNOWLEDGED_STAYS, acknowledged as fn(&str, i64) -> Event), (&READ_STAYS, |v, o| read(o, v))]
+        for (check, seen) in
+            [(&ACKNOWLEDGED_STAYS, acknowledged as fn(&str, i64) -> Event), (&READ_STAYS, |v, o| read(o, v))]
         {
             passes(check, &with(&[seen("a", 0), seen("b", 1), seen("c", 2), in_the_end(&[(1, "b"), (2, "c")])]));
             fails(check, &with(&[seen("a", 0), seen("b", 1), seen("c", 2), in_the_end(&[(2, "c")])]), &[2, 5, 7]);

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_core::op::{
     AdvanceLogStart, AllocateProducerIds, AppendMessage, ClassicJoin, CommitOffset, CommitOffsets, CompactLog,
-    CompactedSegment, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic, ExpireOffsets, ExpiredMember,
-    ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, NewLogStart, OffsetToCommit,
-    PartitionAppend, RebalancePartitions, RegisterBroker, ResolveRegularExpression, TopicPartitions, UnregisterBroker,
-    UpdateMetadata,
+    CompactedSegment, ConfigureGroup, ConsumerHeartbeat, CreateTopic, DeleteGroup, DeleteOffsets, DeleteTopic,
+    ExpireOffsets, ExpiredMember, ExpiryReason, HeartbeatConsumer, JoinConsumerGroup, LeaveConsumerGroup, NewLogStart,
+    OffsetToCommit, PartitionAppend, RebalancePartitions, RegisterBroker, ResolveRegularExpression, TopicPartitions,
+    UnregisterBroker, UpdateMetadata,
 };
 use lockstep_core::{BrokerRecord, Op, ShardId, TopicId, TopicRecord};
 

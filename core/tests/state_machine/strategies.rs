@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::op::{
-    AdvanceLogStart, AllocateProducerIds, AppendMessage, CompactLog, CompactedSegment, CreateTopic, DeleteTopic, NewLogStart, PartitionAppend,
-    RegisterBroker, UnregisterBroker, UpdateMetadata,
+    AdvanceLogStart, AllocateProducerIds, AppendMessage, CompactLog, CompactedSegment, CreateTopic, DeleteTopic,
+    NewLogStart, PartitionAppend, RegisterBroker, UnregisterBroker, UpdateMetadata,
 };
 use lockstep_core::{BrokerRecord, Op, ShardId, TopicId, TopicRecord};
 use proptest::prelude::*;

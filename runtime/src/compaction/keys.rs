@@ -56,7 +56,9 @@ mod tests {
         keys.note(b"a", 1);
         keys.note(b"b", 2);
         keys.note(b"a", 5);
-        for (key, offset, expected) in [("a", 1, true), ("a", 4, true), ("a", 5, false), ("b", 2, false), ("c", 0, false)] {
+        for (key, offset, expected) in
+            [("a", 1, true), ("a", 4, true), ("a", 5, false), ("b", 2, false), ("c", 0, false)]
+        {
             assert_eq!(keys.is_superseded(key.as_bytes(), offset), expected, "{key} at {offset}");
         }
     }

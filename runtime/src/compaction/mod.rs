@@ -20,7 +20,7 @@ use bytes::Bytes;
 use lockstep_core::op::{CompactLog, CompactedSegment};
 use lockstep_core::{CompactionSettings, Op, Reply, TopicId};
 use lockstep_env::{Env, select};
-use lockstep_probe::{Mark, Mistake};
+use lockstep_probe::Mark;
 use lockstep_wire::compaction::visit_records;
 use tokio::sync::Semaphore;
 
@@ -226,7 +226,7 @@ impl<E: Env> Compaction<E> {
         let segments = rewrite(store, plan, revision, &rules, &mut pace).await;
         let segments = segments.map_err(|(name, error)| CompactionError::Segment { name, error })?;
         let ask = StageAsk { applied, topic_id, partition, revision, segments: segments.clone() };
-        if !segments.is_empty() && !Mistake::CompactionProposedBeforeSpread.is_made() {
+        if !segments.is_empty() {
             let spread = spread(&self.replica, &self.peers, &self.leadership, &ask).await;
             spread.map_err(CompactionError::NotSpread)?;
         }
@@ -280,7 +280,9 @@ impl<E: Env> Compaction<E> {
             let core = self.replica.core();
             let topics = core.directory().topics.values().filter(|topic| topic.compaction().is_some());
             topics
-                .flat_map(|topic| (0_u32..).zip(&topic.partitions).map(move |(partition, shard)| (topic.id, partition, *shard)))
+                .flat_map(|topic| {
+                    (0_u32..).zip(&topic.partitions).map(move |(partition, shard)| (topic.id, partition, *shard))
+                })
                 .filter(|(_, _, shard)| *shard == self.replica.id)
                 .map(|(topic_id, partition, _)| (topic_id, partition))
                 .collect()
@@ -310,7 +312,10 @@ fn revision(term: u64, attempt: u64) -> Option<u64> {
 
 /// Records that a batch says it has.
 fn records_of(batch: &Bytes) -> usize {
-    lockstep_wire::BatchHeader::parse(batch).ok().and_then(|header| usize::try_from(header.record_count).ok()).unwrap_or(0)
+    lockstep_wire::BatchHeader::parse(batch)
+        .ok()
+        .and_then(|header| usize::try_from(header.record_count).ok())
+        .unwrap_or(0)
 }
 
 /// A batch that cannot be read counts for nothing: its records stay, and supersede nothing.

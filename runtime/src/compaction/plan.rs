@@ -42,8 +42,8 @@ pub(super) fn plan(
     let segments: Vec<SegmentEntry> = closed.iter().take_while(is_old_enough).copied().collect();
     let is_dirty = |segment: &&SegmentEntry| segment.next_offset > compacted_to;
     let first_dirty = segments.iter().find(is_dirty)?;
-    let waits_too_long = first_dirty.first_timestamp_ms >= 0
-        && age_ms(first_dirty.first_timestamp_ms) > i128::from(settings.max_lag_ms);
+    let waits_too_long =
+        first_dirty.first_timestamp_ms >= 0 && age_ms(first_dirty.first_timestamp_ms) > i128::from(settings.max_lag_ms);
     let bytes: u64 = segments.iter().map(|segment| segment.len).sum();
     let dirty_bytes: u64 = segments.iter().filter(is_dirty).map(|segment| segment.len).sum();
     let dirty_ratio = dirty_bytes as f64 / bytes as f64;

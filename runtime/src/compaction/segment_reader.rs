@@ -84,4 +84,3 @@ impl<'a, E: Env> SegmentReader<'a, E> {
         Ok(())
     }
 }
-

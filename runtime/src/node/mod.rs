@@ -37,6 +37,7 @@ use crate::peer::{PeerNetwork, PeerOptions, cluster_token};
 use crate::raft::ShardContext;
 use crate::shard::Shard;
 use crate::status::{ClusterStatus, NodeReport};
+use crate::storage::check::SharedPace;
 use crate::storage::{Cache, ScrubCounts};
 pub(crate) use clocks::Clocks;
 use disk_space::DiskSpace;
@@ -160,6 +161,7 @@ impl<E: Env> Node<E> {
         let checkpoints = Arc::new(Semaphore::new(1));
         let scrubs = Arc::new(Semaphore::new(1));
         let compactions = Arc::new(Semaphore::new(1));
+        let fetches = SharedPace::new::<E>(inner.config.fetch_bytes_per_second);
         let members = placement::founding_members(&inner.config, cluster);
         let is_founder = cluster.founders.get(&inner.config.node_id) == Some(&inner.incarnation);
         let mut shards = BTreeMap::new();
@@ -184,6 +186,7 @@ impl<E: Env> Node<E> {
                 checkpoints: checkpoints.clone(),
                 scrubs: scrubs.clone(),
                 compactions: compactions.clone(),
+                fetches: fetches.clone(),
                 clocks: inner.clocks.clone(),
             };
             shards.insert(id, Shard::start(context).await?);

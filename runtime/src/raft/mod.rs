@@ -40,6 +40,7 @@ use crate::journal::Journal;
 use crate::node::Clocks;
 use crate::peer::PeerNetwork;
 use crate::storage::Cache;
+use crate::storage::check::SharedPace;
 
 pub(crate) use duties::{LeaderDuties, checkpoint, record_changes};
 pub(crate) use founding::found;
@@ -48,12 +49,12 @@ pub(crate) use handler::{Handler, stopped_fault};
 pub(crate) use kept_vote::KeptVote;
 pub(crate) use leadership::{Leadership, STOPPED};
 pub(crate) use log_store::{LogStore, stored_vote};
+pub(crate) use message::StageAsk;
 pub(crate) use network::NetworkFactory;
 pub use promises::{Choice, Promised, Promises};
 pub(crate) use proposals::Proposals;
 pub(crate) use repair::Repairer;
 pub(crate) use replica::{Progress, Replica};
-pub(crate) use message::StageAsk;
 pub(crate) use snapshot::restore;
 pub(crate) use staging::{has_room, spread};
 pub(crate) use state_machine::{StateMachine, take_turns};
@@ -84,6 +85,8 @@ pub(crate) struct ShardContext<E: Env> {
     pub(crate) scrubs: Arc<Semaphore>,
     /// One permit: a node compacts one partition at a time.
     pub(crate) compactions: Arc<Semaphore>,
+    /// How fast segments come from other nodes.
+    pub(crate) fetches: SharedPace,
     pub(crate) clocks: Clocks,
 }
 

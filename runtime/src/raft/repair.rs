@@ -211,7 +211,6 @@ impl<E: Env> Repairer<E> {
             self.replica.env.reached(Step::SegmentPieceFetched);
         }
     }
-
 }
 
 /// A piece of a segment that another member has: between 1 and `ask.len` bytes.

@@ -16,6 +16,7 @@ use super::snapshot::{Incoming, Outgoing};
 use super::staging::StagingPull;
 use super::type_config::{LogId, StoredMembership, position};
 use crate::compaction::CompactionCounts;
+use crate::storage::check::SharedPace;
 use crate::storage::{Checkpoints, PartitionStore};
 
 /// So many digests are kept, for comparison with other replicas that are not quite as far.
@@ -48,6 +49,8 @@ pub(crate) struct Replica<E: Env> {
     compactions: Mutex<CompactionCounts>,
     /// See [`crate::NodeConfig::disk_reserve_bytes`].
     pub(crate) disk_reserve_bytes: u64,
+    /// How fast segments come from other nodes.
+    pub(crate) fetches: SharedPace,
     /// Groups that need an assignment, for the leader to propose.
     pub(crate) assignments: Mutex<BTreeSet<String>>,
     /// Wakes the leader's duties.
@@ -99,6 +102,7 @@ impl<E: Env> Replica<E> {
         raft_dir: PathBuf,
         progress: Progress,
         disk_reserve_bytes: u64,
+        fetches: SharedPace,
     ) -> Self {
         let applied = progress.last.as_ref().map(position).unwrap_or_default();
         let digests = VecDeque::from([(applied.index, core.digest().0)]);
@@ -119,6 +123,7 @@ impl<E: Env> Replica<E> {
             staging: Mutex::default(),
             compactions: Mutex::default(),
             disk_reserve_bytes,
+            fetches,
             assignments: Mutex::default(),
             duties: Notify::new(),
             unresolved_regexes: Mutex::default(),

@@ -289,7 +289,7 @@ impl Incoming {
         look()
     }
 
-    /// Gives the transmission up. What it wrote stays beside and is thrown away with the next one.
+    /// Gives the transmission up. What it wrote stays beside, for the next one.
     pub(crate) fn abandon(&self) {
         if let Some(stop) = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take() {
             stop();
@@ -340,6 +340,7 @@ impl<E: Env> Pull<E> {
                     let len = (end - offset).min(u64::from(CHUNK_BYTES)) as u32;
                     let chunk = self.chunk(ChunkOf::Segment(range.segment), offset, len).await?;
                     offset += chunk.len() as u64;
+                    self.replica.fetches.took::<E>(chunk.len()).await;
                     let written = installation.write_chunk(&range.segment, offset - chunk.len() as u64, chunk).await;
                     if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
                         // The leader's own copy is damaged. It will offer the snapshot again, and by then it may be repaired.

@@ -135,6 +135,7 @@ async fn fetch<E: Env>(
         let len = (whole - staging.len()).min(u64::from(CHUNK_BYTES)) as u32;
         let ask = SegmentAsk { segment: staging.name(), whole, offset: staging.len(), len };
         let piece = fetch_piece(peers, replica, from, &ask).await.map_err(|error| error.to_string())?;
+        replica.fetches.took::<E>(piece.len()).await;
         staging.write(piece).await.map_err(|error| error.to_string())?;
     }
     Ok(())
@@ -185,7 +186,10 @@ pub(crate) async fn spread<E: Env>(
             };
             let answer = peers.call(*node, Some(*incarnation), Lane::Bulk, request, ANSWER_TIMEOUT).await;
             let answer = answer.map_err(|error| error.to_string());
-            (*node, answer.and_then(|(body, _)| message::decode::<StageAnswer>(&body).map_err(|error| error.to_string())))
+            (
+                *node,
+                answer.and_then(|(body, _)| message::decode::<StageAnswer>(&body).map_err(|error| error.to_string())),
+            )
         });
         for (node, answer) in join_all(asked).await {
             match answer {

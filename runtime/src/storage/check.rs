@@ -5,6 +5,7 @@
 //! noted with the length under the partition's lock, what is missing of them in the file is written, and then the file's beginning is read.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,22 @@ impl Pace {
         // What was not read in time is not made up for.
         self.next = self.next.max(now) + Duration::from_secs_f64(bytes as f64 / rate as f64);
         E::sleep_until(self.next).await;
+    }
+}
+
+/// A pace that all shards of a node keep together.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedPace(Arc<tokio::sync::Mutex<Pace>>);
+
+impl SharedPace {
+    /// At most so many bytes a second.
+    pub(crate) fn new<E: Env>(bytes_per_second: u64) -> Self {
+        Self(Arc::new(tokio::sync::Mutex::new(Pace::slow::<E>(bytes_per_second))))
+    }
+
+    /// To be called after each piece of so many bytes.
+    pub(crate) async fn took<E: Env>(&self, bytes: usize) {
+        self.0.lock().await.read::<E>(bytes).await;
     }
 }
 
@@ -135,8 +152,8 @@ impl<E: Env> PartitionStore<E> {
         while position < entry.len {
             let head = file.read_at(position, HEADER_LEN).await.unwrap_or_default();
             let left = entry.len - position;
-            let header =
-                BatchHeader::parse(&head).filter(|header| follows(entry.name, expected, header) && header.len as u64 <= left);
+            let header = BatchHeader::parse(&head)
+                .filter(|header| follows(entry.name, expected, header) && header.len as u64 <= left);
             let Some(header) = header else { return Some(position) };
             // In pieces: a length that is wrong must not decide how much memory this takes.
             let (mut at, mut crc32c) = (CRC_END, 0);

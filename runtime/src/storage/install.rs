@@ -5,6 +5,9 @@
 //! then the manifest becomes the shard's checkpoint, and then the files are moved (or, where the segment's first part was here already, appended)
 //! to where they belong. A start that finds such a folder does the last step if the checkpoint is that manifest, and removes the folder otherwise;
 //! the old segments were not touched before.
+//!
+//! What was fetched when an installation is given up, or the process dies, stays in `installing/`: the next one goes on from there, if it is about the same
+//! segments. A node that has written a checkpoint of its own since then does not need it, and removes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -65,6 +68,8 @@ struct Fetch {
     have: u64,
     /// CRC32C of these.
     crc32c: u32,
+    /// Some of them were fetched by an earlier installation: a crash may have damaged them, or they may be another leader's.
+    resumed: bool,
 }
 
 impl<E: Env> Drop for Installation<E> {
@@ -102,8 +107,8 @@ impl<E: Env> Installation<E> {
         let inner = Arc::clone(&self.store.inner);
         inner.flush().await?;
         let disk = inner.env.disk();
-        remove_if_there(disk, &self.folder).await?;
         disk.create_dir_all(&self.folder).await?;
+        let mut left_over: BTreeSet<String> = disk.read_dir(&self.folder).await?.into_iter().collect();
         for entry in self.manifest.segments.iter().filter(|entry| entry.len > 0) {
             let local = inner.partition(entry.name.key()).and_then(|partition| {
                 let state = partition.lock();
@@ -118,16 +123,56 @@ impl<E: Env> Installation<E> {
                 None => (0, 0),
             };
             let fetch = if len < entry.len {
-                Fetch { entry: *entry, local: len, have: len, crc32c }
+                Fetch { entry: *entry, local: len, have: len, crc32c, resumed: false }
             } else if crc32c == entry.crc32c {
                 continue;
             } else {
-                Fetch { entry: *entry, local: 0, have: 0, crc32c: 0 }
+                Fetch { entry: *entry, local: 0, have: 0, crc32c: 0, resumed: false }
             };
-            self.missing.insert(entry.name, fetch);
+            let fetch = if left_over.remove(&staged_name(&entry.name, fetch.local)) {
+                self.resume(fetch).await?
+            } else {
+                fetch
+            };
+            if fetch.have < entry.len {
+                self.missing.insert(entry.name, fetch);
+            } else {
+                self.fetched.insert(entry.name, fetch.local);
+            }
+        }
+        for name in left_over {
+            disk.remove_file(&self.folder.join(name)).await?;
         }
         // The local parts must be in the files, also those applied since the flush above.
         inner.flush().await
+    }
+
+    /// Goes on from what an earlier installation has fetched of a segment, unless that cannot be right.
+    async fn resume(&self, fetch: Fetch) -> io::Result<Fetch> {
+        let disk = self.store.inner.env.disk();
+        let path = self.folder.join(staged_name(&fetch.entry.name, fetch.local));
+        let file = disk.open(&path, OpenMode::ReadWrite).await?;
+        let len = file.len().await?;
+        let mut resumed = Fetch { resumed: true, ..fetch };
+        while len <= fetch.entry.len - fetch.local && resumed.have < fetch.local + len {
+            let at = resumed.have - fetch.local;
+            let left = usize::try_from(len - at).unwrap_or(usize::MAX);
+            let bytes = file.read_at(at, left.min(COPY_BYTES)).await?;
+            if bytes.is_empty() {
+                break;
+            }
+            resumed.crc32c = crc32c::crc32c_append(resumed.crc32c, &bytes);
+            resumed.have += bytes.len() as u64;
+        }
+        if resumed.have == fetch.local || resumed.have == fetch.entry.len && resumed.crc32c != fetch.entry.crc32c {
+            disk.remove_file(&path).await?;
+            return Ok(fetch);
+        }
+        if resumed.have == fetch.entry.len {
+            file.sync_data().await?;
+        }
+        Mark::SnapshotPullResumed.reached();
+        Ok(resumed)
     }
 
     /// The manifest being installed.
@@ -186,8 +231,8 @@ impl<E: Env> Installation<E> {
         }
         drop(file);
         disk.remove_file(&path).await?;
-        let whole = fetch.local == 0;
-        self.missing.insert(*segment, Fetch { local: 0, have: 0, crc32c: 0, ..fetch });
+        let whole = fetch.local == 0 && !fetch.resumed;
+        self.missing.insert(*segment, Fetch { local: 0, have: 0, crc32c: 0, resumed: false, ..fetch });
         if whole { Err(invalid("wrong checksum")) } else { Ok(()) }
     }
 
@@ -321,6 +366,20 @@ impl<E: Env> Installation<E> {
     }
 }
 
+impl<E: Env> PartitionStore<E> {
+    /// Removes what an installation that was given up has fetched.
+    pub(crate) async fn forget_fetched(&self) {
+        if self.inner.installing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let folder = self.inner.dir.join(FETCHING);
+        if let Err(error) = remove_if_there(self.inner.env.disk(), &folder).await {
+            tracing::warn!(path = %folder.display(), %error, "what was fetched of a leader's checkpoint stays");
+        }
+        self.inner.installing.store(false, Ordering::Release);
+    }
+}
+
 /// CRC32C of the first `entry.len` bytes of a local segment.
 async fn crc_of<E: Env>(inner: &Inner<E>, entry: &SegmentEntry, generation: u64) -> io::Result<u32> {
     let file = inner.file(entry.name, generation, OpenMode::ReadWrite).await?;
@@ -368,7 +427,7 @@ pub(crate) async fn resume<E: Env>(
     names: &[String],
     manifest: Option<&Manifest>,
 ) -> io::Result<()> {
-    for name in names.iter().filter(|name| *name == FETCHING || name.starts_with(COMPLETE)) {
+    for name in names.iter().filter(|name| name.starts_with(COMPLETE)) {
         let folder = dir.join(name);
         if let Some(manifest) = manifest.filter(|manifest| *name == complete_name(&manifest.encode())) {
             Mark::InstallationResumed.reached();

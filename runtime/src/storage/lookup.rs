@@ -131,10 +131,8 @@ impl<E: Env> Inner<E> {
     /// Writes the indexes of segments that have grown much, so that memory and the next start have little to do with them.
     pub(crate) async fn save_grown_indexes(&self, segments: &[(Arc<Partition>, SegmentEntry)]) {
         for (partition, entry) in segments {
-            let grown = partition
-                .lock()
-                .segment(entry.name)
-                .is_some_and(|segment| segment.recent.len() > GROWN_ENTRIES);
+            let grown =
+                partition.lock().segment(entry.name).is_some_and(|segment| segment.recent.len() > GROWN_ENTRIES);
             if grown {
                 self.save_index(partition, entry.name).await;
             }

@@ -12,6 +12,7 @@
 //!
 //! `check.rs` compares files with these checksums, `repair.rs` replaces a damaged one by another replica's.
 
+mod arena;
 pub(crate) mod batch;
 pub mod cache;
 pub(crate) mod check;

@@ -12,8 +12,8 @@ use crate::error::StartError;
 use crate::storage::install;
 use crate::storage::manifest::{Manifest, check_segments};
 use crate::storage::repair::REPAIRING;
-use crate::storage::staging::STAGING;
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
+use crate::storage::staging::STAGING;
 use crate::storage::state::{Partition, PartitionState};
 use lockstep_probe::{Mark, Mistake};
 
@@ -34,11 +34,7 @@ pub(crate) struct Recovered {
 
 /// Makes the directory hold what the manifest lists, and files of compactions that may be about to take effect: an entry of the journal may say so,
 /// and they may be nowhere else. Everything else goes.
-pub(crate) async fn recover<E: Env>(
-    env: &E,
-    dir: &Path,
-    manifest: Option<&Manifest>,
-) -> Result<Recovered, StartError> {
+pub(crate) async fn recover<E: Env>(env: &E, dir: &Path, manifest: Option<&Manifest>) -> Result<Recovered, StartError> {
     let disk = env.disk();
     disk.create_dir_all(dir).await.map_err(|error| failed(dir, error))?;
     if let Some(parent) = dir.parent() {

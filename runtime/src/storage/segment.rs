@@ -158,7 +158,8 @@ mod tests {
         for name in [appended, compacted] {
             assert_eq!(SegmentName::parse_stem(key, &name.stem()), Some(name));
         }
-        for other in ["", "-", "52", "00000000000000000052-0", "00000000000000000052-01", "00000000000000000052-", "x"] {
+        for other in ["", "-", "52", "00000000000000000052-0", "00000000000000000052-01", "00000000000000000052-", "x"]
+        {
             assert_eq!(SegmentName::parse_stem(key, other), None, "{other}");
         }
     }

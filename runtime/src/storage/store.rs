@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::error::StartError;
 use crate::partition::PartitionLog;
+use crate::storage::arena::Arena;
 use crate::storage::batch::{self, BatchHeader};
 use crate::storage::cache::Cache;
 use crate::storage::flush;
@@ -84,6 +85,8 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) options: StoreOptions,
     partitions: Mutex<BTreeMap<PartitionKey, Arc<Partition>>>,
     dropped: Mutex<Dropped>,
+    /// Memory for the batches that are appended.
+    arena: Mutex<Arena>,
     pins: Arc<()>,
     /// Partitions with something to write, each once.
     pub(crate) queue: Mutex<VecDeque<Arc<Partition>>>,
@@ -188,6 +191,7 @@ impl<E: Env> PartitionStore<E> {
             dir: dir.to_path_buf(),
             partitions: Mutex::new(recovered.partitions),
             dropped: Mutex::default(),
+            arena: Mutex::default(),
             pins: Arc::new(()),
             queue: Mutex::default(),
             unwritten: AtomicU64::new(0),
@@ -255,12 +259,13 @@ impl<E: Env> PartitionStore<E> {
                     .filter(|batch| batch.len() >= batch::HEADER_LEN)
                     .ok_or_else(|| refuse("the payload has no such batch".to_owned()))?;
                 // A copy: a slice would keep the payload of the whole entry in memory, with the batches of all other partitions.
-                let mut batch = batch.to_vec();
-                batch::stamp(&mut batch, base_offset, leader_epoch, log_append_time_ms);
+                let batch = lock(&inner.arena).copy(batch, |batch| {
+                    batch::stamp(batch, base_offset, leader_epoch, log_append_time_ms);
+                });
                 let header = BatchHeader::parse(&batch)
                     .filter(|header| header.len == batch.len() && header.next_offset == next_offset)
                     .ok_or_else(|| refuse(format!("no batch of offsets {base_offset}..{next_offset}")))?;
-                inner.append(key, Bytes::from(batch), &header, limits).map_err(refuse)
+                inner.append(key, batch, &header, limits).map_err(refuse)
             }
             Effect::TruncateBefore { topic_id, partition, start_offset } => {
                 inner.truncate_before(PartitionKey { topic_id, partition }, start_offset)
@@ -343,6 +348,7 @@ impl<E: Env> PartitionStore<E> {
             dropped.removable.extend(gone.into_iter().map(|(_, gone)| gone));
         }
         self.inner.remove_dropped().await;
+        self.forget_fetched().await;
     }
 
     /// Do files wait for the next checkpoint before they can be removed?
@@ -619,12 +625,7 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    fn replace_segments(
-        &self,
-        key: PartitionKey,
-        revision: u64,
-        segments: &[CompactedSegment],
-    ) -> Result<(), String> {
+    fn replace_segments(&self, key: PartitionKey, revision: u64, segments: &[CompactedSegment]) -> Result<(), String> {
         let refuse = |reason: String| format!("compaction {revision} of {}: {reason}", key.directory());
         let partition = self.partition(key).ok_or_else(|| refuse("it does not exist".to_owned()))?;
         let missing = {

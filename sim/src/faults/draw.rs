@@ -229,6 +229,28 @@ pub(crate) fn full_disks(rng: &mut StdRng, nodes: u64, span_ms: u64) -> Vec<Plan
     (0..count).map(draw).collect()
 }
 
+/// Draws what goes wrong where logs are compacted: brokers die with a file that is about to come to its place, and all of them at once when some have not
+/// taken in yet what was.
+pub(crate) fn beside_compaction(rng: &mut StdRng, span_ms: u64) -> Vec<Planned> {
+    let mut planned = Vec::new();
+    if rng.random_ratio(1, 2) {
+        for _ in 0..rng.random_range(1..=2) {
+            // Late enough that something was compacted.
+            let at_ms = rng.random_range(span_ms * 3 / 5..span_ms - 1_000);
+            planned.push(Planned { at_ms, fault: Fault::CrashAll(Death::Power), lasts_ms: rng.random_range(20..300) });
+        }
+    }
+    if rng.random_ratio(1, 2) {
+        for _ in 0..rng.random_range(1..=2) {
+            let death = if rng.random_ratio(1, 2) { Death::Power } else { Death::Process };
+            let step = Step::CompactedSegmentStaged as usize;
+            let fault = Fault::CrashAt { step, nth: rng.random_range(1..=6), death };
+            planned.push(Planned { at_ms: rng.random_range(0..span_ms), fault, lasts_ms: some_time(rng) });
+        }
+    }
+    planned
+}
+
 /// Draws what damage is given on to others in the runs that have it.
 pub(crate) fn wipes_beside_damage(rng: &mut StdRng, shards: u16, span_ms: u64) -> Vec<Planned> {
     let count = if rng.random_ratio(1, 8) { rng.random_range(1..=2) } else { 0 };

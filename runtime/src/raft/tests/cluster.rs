@@ -22,6 +22,7 @@ use crate::peer::{IncomingRequest, PeerFault, PeerHandler, PeerIdentity, PeerNet
 use crate::raft::{Member, ShardContext, stopped_fault};
 use crate::shard::Shard;
 use crate::storage::Cache;
+use crate::storage::check::SharedPace;
 
 /// Longest wait for anything; what is waited for takes a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -181,6 +182,7 @@ impl Cluster {
         let checkpoints = Arc::new(Semaphore::new(1));
         let scrubs = Arc::new(Semaphore::new(1));
         let compactions = Arc::new(Semaphore::new(1));
+        let fetches = SharedPace::new::<TokioEnv>(config.fetch_bytes_per_second);
         for shard in (0..self.shard_count).map(ShardId) {
             let context = ShardContext {
                 env: env.clone(),
@@ -194,6 +196,7 @@ impl Cluster {
                 checkpoints: checkpoints.clone(),
                 scrubs: scrubs.clone(),
                 compactions: compactions.clone(),
+                fetches: fetches.clone(),
                 clocks: Clocks::new(1),
             };
             let started = Shard::start(context).await.unwrap();

@@ -149,7 +149,10 @@ async fn read(cluster: &Cluster, node: NodeId) -> Records {
         let (header, _) = decode_batch(&batches[0], 1 << 20).unwrap();
         assert!(header.last_offset() >= offset, "{offset} {header:?}");
         let next = records.range(offset..).next().map(|(next, _)| *next);
-        assert!(next.is_none_or(|next| next >= header.base_offset), "{next:?} was passed over from {offset}: {header:?}");
+        assert!(
+            next.is_none_or(|next| next >= header.base_offset),
+            "{next:?} was passed over from {offset}: {header:?}"
+        );
     }
     records
 }
@@ -224,8 +227,10 @@ async fn restarts_find_what_was_compacted_before_and_after_the_last_checkpoint()
         cluster.level(0).await;
         let leader = cluster.leader(0).await;
         let shard = cluster.node(leader).shard(0);
-        eventually("the log is back", || shard.log(TOPIC, 0).is_some_and(|log| log.end_offset() == written.len() as i64))
-            .await;
+        eventually("the log is back", || {
+            shard.log(TOPIC, 0).is_some_and(|log| log.end_offset() == written.len() as i64)
+        })
+        .await;
         drop(shard);
         for node in [1, 2, 3] {
             let found = read(&cluster, node).await;

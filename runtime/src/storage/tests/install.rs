@@ -15,6 +15,16 @@ const SHAPE: Shape = Shape { entries: 150, content_max: 2_000, drops: true, dele
 
 /// Fetches what is missing, in chunks of random lengths; the number of bytes fetched.
 async fn fetch(installation: &mut Installation<MemoryEnv>, leader: &Replica, seed: u64) -> io::Result<u64> {
+    fetch_some(installation, leader, seed, u64::MAX).await
+}
+
+/// The same, until it is so much.
+async fn fetch_some(
+    installation: &mut Installation<MemoryEnv>,
+    leader: &Replica,
+    seed: u64,
+    enough: u64,
+) -> io::Result<u64> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut fetched = 0;
     loop {
@@ -31,6 +41,9 @@ async fn fetch(installation: &mut Installation<MemoryEnv>, leader: &Replica, see
                 from += chunk.len() as u64;
                 fetched += chunk.len() as u64;
                 installation.write_chunk(&range.segment, from - chunk.len() as u64, chunk).await?;
+                if fetched >= enough {
+                    return Ok(fetched);
+                }
             }
         }
     }
@@ -85,6 +98,33 @@ async fn an_emptied_node_fetches_everything() {
         let mut follower = Replica::open(&MemoryDisk::default(), small()).await.unwrap();
         let fetched = install(&mut follower, &leader, &manifest, seed).await.unwrap();
         assert_eq!(fetched, total(&manifest));
+        check_installed(follower, small(), &mut leader, &entries, 100).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_fetched_before_an_interruption_is_not_fetched_again() {
+    for seed in 90..110 {
+        let entries = random_entries(seed, SHAPE);
+        let (mut leader, manifest) = leader(&entries[..100]).await;
+        let mut follower = Replica::open(&MemoryDisk::default(), small()).await.unwrap();
+        let mut before = 0;
+        for part in 1..4 {
+            let mut installation = Installation::begin(&follower.store, manifest.clone()).await.unwrap();
+            let some = total(&manifest) / 4;
+            before += fetch_some(&mut installation, &leader, seed + part, some).await.unwrap();
+            drop(installation);
+            if seed % 3 > 0 {
+                follower.store.close().await;
+                let disk =
+                    if seed % 3 == 1 { follower.disk.clone() } else { follower.disk.after_power_cut(seed + part) };
+                follower = Replica::open(&disk, small()).await.unwrap();
+            }
+        }
+        let fetched = install(&mut follower, &leader, &manifest, seed).await.unwrap();
+        if seed % 3 < 2 {
+            assert_eq!(before + fetched, total(&manifest), "seed {seed}");
+        }
         check_installed(follower, small(), &mut leader, &entries, 100).await;
     }
 }
