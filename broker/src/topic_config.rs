@@ -1,7 +1,7 @@
 //! Topic configuration by Kafka's names: what there is, its defaults, and which values are legal.
 //!
 //! `max.message.bytes`, `message.timestamp.type`, and those that `lockstep_core::topic_settings` reads (`cleanup.policy`, `retention.*`,
-//! `segment.bytes`, `segment.ms`) change what the cluster does. The others are kept and shown: nothing is ever deleted earlier than they allow.
+//! `segment.bytes`, `segment.ms`, those of compaction) change what the cluster does. The others are kept and shown: nothing is ever deleted earlier than they allow.
 
 use std::collections::BTreeMap;
 

@@ -133,6 +133,7 @@ mod tests {
             log_start_offset: 0,
             next_offset: i64::MAX - 5,
             epochs: alloc::vec![EpochStart { epoch: 1, start_offset: 0 }],
+            ..Partition::default()
         };
         let mut partitions = Partitions::from_rows(alloc::vec![((id, 0), nearly_full)], Producers::default()).unwrap();
         let append = |offset_count| PartitionAppend {

@@ -6,7 +6,7 @@
 use alloc::vec::Vec;
 
 use crate::effect::Effect;
-use crate::ids::TopicId;
+use crate::ids::{Position, TopicId};
 use crate::op::{CompactLog, CompactedSegment};
 use crate::partitions::{Compaction, Partition, Partitions};
 use crate::reply::Reply;
@@ -14,10 +14,10 @@ use lockstep_probe::Mark;
 
 impl Partitions {
     /// Op 20.
-    pub(crate) fn apply_compact(&mut self, op: &CompactLog, effects: &mut Vec<Effect>) -> Reply {
+    pub(crate) fn apply_compact(&mut self, position: Position, op: &CompactLog, effects: &mut Vec<Effect>) -> Reply {
         let key: (TopicId, u32) = (op.topic_id, op.partition);
         let Some(partition) = self.get(key.0, key.1) else { return Reply::Done(false) };
-        if !may_follow(partition, op) {
+        if op.term() != position.term || !may_follow(partition, op) {
             Mark::CompactionOutOfDate.reached();
             return Reply::Done(false);
         }
@@ -75,11 +75,17 @@ mod tests {
         }
     }
 
+    const TERM: u64 = 4;
+
+    fn revision(attempt: u64) -> u64 {
+        CompactLog::revision_of(TERM, attempt).unwrap()
+    }
+
     fn op() -> CompactLog {
         CompactLog {
             topic_id: KEY.0,
             partition: KEY.1,
-            revision: 3,
+            revision: revision(3),
             log_start_offset: 0,
             compacted_to: 30,
             segments: alloc::vec![segment(0, 10), segment(20, 30)],
@@ -95,7 +101,7 @@ mod tests {
 
     fn apply(partitions: &mut Partitions, op: &CompactLog) -> (Reply, Vec<Effect>) {
         let mut effects = Vec::new();
-        let reply = partitions.apply_compact(op, &mut effects);
+        let reply = partitions.apply_compact(Position { term: TERM, index: 50 }, op, &mut effects);
         assert_eq!(partitions.sum(), partitions.recomputed_sum());
         (reply, effects)
     }
@@ -109,18 +115,18 @@ mod tests {
         let replaced = Effect::ReplaceSegments {
             topic_id: KEY.0,
             partition: KEY.1,
-            revision: 3,
+            revision: revision(3),
             segments: alloc::vec![segment(0, 10), segment(20, 30)],
         };
         assert_eq!(effects, [replaced]);
         let view = partitions.get(KEY.0, KEY.1).unwrap().view();
         assert_eq!(
             (view.compaction_revision, view.compacted_to, view.log_start_offset, view.next_offset),
-            (3, 30, 0, 40)
+            (revision(3), 30, 0, 40)
         );
         assert_ne!(partitions.sum(), before);
         // Where nothing can be removed, how far was looked is worth remembering.
-        let nothing = CompactLog { revision: 4, compacted_to: 40, segments: Vec::new(), ..op() };
+        let nothing = CompactLog { revision: revision(4), compacted_to: 40, segments: Vec::new(), ..op() };
         assert_eq!(apply(&mut partitions, &nothing), (Reply::Done(true), Vec::new()));
         assert_eq!(partitions.get(KEY.0, KEY.1).unwrap().view().compacted_to, 40);
     }
@@ -130,6 +136,8 @@ mod tests {
         let wrong: &[fn(&mut CompactLog)] = &[
             |op| op.partition = 1,
             |op| op.revision = 0,
+            |op| op.revision = CompactLog::revision_of(TERM - 1, 9).unwrap(),
+            |op| op.revision = CompactLog::revision_of(TERM + 1, 1).unwrap(),
             |op| op.log_start_offset = 1,
             |op| op.compacted_to = 41,
             |op| op.compacted_to = -1,
@@ -154,12 +162,21 @@ mod tests {
     }
 
     #[test]
+    fn revisions_ascend_with_terms_and_attempts_until_there_are_none() {
+        let ascending = [(0, 1), (0, (1 << 20) - 1), (1, 0), (1, 1), ((1 << 44) - 1, (1 << 20) - 1)];
+        let revisions: Vec<_> =
+            ascending.iter().map(|(term, attempt)| CompactLog::revision_of(*term, *attempt)).collect();
+        assert!(revisions.iter().all(Option::is_some) && revisions.is_sorted());
+        assert_eq!((CompactLog::revision_of(1 << 44, 0), CompactLog::revision_of(0, 1 << 20)), (None, None));
+    }
+
+    #[test]
     fn each_compaction_is_later_and_goes_at_least_as_far() {
         let mut partitions = partitions();
         assert_eq!(apply(&mut partitions, &op()).0, Reply::Done(true));
-        for (revision, compacted_to, expected) in [(3, 30, false), (2, 30, false), (4, 29, false), (4, 30, true)] {
-            let again = CompactLog { revision, compacted_to, segments: Vec::new(), ..op() };
-            assert_eq!(apply(&mut partitions, &again).0, Reply::Done(expected), "{revision} {compacted_to}");
+        for (attempt, compacted_to, expected) in [(3, 30, false), (2, 30, false), (4, 29, false), (4, 30, true)] {
+            let again = CompactLog { revision: revision(attempt), compacted_to, segments: Vec::new(), ..op() };
+            assert_eq!(apply(&mut partitions, &again).0, Reply::Done(expected), "{attempt} {compacted_to}");
         }
     }
 }

@@ -494,15 +494,15 @@ impl NewLogStart {
 
 /// Lets segments that the leader has compacted take the place of those that they were made of (`cleanup.policy=compact`). Each holds the records that
 /// stay of one or more segments in a row; segments between them stay as they are. Proposed once a majority of the shard's members have their
-/// files. Does nothing unless `revision` is above that of every compaction before it and the partition still begins at `log_start_offset`: records
-/// were deleted since then.
+/// files. Does nothing unless `revision` is above that of every compaction before it, its leader's term is the entry's (a later leader has counted on the files being of
+/// no use), and the partition still begins at `log_start_offset`: records were deleted since then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompactLog {
     /// Topic.
     pub topic_id: TopicId,
     /// Partition index.
     pub partition: u32,
-    /// Names this compaction, and its files. At least 1.
+    /// Names this compaction, and its files: [`CompactLog::revision_of`].
     pub revision: u64,
     /// Where the partition began when its segments were read.
     pub log_start_offset: i64,
@@ -518,6 +518,22 @@ impl CompactLog {
     pub const CODE: u8 = 20;
     /// Segments of one op, at most.
     pub const SEGMENTS_MAX: usize = 10_000;
+    /// The part of a revision that counts the attempts of one term.
+    const ATTEMPT_BITS: u32 = 20;
+
+    /// The revision of a leader's `attempt` in its term: a number that no other attempt has, of whichever leader, above those of earlier terms. `None`: there is
+    /// none left.
+    #[must_use]
+    pub fn revision_of(term: u64, attempt: u64) -> Option<u64> {
+        let fits = term < 1 << (u64::BITS - Self::ATTEMPT_BITS) && attempt < 1 << Self::ATTEMPT_BITS;
+        fits.then_some(term << Self::ATTEMPT_BITS | attempt)
+    }
+
+    /// The term whose leader has made it.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.revision >> Self::ATTEMPT_BITS
+    }
 }
 
 /// A segment that takes the place of those from `base_offset` to `next_offset`, which must be where segments begin and end.

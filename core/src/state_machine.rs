@@ -147,7 +147,7 @@ impl ClusterStateMachine {
             Op::ResolveRegularExpression(op) => self.groups.apply_resolve(directory, position, op, effects),
             Op::CommitOffsets(op) => self.apply_commits(position, op, effects).map(Reply::Commits),
             Op::AdvanceLogStart(op) => Ok(self.partitions.apply_advance(op, effects)),
-            Op::CompactLog(op) => Ok(self.partitions.apply_compact(op, effects)),
+            Op::CompactLog(op) => Ok(self.partitions.apply_compact(position, op, effects)),
         }
     }
 

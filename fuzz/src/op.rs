@@ -72,7 +72,7 @@ pub fn arbitrary_op(input: &mut Input<'_>) -> Op {
         29 => Op::CompactLog(CompactLog {
             topic_id: topic_id(input),
             partition: u32_of(input),
-            revision: input.mostly_below(6),
+            revision: CompactLog::revision_of(input.mostly_below(6), input.mostly_below(4)).unwrap_or(0),
             log_start_offset: i64_of(input),
             compacted_to: i64_of(input),
             segments: input.list(3, compacted_segment),

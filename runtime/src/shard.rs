@@ -99,6 +99,7 @@ impl<E: Env> Shard<E> {
         let dir = config.data_dir.join(id.to_string());
         let store = PartitionStore::open(env.clone(), &dir, options, manifest.as_ref()).await?;
         drop(manifest);
+        let log = context.journal.shard(id);
         let replica = Arc::new(Replica::new(
             env,
             id,
@@ -110,9 +111,9 @@ impl<E: Env> Shard<E> {
             progress,
             config.disk_reserve_bytes,
             context.fetches.clone(),
+            log.last().map_or(0, |last| last.index),
         ));
         let proposals = Proposals::new(id);
-        let log = context.journal.shard(id);
         if let Some(voters) = context.founding_voters.clone() {
             let founded = raft::found(&log, voters).await;
             founded.map_err(|error| StartError::Raft(format!("{id:?}: {error}")))?;

@@ -13,12 +13,13 @@ use sim::{seeds, timeline};
 const SEEDS: u64 = 100;
 /// Further seeds, which reach rare situations that those do not: the member that does not come back with its id, static members that are away and nobody
 /// else, the piece of a snapshot that is asked for again.
-const SEEDS_BESIDE: [u64; 3] = [106, 138, 245];
+const SEEDS_BESIDE: [u64; 5] = [124, 130, 154, 289, 341];
 
 /// Situations that the fixed set need not reach: sweeps of many seeds reach some of them, and name those that they do not.
 const TOO_RARE: &[Mark] = &[
     Mark::ApplyWaitedForSegments,
     Mark::CommitDuringRebalanceRefused,
+    Mark::CompactionOutOfDate,
     Mark::CommitMetNewEpoch,
     Mark::CommitOfStaleEpochRefused,
     Mark::CoordinatorKnowsTopicLate,
@@ -46,6 +47,7 @@ const TOO_RARE: &[Mark] = &[
     Mark::SnapshotPullBegunAnew,
     Mark::StaleGenerationRefused,
     Mark::StaleStaticMemberFenced,
+    Mark::TombstoneRemoved,
 ];
 
 /// Failures that are shown in full.

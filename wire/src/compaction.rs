@@ -25,6 +25,15 @@ const DELETE_HORIZON_BIT: i16 = 0x40;
 /// Length field of a batch that is a header alone.
 const EMPTIED_BATCH_LENGTH: i32 = (HEADER_LEN - LOG_OVERHEAD) as i32;
 
+/// Nothing else runs on a thread while it unfolds a batch.
+const UNFOLDED_BYTES_MAX: usize = 16 << 20;
+
+/// How long the records of a batch of so many bytes may be, unfolded, for a compacted topic: 16 MiB, or twice the batch. A longer one is refused when it is
+/// produced, and left as it is where it lies in a log already.
+pub fn unfolded_bytes_max(batch_len: usize) -> usize {
+    UNFOLDED_BYTES_MAX.max(batch_len.saturating_mul(2))
+}
+
 /// What decides about a record's fate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyedRecord<'a> {
@@ -50,6 +59,8 @@ pub enum Thinned {
 }
 
 /// From when on the tombstones of a batch may go, in milliseconds since 1970, if compaction has set that already.
+///
+/// Only compaction sets it: a producer that did would have its tombstones removed early.
 pub fn delete_horizon_ms(header: &BatchHeader) -> Option<i64> {
     (header.attributes & DELETE_HORIZON_BIT != 0).then_some(header.base_timestamp)
 }

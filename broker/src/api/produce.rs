@@ -21,7 +21,7 @@ use lockstep_wire::codec::produce_response::{
     LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
 };
 use lockstep_wire::codec::{BrokerId, ProduceRequest, ProduceResponse};
-use lockstep_wire::compaction::keys_missing;
+use lockstep_wire::compaction::{delete_horizon_ms, keys_missing, unfolded_bytes_max};
 use lockstep_wire::{ApiKey, BatchHeader, Compression, check_batch};
 
 use tokio::task::coop::unconstrained;
@@ -34,8 +34,6 @@ use crate::topics::{self, LocatedTopic, TopicKey};
 
 /// One proposal carries at most so many bytes of batches, or one batch.
 const PROPOSAL_BYTES_MAX: usize = 1 << 20;
-/// The records of a batch for a compacted topic may unfold to so much, or to twice the batch's length.
-const DECODED_BYTES_MAX: usize = 16 << 20;
 /// No request waits longer for its acknowledgement, whatever it asks for.
 const TIMEOUT_MAX_MS: i32 = 120_000;
 
@@ -242,6 +240,10 @@ fn check_header(version: i16, header: &BatchHeader) -> Result<(), ErrorCode> {
     if header.is_transactional() {
         return Err(ErrorCode::InvalidTxnState);
     }
+    if delete_horizon_ms(header).is_some() {
+        // Only compaction says when tombstones may go.
+        return Err(ErrorCode::InvalidRecord);
+    }
     if header.has_producer_id() && (header.producer_epoch < 0 || header.base_sequence < 0) {
         return Err(ErrorCode::InvalidRecord);
     }
@@ -254,7 +256,7 @@ fn check_header(version: i16, header: &BatchHeader) -> Result<(), ErrorCode> {
 
 /// Every record has a key (Kafka's `LogValidator`). Records that cannot be read could never be compacted.
 fn check_keys(batch: &Bytes) -> Result<(), Failure> {
-    match keys_missing(batch, DECODED_BYTES_MAX.max(2 * batch.len())) {
+    match keys_missing(batch, unfolded_bytes_max(batch.len())) {
         Ok(false) => Ok(()),
         Ok(true) => Err(NO_KEY),
         Err(_) => Err(ErrorCode::InvalidRecord.into()),

@@ -20,8 +20,8 @@ struct Body {
     groups: (BTreeMap<String, Group>, BTreeMap<String, GroupConfig>),
 }
 
-/// First and next offset, and leader epochs.
-type Partition = (i64, i64, Vec<()>);
+/// First and next offset, leader epochs, and the last compaction.
+type Partition = (i64, i64, Vec<()>, (u64, i64));
 
 #[derive(Deserialize)]
 struct Topics {

@@ -1,7 +1,8 @@
 //! Snapshots: whole, deterministic, and refused when they are not ours.
 
 use lockstep_core::op::{
-    AppendMessage, ClassicJoin, CommitOffset, ConsumerHeartbeat, JoinConsumerGroup, OffsetToCommit, RebalancePartitions,
+    AppendMessage, ClassicJoin, CommitOffset, CompactLog, ConsumerHeartbeat, JoinConsumerGroup, OffsetToCommit,
+    RebalancePartitions,
 };
 use lockstep_core::view::GroupState;
 use lockstep_core::{ClusterStateMachine, Op, Position, Reply, ShardId, shard_of_group};
@@ -122,6 +123,15 @@ fn busy_shard() -> Shard {
         shard.position.term = term;
         shard.append_all(vec![idempotent(0, sequence, 3), plain(1, 2, 4), plain(2, 1, 1)]);
     }
+    let compaction = CompactLog {
+        topic_id: topic_id(1),
+        partition: 2,
+        revision: CompactLog::revision_of(5, 3).unwrap(),
+        log_start_offset: 0,
+        compacted_to: 7,
+        segments: Vec::new(),
+    };
+    assert_eq!(shard.apply(&Op::CompactLog(compaction), 0).reply, Reply::Done(true));
     add_groups(&mut shard);
     shard.topic_op(&delete(2)).0.unwrap();
     shard

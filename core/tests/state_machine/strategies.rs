@@ -150,7 +150,9 @@ pub(crate) fn compact_op() -> impl Strategy<Value = Op> {
         max_timestamp_offset: -1,
     });
     let segments = prop::collection::vec(segment, 0..3);
-    (topic_id(), 0_u32..6, 0_u64..6, prop_oneof![3 => Just(0), 1 => offset()], offset(), segments).prop_map(
+    // Terms of the entries are small.
+    let revision = (0_u64..6, 0_u64..4).prop_map(|(term, attempt)| CompactLog::revision_of(term, attempt).unwrap_or(0));
+    (topic_id(), 0_u32..6, revision, prop_oneof![3 => Just(0), 1 => offset()], offset(), segments).prop_map(
         |(topic_id, partition, revision, log_start_offset, compacted_to, segments)| {
             Op::CompactLog(CompactLog { topic_id, partition, revision, log_start_offset, compacted_to, segments })
         },

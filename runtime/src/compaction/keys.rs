@@ -22,16 +22,17 @@ impl Keys {
         Self { secret: (E::random_u64(), E::random_u64()), latest: BTreeMap::new(), keys_max }
     }
 
-    fn hash(&self, key: &[u8]) -> u128 {
+    /// What stands for a key.
+    pub(super) fn hash(&self, key: &[u8]) -> u128 {
         let mut hasher = SipHasher13::new_with_keys(self.secret.0, self.secret.1);
         hasher.write(key);
         let hash = hasher.finish128().as_u128();
         if Mistake::CompactionMistakesKeys.is_made() { hash % 4 } else { hash }
     }
 
-    /// Notes that `key` is at `offset`, which is later than everywhere before.
-    pub(super) fn note(&mut self, key: &[u8], offset: i64) {
-        self.latest.insert(self.hash(key), offset);
+    /// Notes that the key with this hash is at `offset`, which is later than everywhere before.
+    pub(super) fn note(&mut self, hash: u128, offset: i64) {
+        self.latest.insert(hash, offset);
     }
 
     /// May so many more keys be noted, should they all be new ones?
@@ -53,9 +54,9 @@ mod tests {
     #[test]
     fn only_what_comes_before_the_last_one_is_superseded() {
         let mut keys = Keys::new::<TokioEnv>(3);
-        keys.note(b"a", 1);
-        keys.note(b"b", 2);
-        keys.note(b"a", 5);
+        for (key, offset) in [("a", 1), ("b", 2), ("a", 5)] {
+            keys.note(keys.hash(key.as_bytes()), offset);
+        }
         for (key, offset, expected) in
             [("a", 1, true), ("a", 4, true), ("a", 5, false), ("b", 2, false), ("c", 0, false)]
         {
@@ -67,7 +68,7 @@ mod tests {
     fn one_batch_always_has_room() {
         let mut keys = Keys::new::<TokioEnv>(3);
         assert!(keys.has_room_for(100), "or nothing would ever be compacted");
-        keys.note(b"a", 1);
+        keys.note(keys.hash(b"a"), 1);
         assert!(keys.has_room_for(2));
         assert!(!keys.has_room_for(3));
     }

@@ -2,10 +2,10 @@
 //!
 //! The leader of a shard compacts: it reads the part of a log that is dirty and notes the last offset of each key ([`keys`]), then writes what stays of all segments
 //! before ([`rewrite`]) to files beside them. The other members fetch these files, and once a majority has them the leader proposes that they take the place of the
-//! old ones ([`CompactLog`]): on every replica at the same position, byte by byte the same. This is the one place where records are decoded. What comes out depends on
+//! old ones ([`CompactLog`]): on every replica at the same position, byte by byte the same. What comes out depends on
 //! the leader's clock and on how much it remembers at once, which is why it is not left to each replica.
 //!
-//! Nothing depends on a compaction: when one fails, because of a leader's death or for want of room, files are left over that the next one removes.
+//! Nothing depends on a compaction: when one fails, because of a leader's death or for want of room, files are left over that the next one removes, or the next start.
 
 mod keys;
 mod plan;
@@ -17,11 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_core::op::{CompactLog, CompactedSegment};
+use lockstep_core::op::{AdvanceLogStart, CompactLog, CompactedSegment};
 use lockstep_core::{CompactionSettings, Op, Reply, TopicId};
 use lockstep_env::{Env, select};
 use lockstep_probe::Mark;
-use lockstep_wire::compaction::visit_records;
+use lockstep_wire::compaction::{unfolded_bytes_max, visit_records};
 use tokio::sync::Semaphore;
 
 use self::keys::Keys;
@@ -35,15 +35,6 @@ use crate::raft::{Leadership, Proposals, Replica, StageAsk, has_room, spread, ta
 use crate::storage::check::Pace;
 use crate::storage::suspicion::FoundBy;
 use crate::storage::{SegmentEntry, SegmentName};
-
-/// Attempts within a term, as revisions count them.
-const ATTEMPT_BITS: u32 = 20;
-/// The records of a batch unfold to no more than this, or than twice its length, or they are left as they are: nothing else runs on this thread meanwhile.
-const UNFOLDED_BYTES_MAX: usize = 16 << 20;
-
-fn unfolded_bytes_max(batch_len: usize) -> usize {
-    UNFOLDED_BYTES_MAX.max(batch_len.saturating_mul(2))
-}
 
 /// What compaction came to since the node started, on the shards that it led.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,8 +88,8 @@ struct Candidate {
 struct Led {
     term: u64,
     attempts: u64,
-    /// A proposal's outcome is unknown: until the term ends, the files of a compaction may be needed that looks as if it had failed.
-    is_over: bool,
+    /// A proposal's outcome is unknown: the files of a compaction may be needed that looks as if it had failed.
+    is_unsettled: bool,
 }
 
 /// Why a partition was not compacted.
@@ -122,11 +113,23 @@ impl<E: Env> Compaction<E> {
             let Ok(term) = self.leadership.serving() else { continue };
             let led = match &mut led {
                 Some(led) if led.term == term => led,
-                led => led.insert(Led { term, attempts: 0, is_over: false }),
+                led => led.insert(Led { term, attempts: 0, is_unsettled: false }),
             };
-            if !led.is_over {
+            if led.is_unsettled {
+                led.is_unsettled = !self.settles().await;
+            }
+            if !led.is_unsettled {
                 self.check(led).await;
             }
+        }
+    }
+
+    /// Whether a proposal whose outcome is unknown took effect is decided once a later one of the same term has.
+    async fn settles(&self) -> bool {
+        let nothing = Op::AdvanceLogStart(AdvanceLogStart { partitions: Vec::new() });
+        match self.proposals.push(nothing, Bytes::new()) {
+            Ok(outcome) => matches!(outcome.await, Ok(Ok(Reply::LogStarts(_)))),
+            Err(_) => false,
         }
     }
 
@@ -139,7 +142,7 @@ impl<E: Env> Compaction<E> {
         due.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         for (_, candidate) in due {
             let Ok(_turn) = self.turns.acquire().await else { return };
-            if self.leadership.serving() != Ok(led.term) || led.is_over {
+            if self.leadership.serving() != Ok(led.term) || led.is_unsettled {
                 return;
             }
             // Others had their turns before this.
@@ -152,8 +155,8 @@ impl<E: Env> Compaction<E> {
     async fn compact(&self, led: &mut Led, candidate: Candidate, mut plan: Plan) {
         let Candidate { topic_id, partition, .. } = candidate;
         led.attempts += 1;
-        let Some(revision) = revision(led.term, led.attempts) else {
-            led.is_over = true;
+        let Some(revision) = CompactLog::revision_of(led.term, led.attempts) else {
+            led.is_unsettled = true;
             return;
         };
         let store = &self.replica.store;
@@ -173,9 +176,15 @@ impl<E: Env> Compaction<E> {
                 );
             }
             // Records were deleted meanwhile, or the topic wants it no more; the next look will see what is left.
-            Ok(None) => store.discard_staged(topic_id, partition, revision + 1).await,
+            Ok(None) => {
+                store.discard_staged(topic_id, partition, revision + 1).await;
+                tracing::info!(
+                    target: "raft", node = self.replica.node_id, shard = %self.replica.id, topic = %topic_id, partition,
+                    "a compaction came too late: the log has changed since"
+                );
+            }
             Err(error) => {
-                if led.is_over {
+                if led.is_unsettled {
                     return;
                 }
                 Mark::CompactionGivenUp.reached();
@@ -185,9 +194,9 @@ impl<E: Env> Compaction<E> {
                     %error, "a log could not be compacted: trying again later"
                 );
                 if let CompactionError::Segment { name, error } = error
-                    && error.kind() == io::ErrorKind::InvalidData
+                    && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound)
                 {
-                    store.suspect(name, FoundBy::Compaction);
+                    store.suspect(name, FoundBy::Reader);
                 }
             }
         }
@@ -220,7 +229,7 @@ impl<E: Env> Compaction<E> {
             keys_end,
             log_start_offset,
             now_ms: clocks_agree.then_some(now_ms),
-            horizon_ms: now_ms.saturating_add(retention_ms),
+            horizon_ms: clocks_agree.then(|| now_ms.saturating_add(retention_ms)),
             segment_bytes: candidate.segment_bytes.unwrap_or(self.segment_bytes),
         };
         let segments = rewrite(store, plan, revision, &rules, &mut pace).await;
@@ -243,7 +252,7 @@ impl<E: Env> Compaction<E> {
             Ok(Ok(Reply::Done(done))) => Ok(done.then_some((written, bytes_after))),
             Ok(Err(error @ (ProposeError::NotLeader { .. } | ProposeError::TooLarge(_)))) => Err(error.into()),
             other => {
-                led.is_over = true;
+                led.is_unsettled = true;
                 let reason = format!("whether the compaction takes effect is unknown: {other:?}");
                 Err(ProposeError::Unknown(reason).into())
             }
@@ -255,8 +264,8 @@ impl<E: Env> Compaction<E> {
         let mut keys = Keys::new::<E>(self.keys_max);
         for entry in plan.segments.iter().filter(|entry| entry.next_offset > plan.dirty_from) {
             let failed = |error| CompactionError::Segment { name: entry.name, error };
-            let mut reader = SegmentReader::open(&self.replica.store, *entry, pace).await.map_err(failed)?;
-            while let Some((header, batch)) = reader.next().await.map_err(failed)? {
+            let mut reader = SegmentReader::open(&self.replica.store, *entry).await.map_err(failed)?;
+            while let Some((header, batch)) = reader.next(pace).await.map_err(failed)? {
                 if header.next_offset <= plan.dirty_from {
                     continue;
                 }
@@ -272,7 +281,12 @@ impl<E: Env> Compaction<E> {
 
     fn plan(&self, candidate: &Candidate) -> Option<Plan> {
         let segments = self.replica.store.segments(candidate.topic_id, candidate.partition);
-        plan(&segments, candidate.compacted_to, &candidate.settings, self.replica.env.wall_clock_ms())
+        let now_ms = self.replica.env.wall_clock_ms();
+        // Nobody knows what is old enough while clocks differ.
+        if candidate.settings.min_lag_ms > 0 && !self.clocks.agree(now_ms, E::now()) {
+            return None;
+        }
+        plan(&segments, candidate.compacted_to, &candidate.settings, now_ms)
     }
 
     fn candidates(&self) -> Vec<Candidate> {
@@ -305,11 +319,6 @@ impl<E: Env> Compaction<E> {
     }
 }
 
-/// A number that no other attempt has, of whichever leader, and that lies above those of earlier terms. `None`: there is none left.
-fn revision(term: u64, attempt: u64) -> Option<u64> {
-    (term < 1 << (u64::BITS - ATTEMPT_BITS) && attempt < 1 << ATTEMPT_BITS).then_some(term << ATTEMPT_BITS | attempt)
-}
-
 /// Records that a batch says it has.
 fn records_of(batch: &Bytes) -> usize {
     lockstep_wire::BatchHeader::parse(batch)
@@ -320,13 +329,13 @@ fn records_of(batch: &Bytes) -> usize {
 
 /// A batch that cannot be read counts for nothing: its records stay, and supersede nothing.
 fn note_keys(keys: &mut Keys, batch: &Bytes) {
-    let mut found: Vec<(i64, Bytes)> = Vec::new();
+    let mut found: Vec<(u128, i64)> = Vec::new();
     let visited = visit_records(batch, unfolded_bytes_max(batch.len()), |record| {
-        found.extend(record.key.map(|key| (record.offset, Bytes::copy_from_slice(key))));
+        found.extend(record.key.map(|key| (keys.hash(key), record.offset)));
     });
     if visited.is_ok() {
-        for (offset, key) in found {
-            keys.note(&key, offset);
+        for (hash, offset) in found {
+            keys.note(hash, offset);
         }
     }
 }

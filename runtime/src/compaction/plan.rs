@@ -4,6 +4,7 @@
 //! `min.compaction.lag.ms`. What was in no compaction yet is dirty; a log is due when enough of it is, or when something has been for too long.
 
 use lockstep_core::CompactionSettings;
+use lockstep_core::op::CompactLog;
 
 use crate::storage::SegmentEntry;
 
@@ -36,18 +37,20 @@ pub(super) fn plan(
 ) -> Option<Plan> {
     let (_growing, closed) = segments.split_last()?;
     let age_ms = |timestamp_ms: i64| i128::from(now_ms) - i128::from(timestamp_ms);
-    let is_old_enough = |segment: &&SegmentEntry| {
-        settings.min_lag_ms == 0 || age_ms(segment.max_timestamp_ms) >= i128::from(settings.min_lag_ms)
-    };
-    let segments: Vec<SegmentEntry> = closed.iter().take_while(is_old_enough).copied().collect();
     let is_dirty = |segment: &&SegmentEntry| segment.next_offset > compacted_to;
+    let is_old_enough = |segment: &&SegmentEntry| {
+        let min_lag_ms = settings.min_lag_ms;
+        !is_dirty(segment) || min_lag_ms == 0 || age_ms(segment.max_timestamp_ms) >= i128::from(min_lag_ms)
+    };
+    let few = closed.iter().take(CompactLog::SEGMENTS_MAX);
+    let segments: Vec<SegmentEntry> = few.take_while(is_old_enough).copied().collect();
     let first_dirty = segments.iter().find(is_dirty)?;
     let waits_too_long =
         first_dirty.first_timestamp_ms >= 0 && age_ms(first_dirty.first_timestamp_ms) > i128::from(settings.max_lag_ms);
     let bytes: u64 = segments.iter().map(|segment| segment.len).sum();
     let dirty_bytes: u64 = segments.iter().filter(is_dirty).map(|segment| segment.len).sum();
     let dirty_ratio = dirty_bytes as f64 / bytes as f64;
-    let is_due = waits_too_long || dirty_ratio >= settings.min_dirty_ratio;
+    let is_due = waits_too_long || dirty_ratio > settings.min_dirty_ratio;
     let dirty_from = compacted_to.max(segments.first().map_or(0, |first| first.start_offset));
     is_due.then_some(Plan { segments, dirty_from, bytes, dirty_ratio })
 }
@@ -88,7 +91,8 @@ mod tests {
     fn a_log_is_due_when_enough_of_it_is_dirty() {
         let log = segments(&[(100, 1), (60, 1), (40, 1), (500, 1)]);
         assert_eq!(ends(&log, 0, &SETTINGS, 9), Some((0, 30)));
-        assert_eq!(ends(&log, 10, &SETTINGS, 9), Some((10, 30)), "half of it");
+        assert_eq!(ends(&log, 10, &SETTINGS, 9), None, "half of it is not more than half");
+        assert_eq!(ends(&log, 10, &CompactionSettings { min_dirty_ratio: 0.49, ..SETTINGS }, 9), Some((10, 30)));
         assert_eq!(ends(&log, 20, &SETTINGS, 9), None, "a fifth");
         assert_eq!(ends(&log, 25, &CompactionSettings { min_dirty_ratio: 0.1, ..SETTINGS }, 9), Some((25, 30)));
         assert_eq!(ends(&log, 30, &CompactionSettings { min_dirty_ratio: 0.0, ..SETTINGS }, 9), None, "nothing is");
@@ -103,6 +107,11 @@ mod tests {
         assert_eq!(ends(&log, 0, &settings(20), 100), Some((0, 30)));
         assert_eq!(ends(&log, 0, &settings(21), 100), Some((0, 10)));
         assert_eq!(ends(&log, 0, &settings(91), 100), None);
+        assert_eq!(
+            ends(&log, 20, &CompactionSettings { min_dirty_ratio: 0.1, ..settings(50) }, 100),
+            Some((20, 30)),
+            "what is clean has been old"
+        );
         assert_eq!(ends(&log, 0, &settings(u64::MAX), i64::MAX), None);
     }
 

@@ -9,12 +9,11 @@ use bytes::Bytes;
 use lockstep_core::op::CompactedSegment;
 use lockstep_env::Env;
 use lockstep_wire::BatchHeader as WireHeader;
-use lockstep_wire::compaction::{KeyedRecord, Thinned, delete_horizon_ms, emptied, thin};
+use lockstep_wire::compaction::{KeyedRecord, Thinned, delete_horizon_ms, emptied, thin, unfolded_bytes_max};
 
 use super::keys::Keys;
 use super::plan::Plan;
 use super::segment_reader::SegmentReader;
-use super::unfolded_bytes_max;
 use crate::raft::take_turns;
 use crate::storage::batch::BatchHeader;
 use crate::storage::check::Pace;
@@ -32,8 +31,8 @@ pub(super) struct Rules {
     pub(super) log_start_offset: i64,
     /// Tombstones go whose delete horizon is not later. `None`: none go.
     pub(super) now_ms: Option<i64>,
-    /// The delete horizon of tombstones that are met for the first time.
-    pub(super) horizon_ms: i64,
+    /// The delete horizon of tombstones that are met for the first time. `None`: they get none now.
+    pub(super) horizon_ms: Option<i64>,
     /// Segments are written together up to so many bytes.
     pub(super) segment_bytes: u64,
 }
@@ -65,8 +64,11 @@ impl Rules {
             return Thinned::Unchanged;
         }
         let horizon_ms = delete_horizon_ms(&parsed);
-        let len_max = unfolded_bytes_max(batch.len());
-        thin(batch, len_max, Some(self.horizon_ms), |record| self.keep(record, horizon_ms)).unwrap_or_else(|error| {
+        let thin = |new_horizon_ms| {
+            thin(batch, unfolded_bytes_max(batch.len()), new_horizon_ms, |record| self.keep(record, horizon_ms))
+        };
+        // A horizon may make it longer than it may be; without one its tombstones stay.
+        thin(self.horizon_ms).or_else(|_| thin(None)).unwrap_or_else(|error| {
             // Nobody can read its records, or they unfold to too much: it stays as it is.
             tracing::debug!(base_offset = header.base_offset, %error, "a batch cannot be compacted");
             Thinned::Unchanged
@@ -78,7 +80,7 @@ impl Rules {
 /// can be removed.
 ///
 /// # Errors
-/// `InvalidData` with the segment that is damaged, or the disk's. What was staged is the caller's to discard.
+/// `InvalidData` with the segment that is damaged, or the disk's. What was staged whole is the caller's to discard.
 pub(super) async fn rewrite<E: Env>(
     store: &PartitionStore<E>,
     plan: &Plan,
@@ -90,38 +92,13 @@ pub(super) async fn rewrite<E: Env>(
     let mut group: Option<Group<E>> = None;
     for entry in &plan.segments {
         let failed = |error| (entry.name, error);
-        if let Some(open) = group.take_if(|open| open.len() + entry.len > rules.segment_bytes) {
-            compacted.extend(open.close().await.map_err(failed)?);
+        if let Some(full) = group.take_if(|open| open.len() + entry.len > rules.segment_bytes) {
+            compacted.extend(full.close().await.map_err(failed)?);
         }
-        let group = match &mut group {
-            Some(open) => {
-                open.join(store, entry, pace).await.map_err(failed)?;
-                open
-            }
-            None => group.insert(Group::new(revision, *entry)),
-        };
-        let mut at = 0;
-        loop {
-            let mut reader = SegmentReader::open(store, *entry, pace).await.map_err(failed)?;
-            reader.skip_to(at, group.expected(entry));
-            let mut changed = None;
-            while let Some((header, batch)) = reader.next().await.map_err(failed)? {
-                let thinned = rules.thin(entry, &header, &batch);
-                if matches!(thinned, Thinned::Unchanged) && group.staging.is_none() {
-                    group.note(&header);
-                } else if group.staging.is_none() {
-                    // The first change: what came before it is copied, then this batch is looked at again.
-                    changed = Some(reader.position() - header.len as u64);
-                    break;
-                } else {
-                    group.add(&header, batch, thinned).await.map_err(failed)?;
-                }
-                take_turns().await;
-            }
-            drop(reader);
-            let Some(unchanged) = changed else { break };
-            group.materialize(store, entry, unchanged, pace).await.map_err(failed)?;
-            at = unchanged;
+        let open = group.get_or_insert_with(|| Group::new(revision, *entry));
+        if let Err(error) = open.take_in(store, entry, rules, pace).await {
+            open.abandon().await;
+            return Err(failed(error));
         }
     }
     if let Some(open) = group {
@@ -166,38 +143,56 @@ impl<E: Env> Group<E> {
         self.staging.as_ref().map_or(self.first.len, Staging::len)
     }
 
-    /// The offset expected where `entry` is read on.
-    fn expected(&self, entry: &SegmentEntry) -> i64 {
-        self.last_offset.max(entry.name.base_offset)
-    }
-
-    /// Another segment becomes part of it.
-    async fn join(&mut self, store: &PartitionStore<E>, entry: &SegmentEntry, pace: &mut Pace) -> io::Result<()> {
-        if self.staging.is_none() {
+    /// Another segment becomes part of it, or the first one.
+    async fn take_in(
+        &mut self,
+        store: &PartitionStore<E>,
+        entry: &SegmentEntry,
+        rules: &Rules,
+        pace: &mut Pace,
+    ) -> io::Result<()> {
+        if entry.name != self.first.name && self.staging.is_none() {
             let first = self.first;
-            self.materialize(store, &first, first.len, pace).await?;
+            let mut rest = self.copy(store, &first, first.len, pace).await?;
+            // The segment's checksum is looked at behind its last batch.
+            rest.next(pace).await?;
         }
         self.next_offset = entry.next_offset;
+        let mut reader = SegmentReader::open(store, *entry).await?;
+        while let Some((header, batch)) = reader.next(pace).await? {
+            let thinned = rules.thin(entry, &header, &batch);
+            if self.staging.is_none() {
+                if matches!(thinned, Thinned::Unchanged) {
+                    self.note(&header);
+                    take_turns().await;
+                    continue;
+                }
+                // The first change: what comes before it stays as it is.
+                reader = self.copy(store, entry, reader.position() - header.len as u64, pace).await?;
+                reader.next(pace).await?;
+            }
+            self.add(&header, batch, thinned).await?;
+            take_turns().await;
+        }
         Ok(())
     }
 
-    /// Begins to write: the first segment's first `len` bytes stay as they are.
-    async fn materialize(
+    /// Begins to write: the first segment's first `len` bytes stay as they are, and were noted. Gives the reader that stands behind them.
+    async fn copy(
         &mut self,
         store: &PartitionStore<E>,
         entry: &SegmentEntry,
         len: u64,
         pace: &mut Pace,
-    ) -> io::Result<()> {
-        let mut staging = Staging::begin(store, SegmentName { revision: self.revision, ..self.first.name }).await?;
-        let mut reader = SegmentReader::open(store, *entry, pace).await?;
-        while reader.position() < len
-            && let Some((_, batch)) = reader.next().await?
-        {
+    ) -> io::Result<SegmentReader<E>> {
+        let staging = Staging::begin(store, SegmentName { revision: self.revision, ..self.first.name }).await?;
+        let staging = self.staging.insert(staging);
+        let mut reader = SegmentReader::open(store, *entry).await?;
+        while reader.position() < len {
+            let Some((_, batch)) = reader.next(pace).await? else { break };
             staging.write(batch).await?;
         }
-        self.staging = Some(staging);
-        Ok(())
+        Ok(reader)
     }
 
     /// A batch that stays as it is.
@@ -234,13 +229,23 @@ impl<E: Env> Group<E> {
         }
     }
 
+    /// Gives it up.
+    async fn abandon(&mut self) {
+        if let Some(staging) = self.staging.take() {
+            staging.abandon().await;
+        }
+    }
+
     /// Makes it durable. `None`: everything stays as it is.
     async fn close(mut self) -> io::Result<Option<CompactedSegment>> {
-        if let Some(emptied) = self.emptied.take() {
-            self.write(emptied).await?;
+        if let Some(emptied) = self.emptied.take()
+            && let Err(error) = self.write(emptied).await
+        {
+            self.abandon().await;
+            return Err(error);
         }
         let Some(staging) = self.staging.take() else { return Ok(None) };
-        assert_eq!(self.last_offset, self.next_offset, "a segment's batches reach to its end");
+        assert_eq!(self.last_offset, self.next_offset, "segments that were read to their ends reach to their ends");
         let compacted = CompactedSegment {
             base_offset: self.first.name.base_offset,
             next_offset: self.next_offset,

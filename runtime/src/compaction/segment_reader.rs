@@ -13,32 +13,25 @@ use crate::storage::{PartitionStore, SegmentEntry};
 /// Bytes read at once; a longer batch is read whole.
 const WINDOW_BYTES: usize = 256 << 10;
 
-/// Reads a closed segment from its beginning, not faster than asked to.
-pub(super) struct SegmentReader<'a, E: Env> {
+/// Reads a closed segment from its beginning to its end. Each batch is verified by itself, and in the end the whole by the segment's checksum: leader epochs and base
+/// offsets are covered by nothing else, and whatever is wrong in what is read would be right, by its new checksum, in what is made of it.
+pub(super) struct SegmentReader<E: Env> {
     file: <E::Disk as Disk>::File,
     entry: SegmentEntry,
-    pace: &'a mut Pace,
     /// Where the next batch begins.
     position: u64,
     /// The offset that is expected there.
     expected: i64,
+    /// CRC32C of what comes before.
+    crc32c: u32,
     window: Bytes,
 }
 
-impl<'a, E: Env> SegmentReader<'a, E> {
-    pub(super) async fn open(
-        store: &PartitionStore<E>,
-        entry: SegmentEntry,
-        pace: &'a mut Pace,
-    ) -> io::Result<SegmentReader<'a, E>> {
+impl<E: Env> SegmentReader<E> {
+    pub(super) async fn open(store: &PartitionStore<E>, entry: SegmentEntry) -> io::Result<Self> {
         let (_, _, generation) = store.inner.listed(entry.name).ok_or(io::ErrorKind::NotFound)?;
         let file = store.inner.file(entry.name, generation, OpenMode::ReadWrite).await?;
-        Ok(Self { file, entry, pace, position: 0, expected: entry.name.base_offset, window: Bytes::new() })
-    }
-
-    /// Goes on at `position`, where a batch begins at this offset, or later in a compacted segment.
-    pub(super) fn skip_to(&mut self, position: u64, expected: i64) {
-        (self.position, self.expected, self.window) = (position, expected, Bytes::new());
+        Ok(Self { file, entry, position: 0, expected: entry.name.base_offset, crc32c: 0, window: Bytes::new() })
     }
 
     /// Where the next batch begins.
@@ -46,37 +39,41 @@ impl<'a, E: Env> SegmentReader<'a, E> {
         self.position
     }
 
-    /// The next batch, verified; `None` at the segment's end.
+    /// The next batch; `None` at the segment's end.
     ///
     /// # Errors
-    /// `InvalidData` when it is damaged, or the disk's.
-    pub(super) async fn next(&mut self) -> io::Result<Option<(BatchHeader, Bytes)>> {
+    /// `InvalidData` when the segment is damaged, or the disk's.
+    pub(super) async fn next(&mut self, pace: &mut Pace) -> io::Result<Option<(BatchHeader, Bytes)>> {
+        let damaged = || io::Error::from(io::ErrorKind::InvalidData);
         if self.position >= self.entry.len {
-            return Ok(None);
+            let is_whole = self.crc32c == self.entry.crc32c && self.expected == self.entry.next_offset;
+            return if is_whole { Ok(None) } else { Err(damaged()) };
         }
-        self.fill(HEADER_LEN).await?;
+        self.fill(HEADER_LEN, pace).await?;
         let left = self.entry.len - self.position;
         let header = BatchHeader::parse(&self.window)
             .filter(|header| follows(self.entry.name, self.expected, header) && header.len as u64 <= left)
-            .ok_or(io::ErrorKind::InvalidData)?;
-        self.fill(header.len).await?;
+            .filter(|header| header.next_offset <= self.entry.next_offset)
+            .ok_or_else(damaged)?;
+        self.fill(header.len, pace).await?;
         let batch = self.window.split_to(header.len);
         if !header.verifies(&batch) {
-            return Err(io::ErrorKind::InvalidData.into());
+            return Err(damaged());
         }
+        self.crc32c = crc32c::crc32c_append(self.crc32c, &batch);
         self.position += header.len as u64;
         self.expected = header.next_offset;
         Ok(Some((header, batch)))
     }
 
     /// Makes the window at least so long.
-    async fn fill(&mut self, len: usize) -> io::Result<()> {
+    async fn fill(&mut self, len: usize, pace: &mut Pace) -> io::Result<()> {
         if self.window.len() >= len {
             return Ok(());
         }
         let left = usize::try_from(self.entry.len - self.position).unwrap_or(usize::MAX);
         let window = self.file.read_at(self.position, len.max(WINDOW_BYTES).min(left)).await?;
-        self.pace.read::<E>(window.len()).await;
+        pace.read::<E>(window.len()).await;
         if window.len() < len {
             return Err(io::ErrorKind::InvalidData.into());
         }

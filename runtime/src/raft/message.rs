@@ -144,7 +144,10 @@ impl StageAsk {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum StageAnswer {
     /// Not all of it is here yet. Ask again.
-    Fetching,
+    Fetching {
+        /// Bytes that came so far.
+        done: u64,
+    },
     /// All of it is here, and durable.
     Staged,
     /// It cannot be had now.

@@ -120,7 +120,12 @@ impl<E: Env> Repairer<E> {
                 return Outcome::Unknown;
             }
         };
-        if !case.known {
+        if !case.known && case.by.is_expected() {
+            tracing::info!(
+                target: "raft", node = node_id, shard = %id, path = %path.display(), bytes = damage.entry.len,
+                "a compacted segment is not here: fetching it from another node"
+            );
+        } else if !case.known {
             Mark::SegmentDamageFound.reached();
             store.scrub_counters().damaged.fetch_add(1, Ordering::Relaxed);
             let position = store.locate_damage(&damage).await;
@@ -145,6 +150,13 @@ impl<E: Env> Repairer<E> {
             asked_before = true;
             match self.fetch(node, incarnation, damage).await {
                 Ok(Replaced::Gone) => return Outcome::Settled,
+                Ok(Replaced::Done) if by.is_expected() => {
+                    tracing::info!(
+                        target: "raft", node = node_id, shard = %id, path = %path.display(), bytes = damage.entry.len, from = node,
+                        "a compacted segment came from another node"
+                    );
+                    return Outcome::Settled;
+                }
                 Ok(Replaced::Done) => {
                     Mark::SegmentRepaired.reached();
                     if by == FoundBy::Reader {
@@ -201,7 +213,10 @@ impl<E: Env> Repairer<E> {
             let len = missing.min(u64::from(CHUNK_BYTES)) as u32;
             let ask = SegmentAsk { segment: damage.entry.name, whole: damage.entry.len, offset, len };
             let written = match fetch_piece(&self.peers, &self.replica, (from, incarnation), &ask).await {
-                Ok(piece) => repair.write(piece).await.map_err(|error| RepairError::Io(error).into()),
+                Ok(piece) => {
+                    self.replica.fetches.took::<E>(piece.len()).await;
+                    repair.write(piece).await.map_err(|error| RepairError::Io(error).into())
+                }
                 Err(error) => Err(error),
             };
             if let Err(error) = written {

@@ -51,6 +51,8 @@ pub(crate) struct Replica<E: Env> {
     pub(crate) disk_reserve_bytes: u64,
     /// How fast segments come from other nodes.
     pub(crate) fetches: SharedPace,
+    /// Index of the last entry that the journal held at the start.
+    pub(crate) journal_held_to: u64,
     /// Groups that need an assignment, for the leader to propose.
     pub(crate) assignments: Mutex<BTreeSet<String>>,
     /// Wakes the leader's duties.
@@ -103,6 +105,7 @@ impl<E: Env> Replica<E> {
         progress: Progress,
         disk_reserve_bytes: u64,
         fetches: SharedPace,
+        journal_held_to: u64,
     ) -> Self {
         let applied = progress.last.as_ref().map(position).unwrap_or_default();
         let digests = VecDeque::from([(applied.index, core.digest().0)]);
@@ -124,6 +127,7 @@ impl<E: Env> Replica<E> {
             compactions: Mutex::default(),
             disk_reserve_bytes,
             fetches,
+            journal_held_to,
             assignments: Mutex::default(),
             duties: Notify::new(),
             unresolved_regexes: Mutex::default(),

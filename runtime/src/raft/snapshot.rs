@@ -149,6 +149,9 @@ impl<E: Env> Builder<E> {
         }
         replica.env.reached(Step::CheckpointWritten);
         replica.store.checkpointed(view).await;
+        if self.progress.last.is_some_and(|last| last.index >= replica.journal_held_to) {
+            replica.store.forget_unclaimed().await;
+        }
         tracing::info!(
             target: "raft",
             node = replica.node_id,

@@ -4,10 +4,11 @@
 //! majority has them durable, so that no single disk can take away the only copy of what the old segments are about to be removed for. A member that
 //! has not fetched them by then finds them missing when the op takes effect there, and fetches them as it would a damaged one (`repair.rs`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use lockstep_core::NodeId;
@@ -18,6 +19,7 @@ use super::message::{self, SegmentAsk, StageAnswer, StageAsk};
 use super::repair::fetch_piece;
 use super::replica::Replica;
 use super::snapshot::CHUNK_BYTES;
+use super::type_config::StoredMembership;
 use crate::peer::{Lane, PeerIdentity, PeerNetwork, PeerRequest};
 use crate::storage::staging::Staging;
 
@@ -27,24 +29,27 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Once a majority is ready, the others are waited for no longer than this.
 const LAST_ONES_PATIENCE: Duration = Duration::from_secs(5);
-/// A majority is waited for at least so long,
+/// A majority is waited for no longer than this once nobody comes any further.
 const MAJORITY_PATIENCE: Duration = Duration::from_secs(20);
-/// and a second more for each so many bytes.
-const BYTES_PER_SECOND_AT_LEAST: u64 = 1 << 20;
+/// A member that cannot have the files now is not asked again before.
+const ASK_REFUSER_AFTER: Duration = Duration::from_secs(2);
 
 /// The compacted segments that this node is fetching from the leader.
 pub(crate) struct StagingPull {
     ask: StageAsk,
+    /// Bytes so far.
+    done: AtomicU64,
     outcome: Mutex<Option<StageAnswer>>,
     stop: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl StagingPull {
     fn start<E: Env>(replica: Arc<Replica<E>>, peers: PeerNetwork<E>, from: PeerIdentity, ask: StageAsk) -> Arc<Self> {
-        let pull = Arc::new(Self { ask, outcome: Mutex::default(), stop: Mutex::default() });
+        let pull = Arc::new(Self { ask, done: AtomicU64::new(0), outcome: Mutex::default(), stop: Mutex::default() });
         let shared = Arc::clone(&pull);
         let task = E::spawn(async move {
-            let outcome = match fetch_all(&replica, &peers, (from.node, from.incarnation), &shared.ask).await {
+            let from = (from.node, from.incarnation);
+            let outcome = match fetch_all(&replica, &peers, from, &shared.ask, &shared.done).await {
                 Ok(()) => StageAnswer::Staged,
                 Err(reason) => StageAnswer::Refused(reason),
             };
@@ -54,7 +59,7 @@ impl StagingPull {
         pull
     }
 
-    /// Gives it up; what was fetched stays until the next compaction.
+    /// Gives it up; what was fetched stays until the partition is compacted again, or the next start.
     pub(crate) fn abandon(&self) {
         if let Some(stop) = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take() {
             stop();
@@ -69,24 +74,27 @@ pub(crate) fn asked<E: Env>(
     from: PeerIdentity,
     ask: StageAsk,
 ) -> StageAnswer {
+    if ask.revision == 0 {
+        return StageAnswer::Refused("no compaction has such a revision".to_owned());
+    }
     if *replica.applied.borrow() < ask.applied {
         // What was staged here before may be about to take effect.
-        return StageAnswer::Fetching;
+        return StageAnswer::Fetching { done: 0 };
     }
     let mut current = replica.lock_staging();
-    if let Some(pull) = current.as_ref().filter(|pull| pull.ask == ask) {
+    if let Some(pull) = current.clone().filter(|pull| pull.ask == ask) {
         let outcome = pull.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if matches!(outcome, Some(StageAnswer::Refused(_))) {
             // The next question tries again.
             *current = None;
         }
-        return outcome.unwrap_or(StageAnswer::Fetching);
+        return outcome.unwrap_or_else(|| StageAnswer::Fetching { done: pull.done.load(Ordering::Relaxed) });
     }
     if let Some(other) = current.take() {
         other.abandon();
     }
     *current = Some(StagingPull::start(Arc::clone(replica), peers.clone(), from, ask));
-    StageAnswer::Fetching
+    StageAnswer::Fetching { done: 0 }
 }
 
 async fn fetch_all<E: Env>(
@@ -94,19 +102,18 @@ async fn fetch_all<E: Env>(
     peers: &PeerNetwork<E>,
     from: (NodeId, [u8; 16]),
     ask: &StageAsk,
+    done: &AtomicU64,
 ) -> Result<(), String> {
     let store = &replica.store;
     // Everything that the leader had applied when it began is applied here: no compaction before this one can still take effect.
     store.discard_staged(ask.topic_id, ask.partition, ask.revision).await;
-    let bytes = ask.segments.iter().map(|segment| segment.len).sum();
+    let missing = || ask.segments.iter().filter(|segment| !store.has_compacted(ask.name(segment.base_offset)));
+    let bytes = missing().fold(0_u64, |sum, segment| sum.saturating_add(segment.len));
     has_room(replica, bytes).await.map_err(|error| error.to_string())?;
-    for segment in &ask.segments {
+    for segment in missing() {
         let name = ask.name(segment.base_offset);
-        if store.has_compacted(name) {
-            continue;
-        }
         let mut staging = Staging::begin(store, name).await.map_err(|error| error.to_string())?;
-        let fetched = fetch(replica, peers, from, &mut staging, segment.len).await;
+        let fetched = fetch(replica, peers, from, &mut staging, segment.len, done).await;
         match fetched {
             Ok(()) if staging.crc32c() == segment.crc32c => {
                 staging.finish().await.map_err(|error| error.to_string())?;
@@ -130,12 +137,14 @@ async fn fetch<E: Env>(
     from: (NodeId, [u8; 16]),
     staging: &mut Staging<E>,
     whole: u64,
+    done: &AtomicU64,
 ) -> Result<(), String> {
     while staging.len() < whole {
         let len = (whole - staging.len()).min(u64::from(CHUNK_BYTES)) as u32;
         let ask = SegmentAsk { segment: staging.name(), whole, offset: staging.len(), len };
         let piece = fetch_piece(peers, replica, from, &ask).await.map_err(|error| error.to_string())?;
         replica.fetches.took::<E>(piece.len()).await;
+        done.fetch_add(piece.len() as u64, Ordering::Relaxed);
         staging.write(piece).await.map_err(|error| error.to_string())?;
     }
     Ok(())
@@ -160,24 +169,25 @@ pub(crate) async fn spread<E: Env>(
     leadership: &Leadership<E>,
     ask: &StageAsk,
 ) -> Result<(), String> {
-    let bytes: u64 = ask.segments.iter().map(|segment| segment.len).sum();
-    let deadline = E::now() + MAJORITY_PATIENCE + Duration::from_secs(bytes / BYTES_PER_SECOND_AT_LEAST);
-    let mut ready = BTreeSet::from([replica.node_id]);
-    let mut reasons = BTreeMap::new();
+    let mut ready = BTreeMap::from([(replica.node_id, own_incarnation(replica))]);
+    let mut reasons: BTreeMap<NodeId, String> = BTreeMap::new();
+    let mut not_before: BTreeMap<NodeId, Instant> = BTreeMap::new();
+    let mut furthest: BTreeMap<NodeId, u64> = BTreeMap::new();
+    let mut deadline = E::now() + MAJORITY_PATIENCE;
     let mut majority_since = None;
     loop {
         leadership.serving().map_err(|error| error.to_string())?;
+        let now = E::now();
         let membership = replica.progress().membership;
-        let members: Vec<_> = membership
-            .membership()
-            .nodes()
-            .map(|(node, member)| (*node, member.incarnation))
-            .filter(|(node, _)| !ready.contains(node))
+        let nodes = membership.membership().nodes().map(|(node, member)| (*node, member.incarnation));
+        let missing: Vec<_> = nodes
+            .filter(|(node, incarnation)| ready.get(node).is_none_or(|known| *known != Some(*incarnation)))
             .collect();
-        if members.is_empty() {
+        if missing.is_empty() {
             return Ok(());
         }
-        let asked = members.iter().map(async |(node, incarnation)| {
+        let due = missing.iter().filter(|(node, _)| not_before.get(node).is_none_or(|at| *at <= now));
+        let asked = due.map(async |(node, incarnation)| {
             let request = PeerRequest {
                 kind: message::STAGE_SEGMENTS,
                 shard: replica.id.0,
@@ -186,19 +196,25 @@ pub(crate) async fn spread<E: Env>(
             };
             let answer = peers.call(*node, Some(*incarnation), Lane::Bulk, request, ANSWER_TIMEOUT).await;
             let answer = answer.map_err(|error| error.to_string());
-            (
-                *node,
-                answer.and_then(|(body, _)| message::decode::<StageAnswer>(&body).map_err(|error| error.to_string())),
-            )
+            let answer =
+                answer.and_then(|(body, _)| message::decode::<StageAnswer>(&body).map_err(|error| error.to_string()));
+            (*node, *incarnation, answer)
         });
-        for (node, answer) in join_all(asked).await {
+        for (node, incarnation, answer) in join_all(asked).await {
             match answer {
                 Ok(StageAnswer::Staged) => {
-                    ready.insert(node);
+                    ready.insert(node, Some(incarnation));
                 }
-                Ok(StageAnswer::Fetching) => {}
+                Ok(StageAnswer::Fetching { done }) => {
+                    let before = furthest.entry(node).or_insert(0);
+                    if done > *before {
+                        *before = done;
+                        deadline = E::now() + MAJORITY_PATIENCE;
+                    }
+                }
                 Ok(StageAnswer::Refused(reason)) | Err(reason) => {
                     reasons.insert(node, reason);
+                    not_before.insert(node, E::now() + ASK_REFUSER_AFTER);
                 }
             }
         }
@@ -215,9 +231,20 @@ pub(crate) async fn spread<E: Env>(
 }
 
 /// While voters change, a majority of both configurations.
-fn is_majority(membership: &super::type_config::StoredMembership, ready: &BTreeSet<NodeId>) -> bool {
-    membership.membership().get_joint_config().iter().all(|voters| {
-        let there = voters.iter().filter(|voter| ready.contains(voter)).count();
+fn is_majority(membership: &StoredMembership, ready: &BTreeMap<NodeId, Option<[u8; 16]>>) -> bool {
+    let membership = membership.membership();
+    let has_it = |node: &&NodeId| {
+        let incarnation = membership.get_node(node).map(|member| member.incarnation);
+        ready.get(node).is_some_and(|known| *known == incarnation)
+    };
+    membership.get_joint_config().iter().all(|voters| {
+        let there = voters.iter().filter(has_it).count();
         there > voters.len() / 2
     })
+}
+
+/// The disk that this node is a member with.
+fn own_incarnation<E: Env>(replica: &Replica<E>) -> Option<[u8; 16]> {
+    let membership = replica.progress().membership;
+    membership.membership().get_node(&replica.node_id).map(|member| member.incarnation)
 }

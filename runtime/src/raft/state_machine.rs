@@ -82,6 +82,17 @@ impl<E: Env> StateMachine<E> {
         Ok((applied.reply, digest))
     }
 
+    /// What a compaction replaces must be in its files: a checkpoint that was prepared before may list it.
+    async fn prepare(&self, command: &Command) -> io::Result<()> {
+        if command.op.get(1) != Some(&CompactLog::CODE) {
+            return Ok(());
+        }
+        let Ok(Op::CompactLog(op)) = Op::decode(&command.op) else { return Ok(()) };
+        let end = op.segments.last().map_or(0, |last| last.next_offset);
+        let store = &self.replica.store;
+        if store.is_written_to(op.topic_id, op.partition, end) { Ok(()) } else { store.flush().await }
+    }
+
     /// A broken invariant or an op of an unknown kind: this shard cannot go on here, the others can.
     fn refuse(&self, at: &LogId, op: &Bytes, reason: &str) -> io::Error {
         let digest = self.replica.core().digest();
@@ -156,9 +167,8 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
                 Payload::Normal(command) => {
                     in_a_row += command.op.len() / OP_BYTES_OF_ENTRY;
                     self.replica.store.writable().await;
-                    if command.op.get(1) == Some(&CompactLog::CODE) {
-                        // What is replaced must be in its files: a checkpoint that was prepared before may list it.
-                        self.replica.store.flush().await?;
+                    if let Err(error) = self.prepare(command).await {
+                        return Err(self.refuse(&entry.log_id, &command.op, &error.to_string()));
                     }
                     match self.apply_command(&entry.log_id, command) {
                         Ok((reply, digest)) => (Some(reply), None, digest),

@@ -6,8 +6,9 @@
 //! to where they belong. A start that finds such a folder does the last step if the checkpoint is that manifest, and removes the folder otherwise;
 //! the old segments were not touched before.
 //!
-//! What was fetched when an installation is given up, or the process dies, stays in `installing/`: the next one goes on from there, if it is about the same
-//! segments. A node that has written a checkpoint of its own since then does not need it, and removes it.
+//! What was fetched when an installation is given up, or the process dies, stays: the next one moves it to `fetched-before/` and goes on from there, if it
+//! is about the same segments. It copies what it takes from there: had a sync failed then, another sync of the same file would prove nothing. A node that has
+//! written a checkpoint of its own since then does not need any of it, and removes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -26,6 +27,7 @@ use crate::storage::store::{Inner, PartitionStore, Pin, lock};
 use lockstep_probe::{Mark, Mistake};
 
 const FETCHING: &str = "installing";
+const FETCHED_BEFORE: &str = "fetched-before";
 const COMPLETE: &str = "install-";
 /// Bytes copied or checked at once.
 const COPY_BYTES: usize = 1 << 20;
@@ -107,8 +109,8 @@ impl<E: Env> Installation<E> {
         let inner = Arc::clone(&self.store.inner);
         inner.flush().await?;
         let disk = inner.env.disk();
-        disk.create_dir_all(&self.folder).await?;
-        let mut left_over: BTreeSet<String> = disk.read_dir(&self.folder).await?.into_iter().collect();
+        let before = inner.dir.join(FETCHED_BEFORE);
+        let mut left_over = self.set_aside(&before).await?;
         for entry in self.manifest.segments.iter().filter(|entry| entry.len > 0) {
             let local = inner.partition(entry.name.key()).and_then(|partition| {
                 let state = partition.lock();
@@ -130,7 +132,11 @@ impl<E: Env> Installation<E> {
                 Fetch { entry: *entry, local: 0, have: 0, crc32c: 0, resumed: false }
             };
             let fetch = if left_over.remove(&staged_name(&entry.name, fetch.local)) {
-                self.resume(fetch).await?
+                match self.resume(fetch, &before).await {
+                    // Whatever is wrong with it, the leader has it all.
+                    Err(error) if error.kind() != io::ErrorKind::StorageFull => fetch,
+                    resumed => resumed?,
+                }
             } else {
                 fetch
             };
@@ -140,35 +146,51 @@ impl<E: Env> Installation<E> {
                 self.fetched.insert(entry.name, fetch.local);
             }
         }
-        for name in left_over {
-            disk.remove_file(&self.folder.join(name)).await?;
-        }
+        remove_if_there(disk, &before).await?;
         // The local parts must be in the files, also those applied since the flush above.
         inner.flush().await
     }
 
-    /// Goes on from what an earlier installation has fetched of a segment, unless that cannot be right.
-    async fn resume(&self, fetch: Fetch) -> io::Result<Fetch> {
+    /// Begins with an empty folder; what was in it is in another one afterwards: the names of these files.
+    async fn set_aside(&self, before: &Path) -> io::Result<BTreeSet<String>> {
         let disk = self.store.inner.env.disk();
-        let path = self.folder.join(staged_name(&fetch.entry.name, fetch.local));
-        let file = disk.open(&path, OpenMode::ReadWrite).await?;
-        let len = file.len().await?;
+        disk.create_dir_all(&self.folder).await?;
+        disk.create_dir_all(before).await?;
+        for name in disk.read_dir(&self.folder).await? {
+            disk.rename(&self.folder.join(&name), &before.join(&name)).await?;
+        }
+        Ok(disk.read_dir(before).await?.into_iter().collect())
+    }
+
+    /// Goes on from what an earlier installation has fetched of a segment, unless that cannot be right.
+    async fn resume(&self, fetch: Fetch, before: &Path) -> io::Result<Fetch> {
+        let disk = self.store.inner.env.disk();
+        let name = staged_name(&fetch.entry.name, fetch.local);
+        let source = disk.open(&before.join(&name), OpenMode::Read).await?;
+        let len = source.len().await?;
+        if len == 0 || len > fetch.entry.len - fetch.local {
+            return Ok(fetch);
+        }
+        let path = self.folder.join(&name);
+        let file = disk.open(&path, OpenMode::Truncate).await?;
         let mut resumed = Fetch { resumed: true, ..fetch };
-        while len <= fetch.entry.len - fetch.local && resumed.have < fetch.local + len {
+        while resumed.have < fetch.local + len {
             let at = resumed.have - fetch.local;
             let left = usize::try_from(len - at).unwrap_or(usize::MAX);
-            let bytes = file.read_at(at, left.min(COPY_BYTES)).await?;
+            let bytes = source.read_at(at, left.min(COPY_BYTES)).await?;
             if bytes.is_empty() {
-                break;
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
             resumed.crc32c = crc32c::crc32c_append(resumed.crc32c, &bytes);
             resumed.have += bytes.len() as u64;
+            file.write_at(at, vec![Bytes::from(bytes)]).await?;
         }
-        if resumed.have == fetch.local || resumed.have == fetch.entry.len && resumed.crc32c != fetch.entry.crc32c {
-            disk.remove_file(&path).await?;
-            return Ok(fetch);
-        }
+        disk.remove_file(&before.join(&name)).await?;
         if resumed.have == fetch.entry.len {
+            if resumed.crc32c != fetch.entry.crc32c {
+                disk.remove_file(&path).await?;
+                return Ok(fetch);
+            }
             file.sync_data().await?;
         }
         Mark::SnapshotPullResumed.reached();
@@ -372,9 +394,10 @@ impl<E: Env> PartitionStore<E> {
         if self.inner.installing.swap(true, Ordering::AcqRel) {
             return;
         }
-        let folder = self.inner.dir.join(FETCHING);
-        if let Err(error) = remove_if_there(self.inner.env.disk(), &folder).await {
-            tracing::warn!(path = %folder.display(), %error, "what was fetched of a leader's checkpoint stays");
+        for folder in [FETCHING, FETCHED_BEFORE].map(|name| self.inner.dir.join(name)) {
+            if let Err(error) = remove_if_there(self.inner.env.disk(), &folder).await {
+                tracing::warn!(path = %folder.display(), %error, "what was fetched of a leader's checkpoint stays");
+            }
         }
         self.inner.installing.store(false, Ordering::Release);
     }

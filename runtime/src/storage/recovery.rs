@@ -30,6 +30,8 @@ pub(crate) struct Recovered {
     pub(crate) partitions: BTreeMap<PartitionKey, Arc<Partition>>,
     /// Listed segments that a compaction made and whose files are not there, or not whole.
     pub(crate) missing: Vec<SegmentName>,
+    /// Files of compactions, with their lengths, of partitions that the manifest does not know: the journal may.
+    pub(crate) unclaimed: BTreeMap<PartitionKey, Vec<(SegmentName, u64)>>,
 }
 
 /// Makes the directory hold what the manifest lists, and files of compactions that may be about to take effect: an entry of the journal may say so,
@@ -53,15 +55,24 @@ pub(crate) async fn recover<E: Env>(env: &E, dir: &Path, manifest: Option<&Manif
     }
     let names = disk.read_dir(dir).await.map_err(|error| failed(dir, error))?;
     install::resume::<E>(disk, dir, &names, manifest).await.map_err(|error| failed(dir, error))?;
+    let mut recovered = Recovered::default();
     for name in names {
         // What was being repaired is damaged still, or whole; what was being compacted was not needed yet.
         let is_leftover = name == REPAIRING || name == STAGING;
-        if is_leftover || PartitionKey::parse_directory(&name).is_some_and(|key| !listed.contains_key(&key)) {
-            let path = dir.join(&name);
+        let unlisted = PartitionKey::parse_directory(&name).filter(|key| !listed.contains_key(key));
+        let path = dir.join(&name);
+        if let Some(key) = unlisted {
+            // Without a segment that is listed, nothing stays but what compactions left.
+            let found = cut_partition(disk, key, &path, &[]).await?;
+            if !found.staged.is_empty() {
+                recovered.unclaimed.insert(key, found.staged);
+                continue;
+            }
+        }
+        if is_leftover || unlisted.is_some() {
             disk.remove_dir_all(&path).await.map_err(|error| failed(&path, error))?;
         }
     }
-    let mut recovered = Recovered::default();
     let listed: Vec<_> = listed.into_iter().collect();
     for some in listed.chunks(DIRECTORIES_AT_ONCE) {
         let states = some.iter().map(async |(key, segments)| {
@@ -120,6 +131,10 @@ async fn cut_partition<D: Disk>(
             let path = directory.join(name);
             disk.remove_file(&path).await.map_err(|error| failed(&path, error))?;
         }
+    }
+    if !found.staged.is_empty() {
+        // The process may have died between putting them in place and making that durable.
+        disk.sync_dir(directory).await.map_err(|error| failed(directory, error))?;
     }
     for entry in segments.iter().filter(|entry| entry.len > 0) {
         let path = directory.join(entry.name.log_file());

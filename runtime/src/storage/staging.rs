@@ -4,7 +4,8 @@
 //! tells of the compaction. So the files that it was made of stay as they are, whatever becomes of the compaction, and the effect of its op
 //! ([`lockstep_core::Effect::ReplaceSegments`]) touches no file. The old files go with the next checkpoint, which lists the new ones.
 //!
-//! A staged file that no op ever names goes when the partition is compacted again: by then the fate of every earlier compaction is known.
+//! A staged file that no op ever names goes when the partition is compacted again: by then the fate of every earlier compaction is known. A start keeps such files, also
+//! those of partitions that its checkpoint does not know: the journal may name both.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,10 +17,17 @@ use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step};
 
 use crate::storage::segment::{PartitionKey, SegmentName};
 use crate::storage::state::Partition;
-use crate::storage::store::{Inner, PartitionStore};
+use crate::storage::store::{Inner, PartitionStore, lock};
 
 /// Where files of compacted segments grow.
 pub(crate) const STAGING: &str = "compacting";
+
+/// The system is asked to write a file to the disk in steps of so many bytes, as it grows.
+const WRITE_BACK_STEP_BYTES: u64 = 1 << 20;
+
+fn whole_steps(len: u64) -> u64 {
+    len - len % WRITE_BACK_STEP_BYTES
+}
 
 /// One file on its way. Dropping it leaves the file where it is, until the next one of this name or the next start.
 #[derive(Debug)]
@@ -66,7 +74,12 @@ impl<E: Env> Staging<E> {
         let len = bytes.len() as u64;
         self.crc32c = crc32c::crc32c_append(self.crc32c, &bytes);
         self.file.write_at(self.len, vec![bytes]).await?;
+        let (begun, whole) = (whole_steps(self.len), whole_steps(self.len + len));
         self.len += len;
+        if whole > begun {
+            // Little is left for the sync, which would hold up those of the journal.
+            self.file.write_back(begun, whole - begun).await;
+        }
         Ok(())
     }
 
@@ -110,6 +123,26 @@ impl<E: Env> PartitionStore<E> {
         self.inner.staged(name).is_some() || self.inner.listed(name).is_some()
     }
 
+    /// Removes files of compactions that a start found, of partitions that are not there now: to be called when everything that this node's journal held then is
+    /// applied.
+    pub(crate) async fn forget_unclaimed(&self) {
+        let inner = &self.inner;
+        let _writing = inner.writing.lock().await;
+        let unclaimed = std::mem::take(&mut *lock(&inner.unclaimed));
+        for (key, staged) in unclaimed {
+            match inner.partition(key) {
+                // It came with a leader's checkpoint, and so did what is listed of them.
+                Some(partition) => {
+                    let mut state = partition.lock();
+                    for (name, len) in staged {
+                        state.stage(name, len);
+                    }
+                }
+                None => inner.remove_unused_directory(&inner.directory(key)).await,
+            }
+        }
+    }
+
     /// Removes what was staged for compactions of the partition before this one. The caller knows that none of them will ever take effect.
     pub(crate) async fn discard_staged(&self, topic_id: TopicId, partition: u32, before_revision: u64) {
         let Some(partition) = self.inner.partition(PartitionKey { topic_id, partition }) else { return };
@@ -118,10 +151,29 @@ impl<E: Env> PartitionStore<E> {
         for name in gone {
             self.inner.remove_unused(&self.inner.log_path(name)).await;
         }
+        // What was given up half way.
+        let folder = self.inner.dir.join(STAGING);
+        for file in self.inner.env.disk().read_dir(&folder).await.unwrap_or_default() {
+            let (directory, stem) = file.split_once('.').unwrap_or_default();
+            let name = SegmentName::parse_stem(partition.key, stem);
+            if directory == partition.key.directory() && name.is_some_and(|name| name.revision < before_revision) {
+                self.inner.remove_unused(&folder.join(file)).await;
+            }
+        }
     }
 }
 
 impl<E: Env> Inner<E> {
+    async fn remove_unused_directory(&self, path: &std::path::Path) {
+        match self.env.disk().remove_dir_all(path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                // The next start tries again.
+                tracing::warn!(path = %path.display(), %error, "files of compactions of a deleted partition stay");
+            }
+            _ => {}
+        }
+    }
+
     async fn remove_unused(&self, path: &std::path::Path) {
         match self.env.disk().remove_file(path).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -315,6 +315,11 @@ impl PartitionState {
         gone.is_some()
     }
 
+    /// Is everything before `offset` in the files?
+    pub(crate) fn is_written_to(&self, offset: i64) -> bool {
+        self.tail.get(self.tail_written).is_none_or(|first| first.base_offset >= offset)
+    }
+
     /// Lets compacted segments take the place of those that they were made of, all of which must be written. Gives the names of the replaced ones,
     /// which stay known until [`PartitionState::forget_deleted`], and of those among the new ones whose files are not here.
     ///
@@ -371,9 +376,11 @@ impl PartitionState {
         Ok((gone, missing))
     }
 
-    /// The file of a compacted segment is here, and durable.
+    /// The file of a compacted segment is here, and durable. One that has taken its place meanwhile is no staged one any more.
     pub(crate) fn stage(&mut self, name: SegmentName, len: u64) {
-        self.staged.insert(name, len);
+        if self.segment(name).is_none() {
+            self.staged.insert(name, len);
+        }
     }
 
     /// The length of a compacted segment whose file is here and that has not taken the place of others.

@@ -85,6 +85,8 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) options: StoreOptions,
     partitions: Mutex<BTreeMap<PartitionKey, Arc<Partition>>>,
     dropped: Mutex<Dropped>,
+    /// Files of compactions that the start found in directories of partitions it does not know, with their lengths.
+    pub(crate) unclaimed: Mutex<BTreeMap<PartitionKey, Vec<(SegmentName, u64)>>>,
     /// Memory for the batches that are appended.
     arena: Mutex<Arena>,
     pins: Arc<()>,
@@ -191,6 +193,7 @@ impl<E: Env> PartitionStore<E> {
             dir: dir.to_path_buf(),
             partitions: Mutex::new(recovered.partitions),
             dropped: Mutex::default(),
+            unclaimed: Mutex::new(recovered.unclaimed),
             arena: Mutex::default(),
             pins: Arc::new(()),
             queue: Mutex::default(),
@@ -278,6 +281,12 @@ impl<E: Env> PartitionStore<E> {
             | Effect::ResolutionNeeded { .. }
             | Effect::DirectoryChanged { .. } => Ok(()),
         }
+    }
+
+    /// Is everything before `offset` of a partition in its files? Of one that is not there it is.
+    pub(crate) fn is_written_to(&self, topic_id: TopicId, partition: u32, offset: i64) -> bool {
+        let partition = self.inner.partition(PartitionKey { topic_id, partition });
+        partition.is_none_or(|partition| partition.lock().is_written_to(offset))
     }
 
     /// Where the partitions are.
@@ -566,7 +575,12 @@ impl<E: Env> Inner<E> {
         }
         let name = SegmentName::appended(key, 0);
         let generation = self.generation.load(Ordering::Acquire);
-        let state = PartitionState::durable([SegmentEntry::empty(name)], generation);
+        let mut state = PartitionState::durable([SegmentEntry::empty(name)], generation);
+        for (name, len) in lock(&self.unclaimed).remove(&key).unwrap_or_default() {
+            Mark::StagedSegmentFoundAtStart.reached();
+            state.directory_made = true;
+            state.stage(name, len);
+        }
         lock(&self.partitions).insert(key, Partition::new(key, state));
         Ok(())
     }

@@ -18,13 +18,18 @@ pub(crate) enum FoundBy {
     Reader,
     /// Another replica fetched it from here and found that its checksum was wrong.
     Peer,
-    /// A compaction took effect before its files were fetched.
+    /// A compaction took effect before its files were here.
     Compaction,
     /// A start did not find a file of a compaction.
     Start,
 }
 
 impl FoundBy {
+    /// It is no surprise that the file is not here.
+    pub(crate) fn is_expected(self) -> bool {
+        matches!(self, Self::Compaction | Self::Start)
+    }
+
     /// For people.
     pub(crate) fn name(self) -> &'static str {
         match self {

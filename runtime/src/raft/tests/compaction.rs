@@ -193,8 +193,8 @@ async fn the_last_record_of_each_key_stays_in_the_same_files_everywhere() {
         for node in [1, 2, 3] {
             assert_eq!(read(&cluster, node).await, left, "node {node}");
         }
-        same_files(&cluster, &[1, 2, 3]).await;
     }
+    same_files(&cluster, &[1, 2, 3]).await;
     cluster.assert_equal(0).await;
     cluster.stop().await;
 }
@@ -204,7 +204,7 @@ async fn restarts_find_what_was_compacted_before_and_after_the_last_checkpoint()
     let mut cluster = Cluster::start_changed(3, 1, SELDOM, compacting).await;
     cluster.create_topic_with(COMPACTED).await;
     let mut written = Records::new();
-    for round in 0..4 {
+    for round in 0..3 {
         let left = {
             let mut writer = Writer::new(&cluster, round);
             writer.written = written;
@@ -214,8 +214,8 @@ async fn restarts_find_what_was_compacted_before_and_after_the_last_checkpoint()
             written = writer.written;
             left
         };
-        if round % 2 == 0 {
-            // Checkpoints follow, and the old files go.
+        if round == 1 {
+            // Checkpoints follow, and the old files go. The first restart comes before any checkpoint has the partition.
             same_files(&cluster, &[1, 2, 3]).await;
         }
         for node in [1, 2, 3] {
