@@ -19,7 +19,7 @@ use lockstep_wire::records::ProducerStamp;
 use lockstep_wire::{BatchBuilder, Compression, check_batch};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const TOPIC: TopicId = TopicId([7; 16]);
 const PARTITIONS: u32 = 12;
