@@ -472,6 +472,26 @@ impl ClusterSection {
     }
 }
 
+/// How often something is looked for.
+fn interval(field: &'static str, milliseconds: Option<u64>) -> Result<Option<Duration>, ConfigError> {
+    match milliseconds {
+        Some(milliseconds) if !(1..=CHECK_INTERVAL_MS_MAX).contains(&milliseconds) => {
+            Err(ConfigError::new(field, format!("must lie between 1 and {CHECK_INTERVAL_MS_MAX}")))
+        }
+        milliseconds => Ok(milliseconds.map(Duration::from_millis)),
+    }
+}
+
+/// How fast segments are read.
+fn rate(field: &'static str, bytes_per_second: Option<u64>) -> Result<Option<u64>, ConfigError> {
+    match bytes_per_second {
+        Some(bytes) if bytes < READ_BYTES_PER_SECOND_MIN => {
+            Err(ConfigError::new(field, format!("must be at least {READ_BYTES_PER_SECOND_MIN}")))
+        }
+        rate => Ok(rate),
+    }
+}
+
 impl StorageSection {
     fn storage(&self, node: &mut NodeConfig) -> Result<(), ConfigError> {
         if let Some(bytes) = self.segment_bytes {
@@ -480,41 +500,17 @@ impl StorageSection {
             }
             node.segment_bytes = bytes;
         }
-        if let Some(milliseconds) = self.retention_check_interval_ms {
-            if !(1..=CHECK_INTERVAL_MS_MAX).contains(&milliseconds) {
-                return Err(ConfigError::new(
-                    "config.retention_check_interval_ms",
-                    format!("must lie between 1 and {CHECK_INTERVAL_MS_MAX}"),
-                ));
-            }
-            node.retention_check_interval = Duration::from_millis(milliseconds);
+        if let Some(interval) = interval("config.retention_check_interval_ms", self.retention_check_interval_ms)? {
+            node.retention_check_interval = interval;
         }
-        if let Some(milliseconds) = self.compaction_check_interval_ms {
-            if !(1..=CHECK_INTERVAL_MS_MAX).contains(&milliseconds) {
-                return Err(ConfigError::new(
-                    "config.compaction_check_interval_ms",
-                    format!("must lie between 1 and {CHECK_INTERVAL_MS_MAX}"),
-                ));
-            }
-            node.compaction_check_interval = Duration::from_millis(milliseconds);
+        if let Some(interval) = interval("config.compaction_check_interval_ms", self.compaction_check_interval_ms)? {
+            node.compaction_check_interval = interval;
         }
-        if let Some(bytes) = self.compaction_bytes_per_second {
-            if bytes < READ_BYTES_PER_SECOND_MIN {
-                return Err(ConfigError::new(
-                    "config.compaction_bytes_per_second",
-                    format!("must be at least {READ_BYTES_PER_SECOND_MIN}"),
-                ));
-            }
-            node.compaction_bytes_per_second = bytes;
+        if let Some(rate) = rate("config.compaction_bytes_per_second", self.compaction_bytes_per_second)? {
+            node.compaction_bytes_per_second = rate;
         }
-        if let Some(bytes) = self.fetch_bytes_per_second {
-            if bytes < READ_BYTES_PER_SECOND_MIN {
-                return Err(ConfigError::new(
-                    "config.fetch_bytes_per_second",
-                    format!("must be at least {READ_BYTES_PER_SECOND_MIN}"),
-                ));
-            }
-            node.fetch_bytes_per_second = bytes;
+        if let Some(rate) = rate("config.fetch_bytes_per_second", self.fetch_bytes_per_second)? {
+            node.fetch_bytes_per_second = rate;
         }
         if let Some(milliseconds) = self.scrub_interval_ms {
             if milliseconds > SCRUB_INTERVAL_MS_MAX {
@@ -525,14 +521,8 @@ impl StorageSection {
             }
             node.scrub_interval = Duration::from_millis(milliseconds);
         }
-        if let Some(bytes) = self.scrub_bytes_per_second {
-            if bytes < READ_BYTES_PER_SECOND_MIN {
-                return Err(ConfigError::new(
-                    "config.scrub_bytes_per_second",
-                    format!("must be at least {READ_BYTES_PER_SECOND_MIN}"),
-                ));
-            }
-            node.scrub_bytes_per_second = bytes;
+        if let Some(rate) = rate("config.scrub_bytes_per_second", self.scrub_bytes_per_second)? {
+            node.scrub_bytes_per_second = rate;
         }
         if let Some(bytes) = self.cache_bytes {
             if bytes < 1 << 20 {

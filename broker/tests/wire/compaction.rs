@@ -3,31 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::support::{PATIENCE, TestBroker, TestClient, batch, fetch, produce};
+use crate::support::{PATIENCE, TestBroker, TestClient, batch, create_configured, fetch, produce};
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, timeout};
 use lockstep_wire::batch::Batches;
-use lockstep_wire::codec::create_topics_request::{CreatableTopic, CreatableTopicConfig};
-use lockstep_wire::codec::{CreateTopicsRequest, TopicName};
 use lockstep_wire::records::decode_batch;
 use lockstep_wire::{BatchBuilder, Compression};
 
 const INVALID_RECORD: i16 = 87;
-
-async fn create(client: &mut TestClient, name: &str, configs: &[(&str, &str)]) {
-    let configs = configs.iter().map(|(name, value)| {
-        CreatableTopicConfig::default()
-            .with_name((*name).to_owned().into())
-            .with_value(Some((*value).to_owned().into()))
-    });
-    let topic = CreatableTopic::default()
-        .with_name(TopicName(name.to_owned().into()))
-        .with_num_partitions(1)
-        .with_replication_factor(-1)
-        .with_configs(configs.collect());
-    let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
-    assert_eq!(client.call(7, request).await.topics[0].error_code, 0);
-}
 
 fn keyed(records: &[(&str, Option<&str>)], compression: Compression) -> bytes::Bytes {
     let mut builder = BatchBuilder::new();
@@ -72,8 +55,8 @@ async fn the_last_record_of_each_key_is_kept_where_the_topic_asks_for_it() {
     .await;
     let mut client = broker.connect().await;
     let small = [("min.cleanable.dirty.ratio", "0"), ("segment.bytes", "600")];
-    create(&mut client, "compacted", &[&[("cleanup.policy", "compact")], &small[..]].concat()).await;
-    create(&mut client, "kept", &small).await;
+    create_configured(&mut client, "compacted", &[&[("cleanup.policy", "compact")], &small[..]].concat()).await;
+    create_configured(&mut client, "kept", &small).await;
     let compressions = [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd];
     for number in 0..40 {
         let (a, b) = (format!("a{number}"), format!("b{number}"));
@@ -114,7 +97,7 @@ async fn the_last_record_of_each_key_is_kept_where_the_topic_asks_for_it() {
 async fn a_compacted_topic_takes_no_record_without_a_key() {
     let broker = TestBroker::start().await;
     let mut client = broker.connect().await;
-    create(&mut client, "compacted", &[("cleanup.policy", "compact,delete")]).await;
+    create_configured(&mut client, "compacted", &[("cleanup.policy", "compact,delete")]).await;
     for version in 3..=12 {
         let response = client.call(version, produce("compacted", 0, -1, batch(&["no key"]))).await;
         let partition = &response.responses[0].partition_responses[0];

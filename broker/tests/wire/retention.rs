@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use crate::support::{PATIENCE, TestBroker, TestClient, batch, fetch, produce, values};
+use crate::support::{PATIENCE, TestBroker, TestClient, batch, create_configured, fetch, produce, values};
 use lockstep_core::TopicId;
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, timeout};
-use lockstep_wire::codec::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use lockstep_wire::codec::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use lockstep_wire::codec::describe_configs_request::DescribeConfigsResource;
 use lockstep_wire::codec::incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use lockstep_wire::codec::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use lockstep_wire::codec::{
-    BrokerId, CreateTopicsRequest, DeleteRecordsRequest, DescribeConfigsRequest, IncrementalAlterConfigsRequest,
-    ListOffsetsRequest, TopicName,
+    BrokerId, DeleteRecordsRequest, DescribeConfigsRequest, IncrementalAlterConfigsRequest, ListOffsetsRequest,
+    TopicName,
 };
 use lockstep_wire::{BatchBuilder, Compression};
 
@@ -25,21 +24,6 @@ const POLICY_VIOLATION: i16 = 44;
 const EARLIEST: i64 = -2;
 const LATEST: i64 = -1;
 const MAX_TIMESTAMP: i64 = -3;
-
-async fn create(client: &mut TestClient, name: &str, configs: &[(&str, &str)]) {
-    let configs = configs.iter().map(|(name, value)| {
-        CreatableTopicConfig::default()
-            .with_name((*name).to_owned().into())
-            .with_value(Some((*value).to_owned().into()))
-    });
-    let topic = CreatableTopic::default()
-        .with_name(TopicName(name.to_owned().into()))
-        .with_num_partitions(1)
-        .with_replication_factor(-1)
-        .with_configs(configs.collect());
-    let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
-    assert_eq!(client.call(7, request).await.topics[0].error_code, 0);
-}
 
 /// Error, low watermark.
 async fn delete(client: &mut TestClient, version: i16, topic: &str, partition: i32, offset: i64) -> (i16, i64) {
@@ -100,7 +84,7 @@ fn record_of(timestamp_ms: i64, value: &str) -> bytes::Bytes {
 async fn deleted_records_are_gone_for_every_request() {
     let broker = TestBroker::start().await;
     let mut client = broker.connect().await;
-    create(&mut client, "t", &[]).await;
+    create_configured(&mut client, "t", &[]).await;
     // Timestamps 1000, 1001, 1002 in each batch; a batch has three records.
     for _ in 0..3 {
         send(&mut client, "t", batch(&["a", "b", "c"])).await;
@@ -136,7 +120,7 @@ async fn deleted_records_are_gone_for_every_request() {
 async fn a_late_record_that_was_deleted_is_not_found_by_time() {
     let broker = TestBroker::start().await;
     let mut client = broker.connect().await;
-    create(&mut client, "t", &[]).await;
+    create_configured(&mut client, "t", &[]).await;
     let mut builder = BatchBuilder::new();
     for timestamp in [5_000, 1_000] {
         builder.push(timestamp, None, Some(b"value"), &[]);
@@ -153,9 +137,9 @@ async fn a_late_record_that_was_deleted_is_not_found_by_time() {
 async fn what_is_not_there_or_must_be_kept_is_not_deleted() {
     let broker = TestBroker::start().await;
     let mut client = broker.connect().await;
-    create(&mut client, "t", &[]).await;
-    create(&mut client, "compacted", &[("cleanup.policy", "compact")]).await;
-    create(&mut client, "both", &[("cleanup.policy", "compact,delete")]).await;
+    create_configured(&mut client, "t", &[]).await;
+    create_configured(&mut client, "compacted", &[("cleanup.policy", "compact")]).await;
+    create_configured(&mut client, "both", &[("cleanup.policy", "compact,delete")]).await;
     let mut keyed = BatchBuilder::new();
     keyed.push(1_000, Some(b"key"), Some(b"a"), &[]);
     let keyed = keyed.finish(Compression::None, None).expect("batch");
@@ -176,7 +160,7 @@ async fn records_expire_by_size_and_by_age_as_their_topic_says_now() {
         TestBroker::start_with(|config| config.node.retention_check_interval = Duration::from_millis(20)).await;
     let mut client = broker.connect().await;
     // One batch a segment; a batch has 61 bytes of header and some of its record.
-    create(&mut client, "t", &[("segment.bytes", "100"), ("retention.ms", "-1")]).await;
+    create_configured(&mut client, "t", &[("segment.bytes", "100"), ("retention.ms", "-1")]).await;
     let now_ms = TokioEnv::new().wall_clock_ms();
     let value = "v".repeat(60);
     for number in 0..10 {
@@ -225,7 +209,7 @@ async fn alter(client: &mut TestClient, topic: &str, configs: &[(&str, &str)]) {
 async fn settings_of_segments_and_retention_are_shown_with_the_brokers_default() {
     let broker = TestBroker::start_with(|config| config.node.segment_bytes = 7 << 20).await;
     let mut client = broker.connect().await;
-    create(&mut client, "t", &[("retention.bytes", "1000")]).await;
+    create_configured(&mut client, "t", &[("retention.bytes", "1000")]).await;
     alter(&mut client, "t", &[("segment.ms", "60000")]).await;
     let resource = DescribeConfigsResource::default()
         .with_resource_type(2)

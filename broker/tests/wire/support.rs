@@ -8,7 +8,7 @@ use lockstep_core::ShardId;
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, timeout};
 use lockstep_wire::api::Call;
-use lockstep_wire::codec::create_topics_request::CreatableTopic;
+use lockstep_wire::codec::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use lockstep_wire::codec::fetch_request::{FetchPartition, FetchTopic};
 use lockstep_wire::codec::produce_request::{PartitionProduceData, TopicProduceData};
 use lockstep_wire::codec::{
@@ -122,6 +122,22 @@ impl TestClient {
     pub(crate) async fn is_closed(&mut self) -> bool {
         self.receive_frame().await.is_none()
     }
+}
+
+/// A topic of one partition, with settings.
+pub(crate) async fn create_configured(client: &mut TestClient, name: &str, configs: &[(&str, &str)]) {
+    let configs = configs.iter().map(|(name, value)| {
+        CreatableTopicConfig::default()
+            .with_name((*name).to_owned().into())
+            .with_value(Some((*value).to_owned().into()))
+    });
+    let topic = CreatableTopic::default()
+        .with_name(TopicName(name.to_owned().into()))
+        .with_num_partitions(1)
+        .with_replication_factor(-1)
+        .with_configs(configs.collect());
+    let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
+    assert_eq!(client.call(7, request).await.topics[0].error_code, 0);
 }
 
 /// A batch of these values.
