@@ -155,10 +155,8 @@ impl<E: Env> Compaction<E> {
     async fn compact(&self, led: &mut Led, candidate: Candidate, mut plan: Plan) {
         let Candidate { topic_id, partition, .. } = candidate;
         led.attempts += 1;
-        let Some(revision) = CompactLog::revision_of(led.term, led.attempts) else {
-            led.is_unsettled = true;
-            return;
-        };
+        // When a term's numbers are used up, the next leader goes on.
+        let Some(revision) = CompactLog::revision_of(led.term, led.attempts) else { return };
         let store = &self.replica.store;
         let began = E::now();
         match self.attempt(led, candidate, &mut plan, revision).await {

@@ -240,7 +240,13 @@ impl<E: Env> Inner<E> {
     }
 }
 
-async fn write<E: Env>(file: &<E::Disk as Disk>::File, offset: u64, buffers: Vec<Bytes>, bytes: u64) -> io::Result<()> {
+/// Writes to a segment's file, and lets the system begin with each step that is full: little is left for the sync then, which would hold up those of the journal.
+pub(crate) async fn write<E: Env>(
+    file: &<E::Disk as Disk>::File,
+    offset: u64,
+    buffers: Vec<Bytes>,
+    bytes: u64,
+) -> io::Result<()> {
     file.write_at(offset, buffers).await?;
     let step_of = |offset: u64| offset - offset % WRITE_BACK_STEP_BYTES;
     let (begun, whole) = (step_of(offset), step_of(offset + bytes));

@@ -110,7 +110,7 @@ impl<E: Env> Repair<E> {
     pub(crate) async fn abandon(self) {
         let Self { inner, pin, staged, file, .. } = self;
         drop(file);
-        remove_staged(&inner, &staged).await;
+        inner.remove_unused(&staged).await;
         drop(pin);
         inner.remove_dropped().await;
     }
@@ -232,15 +232,5 @@ impl<E: Env> Repair<E> {
             // The next reader who needs it makes it.
             tracing::warn!(path = %inner.index_path(name).display(), %error, "the index of a repaired segment could not be made");
         }
-    }
-}
-
-async fn remove_staged<E: Env>(inner: &Inner<E>, staged: &std::path::Path) {
-    match inner.env.disk().remove_file(staged).await {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            // The next start removes it.
-            tracing::warn!(path = %staged.display(), %error, "a fetched segment that is of no use stays");
-        }
-        _ => {}
     }
 }

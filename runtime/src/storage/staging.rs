@@ -15,19 +15,13 @@ use bytes::Bytes;
 use lockstep_core::TopicId;
 use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step};
 
+use crate::storage::flush;
 use crate::storage::segment::{PartitionKey, SegmentName};
 use crate::storage::state::Partition;
 use crate::storage::store::{Inner, PartitionStore, lock};
 
 /// Where files of compacted segments grow.
 pub(crate) const STAGING: &str = "compacting";
-
-/// The system is asked to write a file to the disk in steps of so many bytes, as it grows.
-const WRITE_BACK_STEP_BYTES: u64 = 1 << 20;
-
-fn whole_steps(len: u64) -> u64 {
-    len - len % WRITE_BACK_STEP_BYTES
-}
 
 /// One file on its way. Dropping it leaves the file where it is, until the next one of this name or the next start.
 #[derive(Debug)]
@@ -73,13 +67,8 @@ impl<E: Env> Staging<E> {
     pub(crate) async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
         let len = bytes.len() as u64;
         self.crc32c = crc32c::crc32c_append(self.crc32c, &bytes);
-        self.file.write_at(self.len, vec![bytes]).await?;
-        let (begun, whole) = (whole_steps(self.len), whole_steps(self.len + len));
+        flush::write::<E>(&self.file, self.len, vec![bytes], len).await?;
         self.len += len;
-        if whole > begun {
-            // Little is left for the sync, which would hold up those of the journal.
-            self.file.write_back(begun, whole - begun).await;
-        }
         Ok(())
     }
 
@@ -174,10 +163,11 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    async fn remove_unused(&self, path: &std::path::Path) {
+    /// Removes a file that nobody will ask for, if it is there. The next start tries again.
+    pub(crate) async fn remove_unused(&self, path: &std::path::Path) {
         match self.env.disk().remove_file(path).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), %error, "a file of a compaction that is of no use stays");
+                tracing::warn!(path = %path.display(), %error, "a file that is of no use stays");
             }
             _ => {}
         }
