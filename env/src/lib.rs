@@ -7,6 +7,7 @@
 //! Time, tasks and randomness are associated functions rather than methods because openraft asks for them from
 //! places where no value can be passed; both implementations find their context from the running task.
 
+mod direct_write;
 pub mod disk;
 pub mod net;
 mod step;

@@ -21,6 +21,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::Env;
+use crate::direct_write::DirectWrite;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::net::{Connection, Listener};
 use crate::sync_threads::SyncThreads;
@@ -175,7 +176,8 @@ impl Disk for TokioDisk {
                 OpenMode::CreateNew => options.write(true).create_new(true),
                 OpenMode::Truncate => options.write(true).create(true).truncate(true),
             };
-            Ok(TokioFile { file: Arc::new(options.open(&path)?), path: path.into(), sync_threads })
+            let (file, direct) = (Arc::new(options.open(&path)?), Arc::default());
+            Ok(TokioFile { file, direct, path: path.into(), sync_threads })
         })
         .await
     }
@@ -251,6 +253,7 @@ pub struct TokioLock {
 #[derive(Clone)]
 pub struct TokioFile {
     file: Arc<File>,
+    direct: Arc<DirectWrite>,
     path: Arc<Path>,
     sync_threads: SyncThreads,
 }
@@ -273,10 +276,13 @@ impl DiskFile for TokioFile {
     }
 
     async fn write_and_sync(&self, offset: u64, buffers: Vec<Bytes>) -> io::Result<()> {
-        let file = Arc::clone(&self.file);
-        let operation = move || {
-            write_all_at(&file, offset, &buffers)?;
-            file.sync_data().map_err(failed_sync)
+        let (file, direct) = (Arc::clone(&self.file), Arc::clone(&self.direct));
+        let operation = move || match direct.write_and_sync(&file, offset, &buffers) {
+            Some(written) => written.map_err(failed_sync),
+            None => {
+                write_all_at(&file, offset, &buffers)?;
+                file.sync_data().map_err(failed_sync)
+            }
         };
         self.sync_threads.run(operation).await
     }

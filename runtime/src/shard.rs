@@ -446,6 +446,13 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// [`Shard::read_index`] for another member, which will wait until it has applied as much, and hears of it without delay.
+    pub(crate) async fn read_index_for_member(&self) -> Result<u64, ProposeError> {
+        let index = self.read_index().await?;
+        self.inner.replica.commit_news.want(index);
+        Ok(index)
+    }
+
     /// Waits until this index is applied here; `false` when the time was up or the shard stopped first.
     pub(crate) async fn wait_applied(&self, index: u64, patience: Duration) -> bool {
         let mut applied = self.inner.replica.applied.subscribe();

@@ -98,7 +98,7 @@ async fn answer<E: Env>(node: Node<E>, request: IncomingRequest) -> Result<PeerR
         }
         message::READ_INDEX => {
             let answer: ReadIndex = match node.shard(shard) {
-                Some(hosted) => hosted.read_index().await.map_err(Into::into),
+                Some(hosted) => hosted.read_index_for_member().await.map_err(Into::into),
                 None => Err(message::Refusal::NotLeader { leader: None }),
             };
             body(&answer)

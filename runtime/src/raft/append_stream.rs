@@ -3,53 +3,106 @@
 //! openraft tells a follower of every commit at once, in a request without entries unless new ones wait. One write after
 //! another then costs two requests to each follower instead of one, and the second is handled just when the next write comes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
-use lockstep_env::{Env, timeout};
+use lockstep_env::{Either, Env, select, timeout};
 use openraft::raft::AppendEntriesRequest;
+use tokio::sync::Notify;
 
 use super::type_config::{LogId, TypeConfig};
 use lockstep_probe::Mark;
 
-/// How long a follower may learn later than the leader that an entry is committed. Whoever reads at a follower waits for it.
-const COMMIT_NEWS_DELAY: Duration = Duration::from_micros(2_500);
+/// How long a follower may learn later than the leader that an entry is committed, unless somebody waits for it. Records that go to twelve
+/// partitions in turn, one at a time, come to the same shard again sooner; heartbeats bring the news every time.
+const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(20);
 
 type Request<E> = AppendEntriesRequest<TypeConfig<E>>;
 
+/// What followers of one shard have to learn without delay.
+#[derive(Debug, Default)]
+pub(crate) struct CommitNews {
+    /// One above the last index of which somebody waits to hear that it is committed.
+    wanted: AtomicU64,
+    changed: Notify,
+}
+
+impl CommitNews {
+    /// Somebody waits until followers know that everything up to this index is committed.
+    pub(crate) fn want(&self, index: u64) {
+        self.wanted.fetch_max(index.saturating_add(1), Ordering::SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    /// May a follower that was told of this commit wait for the next news?
+    fn can_wait(&self, told: Option<LogId>) -> bool {
+        told.map_or(0, |told| told.index.saturating_add(1)) >= self.wanted.load(Ordering::SeqCst)
+    }
+}
+
 /// `requests` without those that tell of nothing but a commit and are followed by another one soon. No answer is
 /// owed for one that is left out: openraft takes an answer for all requests that end where it matches, or before.
-pub(super) fn merge_commit_news<E, S>(requests: S) -> BoxStream<'static, Request<E>>
+pub(super) fn merge_commit_news<E, S>(requests: S, news: Arc<CommitNews>) -> BoxStream<'static, Request<E>>
+where
+    E: Env,
+    S: Stream<Item = Request<E>> + Send + Unpin + 'static,
+{
+    hold_back(requests, news, COMMIT_NEWS_DELAY)
+}
+
+fn hold_back<E, S>(requests: S, news: Arc<CommitNews>, delay: Duration) -> BoxStream<'static, Request<E>>
 where
     E: Env,
     S: Stream<Item = Request<E>> + Send + Unpin + 'static,
 {
     // Fused: the end may be met while a request is held back, and is asked for once more after that one.
-    let merged = stream::unfold((requests.fuse(), None::<Option<LogId>>), |(mut requests, sent_upto)| async move {
+    let first = (requests.fuse(), news, None::<Sent>);
+    let merged = stream::unfold(first, move |(mut requests, news, sent)| async move {
         let mut request = requests.next().await?;
-        let deadline = E::now() + COMMIT_NEWS_DELAY;
+        let deadline = E::now() + delay;
         // The first request of a stream probes what the follower has, and is never held back.
-        while request.entries.is_empty() && sent_upto == Some(request.prev_log_id) {
+        while let Some(sent) = &sent
+            && request.entries.is_empty()
+            && sent.upto == request.prev_log_id
+        {
+            // Made before the look, so that what is wanted in between is not missed.
+            let wanted = news.changed.notified();
+            if !news.can_wait(sent.committed) {
+                break;
+            }
             let left = deadline.saturating_duration_since(E::now());
-            match timeout::<E, _>(left, requests.next()).await {
-                Ok(Some(next)) => {
+            match select(timeout::<E, _>(left, requests.next()), wanted).await {
+                Either::First(Ok(Some(next))) => {
                     Mark::CommitNewsMerged.reached();
                     request = next;
                 }
-                Ok(None) | Err(_) => break,
+                Either::First(Ok(None) | Err(_)) => break,
+                Either::Second(()) => {}
             }
         }
         let upto = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
-        Some((request, (requests, Some(upto))))
+        let sent = Sent { upto, committed: request.leader_commit };
+        Some((request, (requests, news, Some(sent))))
     });
     merged.boxed()
+}
+
+/// What a follower has been sent so far.
+struct Sent {
+    /// Its last entry.
+    upto: Option<LogId>,
+    /// The last one that it was told to be committed.
+    committed: Option<LogId>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::raft::type_config::{Entry, LeaderId, Vote, log_id};
+    use futures_util::FutureExt;
     use lockstep_core::Position;
     use lockstep_env::tokio_env::TokioEnv;
     use openraft::EntryPayload;
@@ -76,8 +129,10 @@ mod tests {
     #[tokio::test]
     async fn news_of_a_commit_goes_along_with_the_next_entries() {
         let requests = vec![request(1, 0, 0), request(1, 1, 0), request(2, 1, 1), request(2, 1, 1), request(2, 3, 1)];
-        let sent: Vec<_> =
-            merge_commit_news::<TokioEnv, _>(stream::iter(requests)).map(|request| summary(&request)).collect().await;
+        let sent: Vec<_> = merge_commit_news::<TokioEnv, _>(stream::iter(requests), Arc::default())
+            .map(|request| summary(&request))
+            .collect()
+            .await;
         assert_eq!(sent, [(0, 0), (1, 0), (2, 1)]);
     }
 
@@ -88,7 +143,7 @@ mod tests {
             let request = left.pop()?;
             Some((request, left))
         });
-        let merged = merge_commit_news::<TokioEnv, _>(requests.boxed());
+        let merged = merge_commit_news::<TokioEnv, _>(requests.boxed(), Arc::default());
         let sent: Vec<_> = merged.map(|request| summary(&request)).collect().await;
         assert_eq!(sent, [(1, 0), (0, 1)]);
     }
@@ -97,7 +152,7 @@ mod tests {
     async fn news_of_a_commit_is_sent_by_itself_when_nothing_follows() {
         let (sender, mut receiver) = mpsc::unbounded_channel();
         let requests = stream::poll_fn(move |cx| receiver.poll_recv(cx));
-        let mut sent = Box::pin(merge_commit_news::<TokioEnv, _>(requests));
+        let mut sent = Box::pin(merge_commit_news::<TokioEnv, _>(requests, Arc::default()));
         sender.send(request(1, 1, 0)).unwrap();
         sender.send(request(2, 1, 1)).unwrap();
         assert_eq!(sent.next().await.as_ref().map(summary), Some((1, 0)));
@@ -106,5 +161,29 @@ mod tests {
         drop(sender);
         assert_eq!(sent.next().await.as_ref().map(summary), Some((0, 1)), "the last one is not lost at the end");
         assert!(sent.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn news_that_somebody_waits_for_is_sent_at_once() {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let requests = stream::poll_fn(move |cx| receiver.poll_recv(cx));
+        let news = Arc::<CommitNews>::default();
+        let mut sent = Box::pin(hold_back::<TokioEnv, _>(requests, news.clone(), Duration::from_hours(1)));
+        sender.send(request(1, 1, 0)).unwrap();
+        assert_eq!(sent.next().await.as_ref().map(summary), Some((1, 0)));
+        // While it is held back.
+        sender.send(request(2, 1, 1)).unwrap();
+        assert!(sent.next().now_or_never().is_none());
+        news.want(1);
+        assert_eq!(sent.next().await.as_ref().map(summary), Some((0, 1)));
+        // Before it is there.
+        news.want(2);
+        sender.send(request(2, 2, 1)).unwrap();
+        assert_eq!(sent.next().await.as_ref().map(summary), Some((1, 1)));
+        sender.send(request(3, 2, 2)).unwrap();
+        assert_eq!(sent.next().await.as_ref().map(summary), Some((0, 2)));
+        // Nobody waits for more than that.
+        sender.send(request(3, 2, 2)).unwrap();
+        assert!(sent.next().now_or_never().is_none());
     }
 }

@@ -293,7 +293,7 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Network<E> {
     {
         let timeout = self.append_timeout(&option);
         let network = self.clone();
-        let answers = merge_commit_news::<E, _>(input)
+        let answers = merge_commit_news::<E, _>(input, self.replica.commit_news.clone())
             .map(move |request| {
                 let previous: Option<LogId> = request.prev_log_id;
                 let last = request.entries.last().map(|entry| entry.log_id).or(previous);

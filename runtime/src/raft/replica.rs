@@ -11,6 +11,7 @@ use lockstep_env::{Env, watch};
 use tokio::sync::Notify;
 
 use super::acknowledged::Acknowledged;
+use super::append_stream::CommitNews;
 use super::group_watch::GroupWatch;
 use super::snapshot::{Incoming, Outgoing};
 use super::staging::StagingPull;
@@ -67,6 +68,8 @@ pub(crate) struct Replica<E: Env> {
     pub(crate) compaction: Notify,
     /// Wakes whoever follows the directory of topics and brokers.
     pub(crate) directory: Notify,
+    /// What the other members should learn soon, while this node leads.
+    pub(crate) commit_news: Arc<CommitNews>,
     core: RwLock<ClusterStateMachine>,
     /// Deadlines, while this node leads. Taken after `core` where both are.
     sessions: Mutex<Option<SessionTable>>,
@@ -135,6 +138,7 @@ impl<E: Env> Replica<E> {
             retention: Notify::new(),
             compaction: Notify::new(),
             directory: Notify::new(),
+            commit_news: Arc::default(),
             core: RwLock::new(core),
             sessions: Mutex::default(),
             progress: Mutex::new(progress),

