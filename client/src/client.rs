@@ -35,7 +35,7 @@ const LOOK_UP_PATIENCE: Duration = Duration::from_millis(500);
 const SILENCE_REMEMBERED: Duration = Duration::from_secs(10);
 
 /// Metadata asked for within this time on behalf of a silent leader is not asked for again: many requests wait for one.
-const METADATA_FRESH: Duration = Duration::from_millis(100);
+const METADATA_FRESH: Duration = Duration::from_millis(40);
 
 /// What a connection is for. Brokers answer a connection's requests in order, so what may wait long gets its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -328,7 +328,8 @@ impl<E: Env> Client<E> {
         (address, result)
     }
 
-    fn remember_silent(&self, addresses: impl IntoIterator<Item = String>) {
+    /// These are asked after the others for some time, or until they answer.
+    pub(crate) fn remember_silent(&self, addresses: impl IntoIterator<Item = String>) {
         let now = E::now();
         lock(&self.shared.silent).extend(addresses.into_iter().map(|address| (address, now)));
     }

@@ -9,7 +9,7 @@ use crate::error::ClientError;
 
 const DELAY_MIN: Duration = Duration::from_millis(20);
 /// Longest delay while an election may still be under way: its end must not be slept through.
-const DELAY_MAX_AT_FIRST: Duration = Duration::from_millis(100);
+const DELAY_MAX_AT_FIRST: Duration = Duration::from_millis(50);
 /// By then an election is over, and what does not succeed fails for a reason that lasts.
 const AT_FIRST: Duration = Duration::from_secs(2);
 const DELAY_MAX: Duration = Duration::from_secs(1);
@@ -40,6 +40,11 @@ impl Backoff {
             backoff.next_delay(0);
         }
         backoff
+    }
+
+    /// May the reason for so many failures in a row still be an election?
+    pub(crate) fn is_at_first(failures: u32) -> bool {
+        Self::after(failures).sum < AT_FIRST
     }
 
     /// `random` is any 64 bits.
@@ -105,12 +110,12 @@ mod tests {
     fn delays_double_and_vary_by_a_fifth() {
         for random in [0, 40, u64::MAX] {
             let mut backoff = Backoff::new();
-            for expected in [20, 40, 80, 100, 100] {
+            for expected in [20, 40, 50, 50] {
                 let expected = Duration::from_millis(expected);
                 let delay = backoff.next_delay(random);
                 assert!(delay >= expected * 80 / 100 && delay <= expected * 120 / 100, "{delay:?} for {expected:?}");
             }
-            for _ in 0..40 {
+            for _ in 0..60 {
                 assert!(backoff.next_delay(random) <= DELAY_MAX * 120 / 100);
             }
             assert!(backoff.next_delay(random) >= DELAY_MAX * 80 / 100, "attempts get rare when they fail for long");

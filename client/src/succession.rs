@@ -16,9 +16,11 @@ use crate::connection::{BrokerConnection, InFlight};
 use crate::error::ClientError;
 use lockstep_probe::Mark;
 
-/// The first doubt comes after so long a silence, and as many as fit into an election and a little more at this distance.
+/// The first doubt comes after so long a silence.
 const DOUBT_AFTER: Duration = Duration::from_millis(200);
-const DOUBTS_AT_FIRST: u32 = 5;
+/// Those after it come at this distance, as many as fit into an election and a little more.
+const DOUBT_PAUSE: Duration = Duration::from_millis(50);
+const DOUBTS_AT_FIRST: u32 = 16;
 /// Later doubts come at twice the distance each time, up to this one.
 const DOUBT_PAUSE_MAX: Duration = Duration::from_secs(2);
 
@@ -102,16 +104,17 @@ impl<E: Env> Client<E> {
 
     /// Completes when another broker has the role, and names it.
     async fn succession(&self, address: &str, role: &Role, usual: Duration) -> String {
-        let mut pause = DOUBT_AFTER;
+        let mut pause = DOUBT_PAUSE;
         let mut doubts = 0;
-        E::sleep(usual).await;
+        E::sleep(usual + DOUBT_AFTER).await;
         loop {
-            E::sleep(pause).await;
             doubts += 1;
             Mark::BrokerDoubted.reached();
             if doubts >= DOUBTS_AT_FIRST {
                 pause = (pause * 2).min(DOUBT_PAUSE_MAX);
             }
+            // The silent one knows least about it.
+            self.remember_silent([address.to_owned()]);
             // Boxed, since it is long and rarely comes to this: every request waits beside it.
             match Box::pin(self.successor(address, role)).await {
                 Ok(Some(successor)) => {
@@ -121,6 +124,7 @@ impl<E: Env> Client<E> {
                 Ok(None) => {}
                 Err(error) => tracing::debug!(%error, "nobody says whether a silent broker has a successor"),
             }
+            E::sleep(pause).await;
         }
     }
 

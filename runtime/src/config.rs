@@ -89,7 +89,7 @@ impl NodeConfig {
             replication: 3,
             heartbeat_interval: Duration::from_millis(60),
             election_timeout_min: Duration::from_millis(120),
-            election_timeout_max: Duration::from_millis(250),
+            election_timeout_max: Duration::from_millis(200),
             checkpoint_journal_bytes: 64 << 20,
             journal_file_bytes: 64 << 20,
             segment_bytes: 256 << 20,

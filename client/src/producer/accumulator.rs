@@ -131,6 +131,12 @@ impl Accumulator {
             partitions: Vec::new(),
             sticky: Sticky::new(random),
         });
+        for (index, queue) in topic.partitions.iter_mut().enumerate() {
+            let leader = |info: &TopicInfo| info.partitions.get(index).and_then(|partition| partition.leader);
+            if leader(&info).is_some() && leader(&info) != leader(&topic.info) {
+                queue.leader_changed();
+            }
+        }
         topic.info = Arc::clone(&info);
         // Never fewer: batches of a partition that is gone fail by time-out.
         while topic.partitions.len() < info.partitions.len() {
@@ -248,7 +254,12 @@ impl Accumulator {
                 }
                 drained.needs_identity |= queue.needs_identity(&limits.queue);
                 match queue.retry_at {
-                    Some(at) if at > now => wake_by(at),
+                    Some(at) if at > now => {
+                        wake_by(at);
+                        if queue.awaits_leader(now) {
+                            self.stale_topics.insert(Arc::clone(name));
+                        }
+                    }
                     _ => match queue.next_to_send(&limits.queue, now) {
                         Ok(Some((number, bytes))) => {
                             drained.requests.entry(leader).or_default().push(OutgoingBatch {
@@ -368,6 +379,7 @@ impl Accumulator {
 mod tests {
     use super::*;
     use crate::producer::delivery::BatchAck;
+    use crate::retry::Backoff;
     use crate::topology::PartitionInfo;
     use lockstep_wire::{BatchHeader, Compression};
 
@@ -509,6 +521,33 @@ mod tests {
         assert!(drained.requests.is_empty() && drained.stale_topics.contains("t"));
         set_leaders(&mut accumulator, &[Some(3)]);
         assert_eq!(summary(&drain(&mut accumulator, now + LINGER)), [(3, 0, 1)]);
+    }
+
+    #[test]
+    fn a_batch_that_failed_goes_to_another_leader_as_soon_as_there_is_one() {
+        let mut accumulator = accumulator(&[Some(1)]);
+        let mut now = start();
+        let pause = Duration::from_millis(30);
+        append(&mut accumulator, Some(0), 10, now);
+        now += LINGER;
+        let mut batches = drain(&mut accumulator, now);
+        for failure in 0..1_000 {
+            let lost = |(_, batch)| (batch, Answer::Lost(ClientError::Closed("connection")));
+            accumulator.on_answers(1, batches.into_iter().map(lost).collect(), now, |_| pause);
+            set_leaders(&mut accumulator, &[Some(1)]);
+            let (waiting, _) = accumulator.drain(now + pause / 2);
+            assert!(waiting.requests.is_empty(), "the same leader is not tried again at once");
+            // What fails for long does not fail because of an election.
+            assert_eq!(waiting.stale_topics.contains("t"), Backoff::is_at_first(failure + 1), "failure {failure}");
+            set_leaders(&mut accumulator, &[Some(1)]);
+            now += pause;
+            batches = drain(&mut accumulator, now);
+            assert_eq!(summary(&batches), [(1, 0, 1)]);
+        }
+        let lost = |(_, batch)| (batch, Answer::Lost(ClientError::Closed("connection")));
+        accumulator.on_answers(1, batches.into_iter().map(lost).collect(), now, |_| pause);
+        set_leaders(&mut accumulator, &[Some(2)]);
+        assert_eq!(summary(&drain(&mut accumulator, now)), [(2, 0, 1)]);
     }
 
     #[test]

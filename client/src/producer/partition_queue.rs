@@ -27,6 +27,7 @@ use lockstep_wire::{BatchBuilder, Compression};
 
 use crate::error::{ClientError, ErrorCode};
 use crate::producer::delivery::{BatchAck, BatchDelivery};
+use crate::retry::Backoff;
 use lockstep_probe::{Mark, Mistake};
 
 /// Brokers remember this many batches of a producer in a partition (Kafka's limit), so no more may be unanswered.
@@ -151,6 +152,16 @@ impl PartitionQueue {
     /// No more records go into the open batch.
     pub(crate) fn close_open(&mut self) {
         self.closed.extend(self.open.take());
+    }
+
+    /// Does it wait before it tries again, perhaps for another leader?
+    pub(crate) fn awaits_leader(&self, now: Instant) -> bool {
+        self.retry_at.is_some_and(|at| now < at) && Backoff::is_at_first(self.attempts_failed)
+    }
+
+    /// Another broker leads the partition: there is no reason to wait before it is tried.
+    pub(crate) fn leader_changed(&mut self) {
+        self.retry_at = None;
     }
 
     fn has_in_flight(&self) -> bool {
