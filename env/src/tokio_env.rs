@@ -277,12 +277,11 @@ impl DiskFile for TokioFile {
 
     async fn write_and_sync(&self, offset: u64, buffers: Vec<Bytes>) -> io::Result<()> {
         let (file, direct) = (Arc::clone(&self.file), Arc::clone(&self.direct));
-        let operation = move || match direct.write_and_sync(&file, offset, &buffers) {
-            Some(written) => written.map_err(failed_sync),
-            None => {
+        let operation = move || {
+            if !direct.write(&file, offset, &buffers)? {
                 write_all_at(&file, offset, &buffers)?;
-                file.sync_data().map_err(failed_sync)
             }
+            file.sync_data().map_err(failed_sync)
         };
         self.sync_threads.run(operation).await
     }

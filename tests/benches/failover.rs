@@ -19,6 +19,7 @@ use lockstep_wire::codec::{
     join_group_request::JoinGroupRequestProtocol,
 };
 use tests::{Cluster, PATIENCE, WireConnection, pause, wait_until};
+use tokio::sync::mpsc;
 
 const TOPIC: &str = "failover";
 const ROUNDS: usize = 20;
@@ -152,29 +153,29 @@ async fn beat(addresses: Vec<String>, group: String, runs: Runs, is_over: Arc<At
     }
 }
 
-/// The coordinator that most nodes name: one that was frozen may name itself.
+/// The coordinator that two nodes name: one that was frozen may name itself, and is not waited for.
 async fn coordinator(addresses: &[String], group: &str) -> Option<String> {
-    let asked: Vec<_> = addresses
-        .iter()
-        .map(|address| {
-            let (address, key) = (address.clone(), StrBytes::from_string(group.to_owned()));
-            TokioEnv::spawn(timeout::<TokioEnv, _>(BARE_PATIENCE, async move {
-                let mut connection = WireConnection::connect(&address).await.ok()?;
-                let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![key]);
-                let response = connection.call(4, request).await.ok()?;
-                let found = response.coordinators.first()?;
-                (found.error_code == 0).then(|| format!("{}:{}", found.host.as_str(), found.port))
-            }))
-        })
-        .collect();
-    let mut named = Vec::new();
-    for answer in asked {
-        if let Ok(Ok(Some(address))) = answer.await {
-            named.push(address);
-        }
+    let (answers, mut answered) = mpsc::unbounded_channel();
+    for address in addresses {
+        let (address, answers) = (address.clone(), answers.clone());
+        let key = StrBytes::from_string(group.to_owned());
+        drop(TokioEnv::spawn(timeout::<TokioEnv, _>(BARE_PATIENCE, async move {
+            let mut connection = WireConnection::connect(&address).await.ok()?;
+            let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![key]);
+            let response = connection.call(4, request).await.ok()?;
+            let found = response.coordinators.first().filter(|found| found.error_code == 0)?;
+            answers.send(format!("{}:{}", found.host.as_str(), found.port)).ok()
+        })));
     }
-    let votes = |address: &String| named.iter().filter(|other| *other == address).count();
-    named.iter().max_by_key(|address| votes(address)).cloned()
+    drop(answers);
+    let mut named = Vec::new();
+    while let Some(address) = answered.recv().await {
+        if named.contains(&address) {
+            return Some(address);
+        }
+        named.push(address);
+    }
+    None
 }
 
 async fn leader(client: &Client) -> u64 {
