@@ -64,6 +64,8 @@ steps! {
     SegmentRepairStaged,
     /// A compacted segment is whole and durable, and was not moved to where it belongs.
     CompactedSegmentStaged,
+    /// Compacted segments have taken the place of others, and no checkpoint knows of it.
+    CompactionApplied,
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ impl<E: Env> StateMachine<E> {
 
     /// What a compaction replaces must be in its files: a checkpoint that was prepared before may list it.
     async fn prepare(&self, command: &Command) -> io::Result<()> {
-        if command.op.get(1) != Some(&CompactLog::CODE) {
+        if !is_compaction(command) {
             return Ok(());
         }
         let Ok(Op::CompactLog(op)) = Op::decode(&command.op) else { return Ok(()) };
@@ -110,6 +110,10 @@ impl<E: Env> StateMachine<E> {
         self.replica.stop(reason.clone());
         io::Error::other(reason)
     }
+}
+
+fn is_compaction(command: &Command) -> bool {
+    command.op.get(1) == Some(&CompactLog::CODE)
 }
 
 /// Groups that changed and have subscriptions of which it is not known what they match, or what they match of altered topics.
@@ -173,7 +177,12 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
                         return Err(self.refuse(&entry.log_id, &command.op, &error.to_string()));
                     }
                     match self.apply_command(&entry.log_id, command) {
-                        Ok((reply, digest)) => (Some(reply), None, digest),
+                        Ok((reply, digest)) => {
+                            if is_compaction(command) {
+                                self.replica.env.reached(Step::CompactionApplied);
+                            }
+                            (Some(reply), None, digest)
+                        }
                         Err(reason) => return Err(self.refuse(&entry.log_id, &command.op, &reason)),
                     }
                 }

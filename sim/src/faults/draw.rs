@@ -229,16 +229,14 @@ pub(crate) fn full_disks(rng: &mut StdRng, nodes: u64, span_ms: u64) -> Vec<Plan
     (0..count).map(draw).collect()
 }
 
-/// Draws what goes wrong where logs are compacted: brokers die with a file that is about to come to its place, and all of them at once when some have not
-/// taken in yet what was.
+/// Draws what goes wrong where logs are compacted: power fails everywhere while no checkpoint knows of it, and brokers die with a file that is about to
+/// come to its place.
 pub(crate) fn beside_compaction(rng: &mut StdRng, span_ms: u64) -> Vec<Planned> {
     let mut planned = Vec::new();
-    if rng.random_ratio(1, 2) {
-        for _ in 0..rng.random_range(1..=2) {
-            // Late enough that something was compacted.
-            let at_ms = rng.random_range(span_ms * 3 / 5..span_ms - 1_000);
-            planned.push(Planned { at_ms, fault: Fault::CrashAll(Death::Power), lasts_ms: rng.random_range(20..300) });
-        }
+    for _ in 0..rng.random_range(1..=2) {
+        let at_ms = rng.random_range(span_ms / 5..span_ms - 1_500);
+        let fault = Fault::PowerCutAfterCompaction { after_ms: rng.random_range(1..80) };
+        planned.push(Planned { at_ms, fault, lasts_ms: rng.random_range(20..300) });
     }
     if rng.random_ratio(1, 2) {
         for _ in 0..rng.random_range(1..=2) {

@@ -29,6 +29,8 @@ const REPAIRED: Duration = Duration::from_secs(30);
 const MOMENT_COMES: Duration = Duration::from_secs(2);
 /// Two brokers are up and connected within this time, whatever else goes wrong.
 const CONNECTIONS_COME: Duration = Duration::from_secs(5);
+/// Longest wait for a compaction.
+const COMPACTION_AWAITED: Duration = Duration::from_secs(1);
 /// For so long no sync ends before power fails.
 const SYNCS_HANG: Duration = Duration::from_millis(40);
 /// What a leader has been asked for is committed and known to its followers within this time, mostly.
@@ -48,6 +50,11 @@ pub enum Fault {
     CrashAll(Death),
     /// All brokers die as processes and, soon after they are back, with their machines.
     CrashAllTwice,
+    /// Power fails everywhere soon after compacted segments took the place of others: they are in use, and hardly in a checkpoint yet.
+    PowerCutAfterCompaction {
+        /// How soon, in milliseconds.
+        after_ms: u64,
+    },
     /// Whoever comes to this step next for the `nth` time dies in the middle of it, and comes back. The step is a number in [`Step::ALL`].
     CrashAt {
         /// Which step.
@@ -317,6 +324,19 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
             // Long enough for some to have read their disks, not for all to have written much.
             SimEnv::sleep(lasts / 2).await;
             return crash(victims, &ids, Death::Power, lasts / 2).await || once;
+        }
+        Fault::PowerCutAfterCompaction { after_ms } => {
+            let applied = || cluster.crash_points().reached_counts().get(&Step::CompactionApplied).copied();
+            let before = applied();
+            let give_up_at = SimEnv::now() + COMPACTION_AWAITED;
+            while applied() == before {
+                if SimEnv::now() >= give_up_at {
+                    return false;
+                }
+                SimEnv::sleep(Duration::from_millis(5)).await;
+            }
+            SimEnv::sleep(Duration::from_millis(after_ms)).await;
+            return crash(victims, &ids, Death::Power, lasts).await;
         }
         Fault::Wipe(node) => {
             let Some(_at_stake) = empty_disk(victims, node, lasts).await else { return false };
