@@ -134,7 +134,10 @@ impl Topology {
 /// A broker that lags may still name a former leader: its epoch tells.
 fn keep_newer_leaders(partitions: &mut [PartitionInfo], known: &[PartitionInfo]) {
     for (partition, known) in partitions.iter_mut().zip(known) {
-        if known.leader.is_some() && known.leader_epoch > partition.leader_epoch && partition.leader_epoch >= 0 {
+        if partition.leader.is_none() {
+            // Who led last is remembered by its epoch, so that it is not believed to lead again.
+            partition.leader_epoch = partition.leader_epoch.max(known.leader_epoch);
+        } else if known.leader_epoch > partition.leader_epoch && partition.leader_epoch >= 0 {
             partition.leader = known.leader;
             partition.leader_epoch = known.leader_epoch;
         }

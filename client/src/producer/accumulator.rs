@@ -131,10 +131,9 @@ impl Accumulator {
             partitions: Vec::new(),
             sticky: Sticky::new(random),
         });
-        for (index, queue) in topic.partitions.iter_mut().enumerate() {
-            let leader = |info: &TopicInfo| info.partitions.get(index).and_then(|partition| partition.leader);
-            if leader(&info).is_some() && leader(&info) != leader(&topic.info) {
-                queue.leader_changed();
+        for (queue, partition) in topic.partitions.iter_mut().zip(&info.partitions) {
+            if partition.leader.is_some() {
+                queue.on_leader(partition.leader_epoch);
             }
         }
         topic.info = Arc::clone(&info);
@@ -296,12 +295,14 @@ impl Accumulator {
         *count = count.saturating_sub(1);
         let mut over = Vec::new();
         for (batch, answer) in answers {
+            let Some(topic) = self.topics.get_mut(&batch.topic) else { continue };
+            let Some(queue) = topic.partitions.get_mut(batch.partition as usize) else { continue };
             // Whatever failed, leadership may have moved.
             if !matches!(answer, Answer::Stored(_)) {
                 self.stale_topics.insert(Arc::clone(&batch.topic));
+                let known = topic.info.partitions.get(batch.partition as usize);
+                queue.failed_under(known.map_or(-1, |partition| partition.leader_epoch));
             }
-            let Some(topic) = self.topics.get_mut(&batch.topic) else { continue };
-            let Some(queue) = topic.partitions.get_mut(batch.partition as usize) else { continue };
             over.extend(queue.on_answer(batch.number, answer, now, &delay));
         }
         self.account(&over);
@@ -398,10 +399,14 @@ mod tests {
     }
 
     fn set_leaders(accumulator: &mut Accumulator, leaders: &[Option<i32>]) {
+        set_leaders_of(accumulator, leaders, 1);
+    }
+
+    fn set_leaders_of(accumulator: &mut Accumulator, leaders: &[Option<i32>], leader_epoch: i32) {
         let partition = |(index, &leader): (i32, &Option<i32>)| PartitionInfo {
             index,
             leader,
-            leader_epoch: 1,
+            leader_epoch,
             replicas: vec![1],
             in_sync_replicas: vec![1],
         };
@@ -534,7 +539,9 @@ mod tests {
         for failure in 0..1_000 {
             let lost = |(_, batch)| (batch, Answer::Lost(ClientError::Closed("connection")));
             accumulator.on_answers(1, batches.into_iter().map(lost).collect(), now, |_| pause);
-            set_leaders(&mut accumulator, &[Some(1)]);
+            for leaders in [[Some(1)], [None], [Some(1)]] {
+                set_leaders(&mut accumulator, &leaders);
+            }
             let (waiting, _) = accumulator.drain(now + pause / 2);
             assert!(waiting.requests.is_empty(), "the same leader is not tried again at once");
             // What fails for long does not fail because of an election.
@@ -546,7 +553,7 @@ mod tests {
         }
         let lost = |(_, batch)| (batch, Answer::Lost(ClientError::Closed("connection")));
         accumulator.on_answers(1, batches.into_iter().map(lost).collect(), now, |_| pause);
-        set_leaders(&mut accumulator, &[Some(2)]);
+        set_leaders_of(&mut accumulator, &[Some(2)], 2);
         assert_eq!(summary(&drain(&mut accumulator, now)), [(2, 0, 1)]);
     }
 

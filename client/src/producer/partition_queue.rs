@@ -121,6 +121,8 @@ pub(crate) struct PartitionQueue {
     /// Nothing is sent before.
     pub(crate) retry_at: Option<Instant>,
     attempts_failed: u32,
+    /// The leader's epoch, as far as it was known, when an attempt failed last.
+    failed_epoch: i32,
 }
 
 /// Sequence numbers go on at 0 after `i32::MAX`.
@@ -159,9 +161,17 @@ impl PartitionQueue {
         self.retry_at.is_some_and(|at| now < at) && Backoff::is_at_first(self.attempts_failed)
     }
 
-    /// Another broker leads the partition: there is no reason to wait before it is tried.
-    pub(crate) fn leader_changed(&mut self) {
-        self.retry_at = None;
+    /// The partition has a leader, of this epoch. If it came after the last failure there is no reason to wait before it is tried. Metadata that names
+    /// nobody, and then the former leader again, is no news.
+    pub(crate) fn on_leader(&mut self, leader_epoch: i32) {
+        if leader_epoch > self.failed_epoch {
+            self.retry_at = None;
+        }
+    }
+
+    /// An attempt failed while this was the leader's epoch.
+    pub(crate) fn failed_under(&mut self, leader_epoch: i32) {
+        self.failed_epoch = leader_epoch;
     }
 
     fn has_in_flight(&self) -> bool {
