@@ -34,7 +34,8 @@ const LOOK_UP_PATIENCE: Duration = Duration::from_millis(500);
 /// So long a broker that did not answer is asked only after the others.
 const SILENCE_REMEMBERED: Duration = Duration::from_secs(10);
 
-/// Metadata asked for within this time on behalf of a silent leader is not asked for again: many requests wait for one.
+/// Metadata asked for within this time on behalf of a silent leader is not asked for again: many requests wait for one. Shorter
+/// than the time between two doubts of one request, each of which is to bring news.
 const METADATA_FRESH: Duration = Duration::from_millis(40);
 
 /// What a connection is for. Brokers answer a connection's requests in order, so what may wait long gets its own.

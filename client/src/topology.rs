@@ -122,7 +122,9 @@ impl Topology {
     pub(crate) fn learn_leader(&mut self, topic: &str, index: i32, leader: i32, leader_epoch: i32) {
         let Some(known) = self.topics.get_mut(topic) else { return };
         let Some(partition) = usize::try_from(index).ok().and_then(|at| known.partitions.get(at)) else { return };
-        if leader < 0 || leader_epoch <= partition.leader_epoch || !self.brokers.contains_key(&leader) {
+        let is_news = leader_epoch > partition.leader_epoch
+            || leader_epoch == partition.leader_epoch && partition.leader.is_none();
+        if leader < 0 || !is_news || !self.brokers.contains_key(&leader) {
             return;
         }
         let partition = &mut Arc::make_mut(known).partitions[index as usize];
@@ -135,7 +137,7 @@ impl Topology {
 fn keep_newer_leaders(partitions: &mut [PartitionInfo], known: &[PartitionInfo]) {
     for (partition, known) in partitions.iter_mut().zip(known) {
         if partition.leader.is_none() {
-            // Who led last is remembered by its epoch, so that it is not believed to lead again.
+            // It may name no epoch either. The one that is known stays, so that a leader before it is not believed.
             partition.leader_epoch = partition.leader_epoch.max(known.leader_epoch);
         } else if known.leader_epoch > partition.leader_epoch && partition.leader_epoch >= 0 {
             partition.leader = known.leader;
@@ -192,6 +194,20 @@ mod tests {
     }
 
     #[test]
+    fn a_former_leader_is_not_believed_after_an_answer_that_names_nobody() {
+        let mut topology = Topology::default();
+        topology.update(&response(2, 6));
+        topology.update(&response(-1, -1));
+        topology.update(&response(1, 5));
+        assert_eq!(leader(&topology), None);
+        topology.update(&response(2, 6));
+        assert_eq!(leader(&topology), Some(2), "whoever has heard of it names the last one");
+        topology.update(&response(-1, -1));
+        topology.update(&response(3, 7));
+        assert_eq!(leader(&topology), Some(3));
+    }
+
+    #[test]
     fn a_leader_learnt_from_an_error_must_be_newer_and_known() {
         let mut topology = Topology::default();
         topology.update(&response(1, 5));
@@ -200,6 +216,12 @@ mod tests {
         topology.learn_leader("t", 7, 3, 6);
         topology.learn_leader("x", 0, 3, 6);
         assert_eq!(leader(&topology), Some(1));
+        topology.learn_leader("t", 0, 3, 6);
+        assert_eq!(leader(&topology), Some(3));
+        // Of the epoch that is known, when nobody is known to lead.
+        topology.update(&response(-1, -1));
+        topology.learn_leader("t", 0, 1, 5);
+        assert_eq!(leader(&topology), None);
         topology.learn_leader("t", 0, 3, 6);
         assert_eq!(leader(&topology), Some(3));
     }

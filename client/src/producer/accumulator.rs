@@ -255,7 +255,7 @@ impl Accumulator {
                 match queue.retry_at {
                     Some(at) if at > now => {
                         wake_by(at);
-                        if queue.awaits_leader(now) {
+                        if queue.awaits_leader() {
                             self.stale_topics.insert(Arc::clone(name));
                         }
                     }

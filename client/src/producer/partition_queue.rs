@@ -156,9 +156,9 @@ impl PartitionQueue {
         self.closed.extend(self.open.take());
     }
 
-    /// Does it wait before it tries again, perhaps for another leader?
-    pub(crate) fn awaits_leader(&self, now: Instant) -> bool {
-        self.retry_at.is_some_and(|at| now < at) && Backoff::is_at_first(self.attempts_failed)
+    /// May what failed last have failed because of an election, so that another leader is about to be named?
+    pub(crate) fn awaits_leader(&self) -> bool {
+        Backoff::is_at_first(self.attempts_failed)
     }
 
     /// The partition has a leader, of this epoch. If it came after the last failure there is no reason to wait before it is tried. Metadata that names

@@ -18,7 +18,7 @@ use lockstep_probe::Mark;
 
 /// How long a follower may learn later than the leader that an entry is committed, unless somebody waits for it. Records that go to twelve
 /// partitions in turn, one at a time, come to the same shard again sooner; heartbeats bring the news every time.
-const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(20);
+pub(super) const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(20);
 
 type Request<E> = AppendEntriesRequest<TypeConfig<E>>;
 
@@ -43,17 +43,13 @@ impl CommitNews {
     }
 }
 
-/// `requests` without those that tell of nothing but a commit and are followed by another one soon. No answer is
+/// `requests` without those that tell of nothing but a commit and are followed by another one within `delay`. No answer is
 /// owed for one that is left out: openraft takes an answer for all requests that end where it matches, or before.
-pub(super) fn merge_commit_news<E, S>(requests: S, news: Arc<CommitNews>) -> BoxStream<'static, Request<E>>
-where
-    E: Env,
-    S: Stream<Item = Request<E>> + Send + Unpin + 'static,
-{
-    hold_back(requests, news, COMMIT_NEWS_DELAY)
-}
-
-fn hold_back<E, S>(requests: S, news: Arc<CommitNews>, delay: Duration) -> BoxStream<'static, Request<E>>
+pub(super) fn merge_commit_news<E, S>(
+    requests: S,
+    news: Arc<CommitNews>,
+    delay: Duration,
+) -> BoxStream<'static, Request<E>>
 where
     E: Env,
     S: Stream<Item = Request<E>> + Send + Unpin + 'static,
@@ -129,7 +125,7 @@ mod tests {
     #[tokio::test]
     async fn news_of_a_commit_goes_along_with_the_next_entries() {
         let requests = vec![request(1, 0, 0), request(1, 1, 0), request(2, 1, 1), request(2, 1, 1), request(2, 3, 1)];
-        let sent: Vec<_> = merge_commit_news::<TokioEnv, _>(stream::iter(requests), Arc::default())
+        let sent: Vec<_> = merge_commit_news::<TokioEnv, _>(stream::iter(requests), Arc::default(), COMMIT_NEWS_DELAY)
             .map(|request| summary(&request))
             .collect()
             .await;
@@ -143,7 +139,7 @@ mod tests {
             let request = left.pop()?;
             Some((request, left))
         });
-        let merged = merge_commit_news::<TokioEnv, _>(requests.boxed(), Arc::default());
+        let merged = merge_commit_news::<TokioEnv, _>(requests.boxed(), Arc::default(), COMMIT_NEWS_DELAY);
         let sent: Vec<_> = merged.map(|request| summary(&request)).collect().await;
         assert_eq!(sent, [(1, 0), (0, 1)]);
     }
@@ -152,7 +148,7 @@ mod tests {
     async fn news_of_a_commit_is_sent_by_itself_when_nothing_follows() {
         let (sender, mut receiver) = mpsc::unbounded_channel();
         let requests = stream::poll_fn(move |cx| receiver.poll_recv(cx));
-        let mut sent = Box::pin(merge_commit_news::<TokioEnv, _>(requests, Arc::default()));
+        let mut sent = Box::pin(merge_commit_news::<TokioEnv, _>(requests, Arc::default(), COMMIT_NEWS_DELAY));
         sender.send(request(1, 1, 0)).unwrap();
         sender.send(request(2, 1, 1)).unwrap();
         assert_eq!(sent.next().await.as_ref().map(summary), Some((1, 0)));
@@ -168,7 +164,7 @@ mod tests {
         let (sender, mut receiver) = mpsc::unbounded_channel();
         let requests = stream::poll_fn(move |cx| receiver.poll_recv(cx));
         let news = Arc::<CommitNews>::default();
-        let mut sent = Box::pin(hold_back::<TokioEnv, _>(requests, news.clone(), Duration::from_hours(1)));
+        let mut sent = Box::pin(merge_commit_news::<TokioEnv, _>(requests, news.clone(), Duration::from_hours(1)));
         sender.send(request(1, 1, 0)).unwrap();
         assert_eq!(sent.next().await.as_ref().map(summary), Some((1, 0)));
         // While it is held back.

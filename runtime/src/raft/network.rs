@@ -18,7 +18,7 @@ use openraft::raft::{
 use openraft::{OptionalSend, StorageError};
 
 use super::acknowledged::Acknowledged;
-use super::append_stream::merge_commit_news;
+use super::append_stream::{COMMIT_NEWS_DELAY, merge_commit_news};
 use super::entry_codec;
 use super::message::{self, Append, AppendAnswer, Ballot, BallotAnswer, Offer, OfferAnswer, Transfer, TransferAnswer};
 use super::replica::Replica;
@@ -293,7 +293,7 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Network<E> {
     {
         let timeout = self.append_timeout(&option);
         let network = self.clone();
-        let answers = merge_commit_news::<E, _>(input, self.replica.commit_news.clone())
+        let answers = merge_commit_news::<E, _>(input, self.replica.commit_news.clone(), COMMIT_NEWS_DELAY)
             .map(move |request| {
                 let previous: Option<LogId> = request.prev_log_id;
                 let last = request.entries.last().map(|entry| entry.log_id).or(previous);
