@@ -147,7 +147,8 @@ fn budget_units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 
-/// Accepts connections until the broker stops.
+/// Accepts connections until the broker stops. While this node knows no broker they are closed at once, as a Kafka broker does not listen
+/// before it has caught up with the metadata log (KIP-631).
 pub(crate) async fn accept<E: Env>(broker: Broker<E>, mut listener: E::Listener) {
     loop {
         let connection = match listener.accept().await {
@@ -158,6 +159,12 @@ pub(crate) async fn accept<E: Env>(broker: Broker<E>, mut listener: E::Listener)
                 continue;
             }
         };
+        if !broker.node().knows_brokers() {
+            // It would be told that there is no broker and no topic. Closed at once, it asks another one of its list.
+            broker.metrics().refused_connections.add(1);
+            tracing::debug!(peer = connection.peer_address, "a connection was closed: this node knows no topics yet");
+            continue;
+        }
         let Some(guard) = broker.limits().admit() else {
             broker.metrics().refused_connections.add(1);
             tracing::warn!(peer = connection.peer_address, "too many connections: one more was closed at once");

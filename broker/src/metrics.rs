@@ -292,7 +292,7 @@ fn encode_traffic<E: Env>(encoder: &mut DescriptorEncoder, broker: &Broker<E>) -
     encode_counter(
         encoder,
         "connections_refused",
-        "Connections of clients that were closed at once because there were too many",
+        "Connections of clients that were closed at once because there were too many, or because this node knew no topics yet",
         metrics.refused_connections.get(),
     )?;
     encode_counter(encoder, "received_bytes", "Bytes of requests", metrics.received_bytes.get())?;

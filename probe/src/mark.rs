@@ -227,6 +227,8 @@ marks! {
     LearnerAdded,
     /// A node that had caught up was let vote.
     LearnerPromoted,
+    /// A node knew topics from another shard than shard 0, which it had not caught up with.
+    DirectoryReadFromAnotherShard,
     /// A change of the voters was found half done, mostly because its leader died or was stopped, and is finished.
     HalfDoneMembershipChangeFinished,
     /// A request was meant for the disk that a node had before.

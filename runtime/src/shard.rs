@@ -462,7 +462,12 @@ impl<E: Env> Shard<E> {
 
     /// Completes at the next change of the directory after this call.
     pub(crate) fn directory_changed(&self) -> tokio::sync::futures::Notified<'_> {
-        self.inner.replica.directory.notified()
+        self.inner.replica.directory.changed()
+    }
+
+    /// How new this shard's copy of the directory is. Costs no lock.
+    pub(crate) fn directory_version(&self) -> u64 {
+        self.inner.replica.directory.version()
     }
 
     /// What this node says of the shard in the cluster's status.

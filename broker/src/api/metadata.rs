@@ -122,14 +122,14 @@ async fn look_again<E: Env>(
     }
     let is_fresh = topics::freshen_directory(broker).await;
     let still_missing = missing(&keys);
+    if !is_fresh {
+        // Whether they exist is not known here, nor can they be created now; clients ask again after this error.
+        let legal = |key: &TopicKey| matches!(key, TopicKey::Name(name) if topic_config::is_legal_topic_name(name));
+        let waiting = still_missing.into_iter().filter(legal);
+        return waiting.map(|key| (key, ErrorCode::LeaderNotAvailable)).collect();
+    }
     if !may_create {
         return refused;
-    }
-    if !is_fresh {
-        // Nothing can be created now; clients ask again after this error.
-        let creatable = |key: &TopicKey| matches!(key, TopicKey::Name(name) if topic_config::is_legal_topic_name(name));
-        let waiting = still_missing.into_iter().filter(creatable);
-        return waiting.map(|key| (key, ErrorCode::LeaderNotAvailable)).collect();
     }
     let mut newest = None;
     for key in still_missing.into_iter().take(AUTO_CREATE_MAX) {

@@ -20,11 +20,16 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) struct Cluster {
     pub(crate) brokers: BTreeMap<u64, Broker<TokioEnv>>,
-    _directory: tempfile::TempDir,
+    configs: BTreeMap<u64, BrokerConfig>,
+    directory: tempfile::TempDir,
 }
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| ()).await
+    }
+
+    pub(crate) async fn start_with(change: impl Fn(&mut BrokerConfig)) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let mut peers = BTreeMap::new();
         let mut held = Vec::new();
@@ -35,9 +40,9 @@ impl Cluster {
             held.push(listener);
         }
         drop(held);
-        let mut brokers = BTreeMap::new();
+        let mut cluster = Self { brokers: BTreeMap::new(), configs: BTreeMap::new(), directory };
         for id in 1..=3 {
-            let own = directory.path().join(id.to_string());
+            let own = cluster.disk(id);
             let mut node = NodeConfig::new(id, peers.clone(), own.join("raft"), own.join("partitions"));
             node.shards = 2;
             node.journal_file_bytes = 4 << 20;
@@ -45,13 +50,26 @@ impl Cluster {
             config.port = 0;
             config.http_port = Some(0);
             config.groups.initial_rebalance_delay_ms = 0;
-            brokers.insert(id, Broker::start(TokioEnv::new(), config).await.expect("start"));
+            change(&mut config);
+            cluster.configs.insert(id, config);
+            cluster.boot(id, |_| ()).await;
         }
-        let cluster = Self { brokers, _directory: directory };
         for broker in cluster.brokers.values() {
             cluster.until_ready(broker).await;
         }
         cluster
+    }
+
+    /// Starts a broker that does not run.
+    pub(crate) async fn boot(&mut self, id: u64, change: impl FnOnce(&mut BrokerConfig)) {
+        let mut config = self.configs[&id].clone();
+        change(&mut config);
+        self.brokers.insert(id, Broker::start(TokioEnv::new(), config).await.expect("start"));
+    }
+
+    /// Where a broker keeps all it has.
+    pub(crate) fn disk(&self, id: u64) -> std::path::PathBuf {
+        self.directory.path().join(id.to_string())
     }
 
     async fn until_ready(&self, broker: &Broker<TokioEnv>) {

@@ -1,12 +1,9 @@
 //! The HTTP side: metrics, health and readiness.
 
-use std::collections::BTreeMap;
-
 use crate::support::{PATIENCE, TestBroker, metadata};
 use lockstep_broker::{Broker, BrokerConfig};
 use lockstep_env::timeout;
 use lockstep_env::tokio_env::TokioEnv;
-use lockstep_runtime::NodeConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -107,17 +104,10 @@ async fn metrics_count_what_clients_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_has_no_cluster_yet_is_healthy_but_not_ready() {
-    let directory = tempfile::tempdir().expect("temporary directory");
-    // Peers that never answer: port 1 is nobody's.
-    let peers: BTreeMap<u64, String> =
-        [(1, "127.0.0.1:0".to_owned()), (2, "127.0.0.1:1".to_owned()), (3, "localhost:1".to_owned())].into();
-    let node = NodeConfig::new(1, peers, directory.path().join("raft"), directory.path().join("partitions"));
-    let mut config = BrokerConfig::new(node);
-    config.port = 0;
-    config.http_port = Some(0);
-    let broker = Broker::start(TokioEnv::new(), config).await.expect("start");
-    assert_eq!(get(&broker, "/healthz").await.0, 200);
-    assert_eq!(get(&broker, "/readyz").await, (503, "the cluster has not been formed yet\n".to_owned()));
+    let lonely = TestBroker::start_without_peers().await;
+    let broker = &lonely.broker;
+    assert_eq!(get(broker, "/healthz").await.0, 200);
+    assert_eq!(get(broker, "/readyz").await, (503, "the cluster has not been formed yet\n".to_owned()));
     broker.shutdown().await;
 }
 

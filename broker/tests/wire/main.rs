@@ -4,6 +4,7 @@ mod cluster;
 mod compaction;
 mod connections;
 mod damage;
+mod filling;
 mod groups;
 mod groups_bad_input;
 mod groups_classic;

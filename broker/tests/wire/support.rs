@@ -7,6 +7,7 @@ use lockstep_broker::{Broker, BrokerConfig};
 use lockstep_core::ShardId;
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, timeout};
+use lockstep_runtime::NodeConfig;
 use lockstep_wire::api::Call;
 use lockstep_wire::codec::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use lockstep_wire::codec::fetch_request::{FetchPartition, FetchTopic};
@@ -50,6 +51,20 @@ impl TestBroker {
             }
         };
         timeout::<TokioEnv, _>(PATIENCE, ready).await.expect("the broker elects itself");
+        Self { broker, _directory: directory }
+    }
+
+    /// One node of three of which the others never answer: it belongs to no cluster.
+    pub(crate) async fn start_without_peers() -> Self {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        // Port 1 is nobody's.
+        let peers = ["127.0.0.1:0", "127.0.0.1:1", "localhost:1"].map(str::to_owned);
+        let peers = (1..).zip(peers).collect();
+        let node = NodeConfig::new(1, peers, directory.path().join("raft"), directory.path().join("partitions"));
+        let mut config = BrokerConfig::new(node);
+        config.port = 0;
+        config.http_port = Some(0);
+        let broker = Broker::start(TokioEnv::new(), config).await.expect("start");
         Self { broker, _directory: directory }
     }
 

@@ -132,7 +132,7 @@ impl<E: Env> Node<E> {
             loop {
                 let Some(source) = self.shard(ShardId::METADATA) else { return };
                 let changed = source.directory_changed();
-                if source.read(|state| state.directory().version) >= version {
+                if self.directory_version() >= version {
                     return;
                 }
                 let _ = timeout::<E, _>(LOOK_EVERY, changed).await;

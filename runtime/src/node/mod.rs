@@ -26,6 +26,7 @@ use futures_util::future::BoxFuture;
 use lockstep_core::{Directory, NodeId, Op, Reply, ShardId};
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, Task};
+use lockstep_probe::Mark;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::compaction::CompactionCounts;
@@ -257,12 +258,36 @@ impl<E: Env> Node<E> {
         self.inner.shards.get().map(|shards| shards.values().cloned().collect()).unwrap_or_default()
     }
 
-    /// Reads this node's applied copy of the directory (shard 0's); empty until the shards run.
+    /// Reads the newest copy of the directory that this node has; empty until the shards run.
+    ///
+    /// Shard 0's is the original, and every other shard carries a copy. A node that leads a shard while it still lacks what shard 0
+    /// has (its disk was emptied, or it was away) knows the topics from there.
     pub fn directory<R>(&self, read: impl FnOnce(&Directory) -> R) -> R {
-        match self.shard(ShardId::METADATA) {
+        match self.shard_of_newest_directory() {
             Some(shard) => shard.read(|state| read(state.directory())),
             None => read(&self.inner.empty_directory),
         }
+    }
+
+    fn shard_of_newest_directory(&self) -> Option<&Shard<E>> {
+        // Of equals the last one counts: shard 0's.
+        let newest = self.inner.shards.get()?.values().rev().max_by_key(|shard| shard.directory_version())?;
+        if newest.id() != ShardId::METADATA {
+            Mark::DirectoryReadFromAnotherShard.reached();
+        }
+        Some(newest)
+    }
+
+    /// The version of what [`Node::directory`] reads.
+    fn directory_version(&self) -> u64 {
+        self.shard_of_newest_directory().map_or(0, Shard::directory_version)
+    }
+
+    /// Has this node a copy of the directory, however old? Not when it was started with an empty disk and nothing has come from
+    /// the other nodes yet: then it can tell clients nothing, not even of other brokers.
+    #[must_use]
+    pub fn knows_brokers(&self) -> bool {
+        self.directory(|directory| !directory.brokers.is_empty())
     }
 
     /// Who leads a shard, and in which term, as far as this node knows; also for shards not hosted here.

@@ -6,6 +6,7 @@
 mod acknowledged;
 mod append_stream;
 mod completion;
+mod directory_watch;
 mod duties;
 mod entry_codec;
 pub mod env_runtime;

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::acknowledged::Acknowledged;
 use super::append_stream::CommitNews;
+use super::directory_watch::DirectoryWatch;
 use super::group_watch::GroupWatch;
 use super::snapshot::{Incoming, Outgoing};
 use super::staging::StagingPull;
@@ -66,8 +67,7 @@ pub(crate) struct Replica<E: Env> {
     pub(crate) retention: Notify,
     /// Wakes the leader's look for what can be compacted, to end.
     pub(crate) compaction: Notify,
-    /// Wakes whoever follows the directory of topics and brokers.
-    pub(crate) directory: Notify,
+    pub(crate) directory: DirectoryWatch,
     /// What the other members should learn soon, while this node leads.
     pub(crate) commit_news: Arc<CommitNews>,
     core: RwLock<ClusterStateMachine>,
@@ -112,6 +112,7 @@ impl<E: Env> Replica<E> {
     ) -> Self {
         let applied = progress.last.as_ref().map(position).unwrap_or_default();
         let digests = VecDeque::from([(applied.index, core.digest().0)]);
+        let directory = DirectoryWatch::new(core.directory().version);
         Self {
             env,
             id,
@@ -137,7 +138,7 @@ impl<E: Env> Replica<E> {
             upkeep: Notify::new(),
             retention: Notify::new(),
             compaction: Notify::new(),
-            directory: Notify::new(),
+            directory,
             commit_news: Arc::default(),
             core: RwLock::new(core),
             sessions: Mutex::default(),
@@ -191,10 +192,12 @@ impl<E: Env> Replica<E> {
     pub(crate) fn replace(&self, core: ClusterStateMachine, progress: Progress) {
         let applied = progress.last.as_ref().map(position).unwrap_or_default();
         let digest = core.digest().0;
+        let directory_version = core.directory().version;
         *self.core_mut() = core;
         *lock(&self.progress) = progress;
         *lock(&self.digests) = VecDeque::from([(applied.index, digest)]);
         self.applied.send_modify(|position| *position = applied);
+        self.directory.reached(directory_version);
         self.groups.change_all();
     }
 

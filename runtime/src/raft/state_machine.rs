@@ -68,8 +68,8 @@ impl<E: Env> StateMachine<E> {
                     replica.lock_assignments().insert(group_id.clone());
                     replica.duties.notify_one();
                 }
-                Effect::DirectoryChanged { .. } => {
-                    replica.directory.notify_waiters();
+                Effect::DirectoryChanged { version } => {
+                    replica.directory.reached(*version);
                     // Clients ask any node for the topic that they have just made.
                     replica.commit_news.want(at.index);
                     replica.upkeep.notify_one();

@@ -1,0 +1,61 @@
+//! A broker whose disk was emptied, while the others fill it.
+
+use crate::cluster::{Cluster, until};
+use crate::support::{TestBroker, batch, fetch, metadata, produce, values};
+use lockstep_core::ShardId;
+
+/// Partition `p` of the first topic is on shard `p`, which node `p + 1` should lead.
+const SHARDS: u16 = 3;
+const LAST: ShardId = ShardId(SHARDS - 1);
+
+async fn serves(cluster: &Cluster, id: u64, shard: ShardId) -> bool {
+    cluster.brokers[&id].node().shard(shard).is_some_and(|shard| shard.serving().is_ok())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_leads_and_serves_what_it_has_while_the_directory_s_own_shard_is_still_fetched() {
+    let mut cluster = Cluster::start_with(|config| {
+        config.node.shards = SHARDS;
+        config.node.checkpoint_journal_bytes = 256 << 10;
+        config.node.journal_file_bytes = 1 << 20;
+    })
+    .await;
+    let mut client = cluster.connect(1).await;
+    TestBroker::create_topic_at(&mut client, "t", i32::from(SHARDS)).await;
+    until("node 1 leads shard 0", async || serves(&cluster, 1, ShardId::METADATA).await).await;
+    cluster.brokers[&3].shutdown().await;
+    // More than a log keeps for members that lag: the emptied disk needs a checkpoint's segments.
+    let filler = "x".repeat(200 << 10);
+    for _ in 0..20 {
+        let answer = client.call(9, produce("t", 0, -1, batch(&[&filler]))).await;
+        assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
+    }
+
+    std::fs::remove_dir_all(cluster.disk(3)).expect("node 3's disk is emptied");
+    // At this rate nothing of a megabyte comes in the time of a test.
+    cluster.boot(3, |config| config.node.fetch_bytes_per_second = 1 << 10).await;
+    until("node 3 leads its shard again", async || serves(&cluster, 3, LAST).await).await;
+    let directory = cluster.brokers[&3].node().shard(ShardId::METADATA).expect("shard 0 is on every node");
+    assert!(directory.read(|state| state.directory().topics.is_empty()), "shard 0 was not to be there yet");
+
+    let mut client = cluster.connect(3).await;
+    let answer = client.call(9, metadata(&["t"], false)).await;
+    assert_eq!(answer.brokers.len(), 3);
+    assert_eq!((answer.topics[0].error_code, answer.topics[0].partitions.len()), (0, usize::from(SHARDS)));
+    let partition = i32::from(LAST.0);
+    let answer = client.call(9, produce("t", partition, -1, batch(&["kept"]))).await;
+    assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
+    assert_eq!(values(&client.call(11, fetch("t", partition, 0, 10_000)).await), ["kept"]);
+    // What cannot be known here yet is not denied: LEADER_NOT_AVAILABLE, after which clients ask again.
+    assert_eq!(client.call(9, metadata(&["unheard-of"], false)).await.topics[0].error_code, 5);
+    for broker in cluster.brokers.values() {
+        broker.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_knows_no_broker_turns_clients_away() {
+    let lonely = TestBroker::start_without_peers().await;
+    assert!(lonely.connect().await.is_closed().await);
+    lonely.broker.shutdown().await;
+}
