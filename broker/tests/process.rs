@@ -73,6 +73,18 @@ fn assert_refused(output: &Output, begins: &str) {
 }
 
 #[test]
+fn the_allocator_gives_memory_back_soon() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    // jemalloc tells at the start where its settings come from.
+    let output = broker(directory.path(), &["--version"]).env("_RJEM_MALLOC_CONF", "confirm_conf:true").output();
+    let told = String::from_utf8_lossy(&output.expect("run").stderr).into_owned();
+    assert!(
+        told.contains("background_thread:true,dirty_decay_ms:1000"),
+        "not built with the settings of .cargo/config.toml: {told}"
+    );
+}
+
+#[test]
 fn a_wrong_configuration_is_refused_with_one_line_that_names_the_field() {
     let directory = tempfile::tempdir().expect("temporary directory");
     write(directory.path(), "wrong.json", r#"{"server": {"port": "nine"}}"#);

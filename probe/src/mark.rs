@@ -113,6 +113,8 @@ marks! {
     ElectionWon,
     /// A node was the leader of a shard and is not any more.
     LeadershipLost,
+    /// Entries made a heartbeat needless.
+    HeartbeatSpared,
     /// A leader did not hear from a quorum in time and stopped answering.
     LeaseLapsed,
     /// A leader that could not answer for a while began its members' sessions anew.

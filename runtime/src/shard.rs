@@ -19,6 +19,7 @@ use crate::group_upkeep::GroupUpkeep;
 use crate::partition::{PartitionLog, ReadError};
 use crate::peer::{IncomingRequest, PeerFault, PeerIdentity, PeerReply};
 pub use crate::raft::GroupWaiter;
+use crate::raft::heartbeats::Heartbeats;
 use crate::raft::{
     self, Handler, KeptVote, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Promises, Proposals,
     Raft, RaftStatus, Repairer, Replica, STOPPED, ShardContext, StateMachine,
@@ -75,6 +76,7 @@ struct Group<E: Env> {
     raft: Raft<E>,
     leadership: Leadership<E>,
     handler: Handler<E>,
+    heartbeats: Heartbeats,
     /// There was no vote on the disk at the start: no leader has ever been heard of here.
     is_new: bool,
 }
@@ -211,7 +213,8 @@ impl<E: Env> Shard<E> {
             promises: promises.clone(),
             kept_vote,
         };
-        let group = Some(Group { raft, leadership, handler, is_new });
+        let heartbeats = Heartbeats::new(config.heartbeat_interval);
+        let group = Some(Group { raft, leadership, handler, heartbeats, is_new });
         let shard = Self { inner: Arc::new(Inner { replica, proposals, promises, group, tasks: Mutex::new(tasks) }) };
         if kept_vote.is_none() {
             shard.lead_alone().await;
@@ -487,10 +490,10 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    /// Sends heartbeats now, if this node leads.
+    /// Sends heartbeats now, if this node leads and they are due.
     pub(crate) fn beat(&self) {
         let Some(group) = &self.inner.group else { return };
-        if group.leadership.term_led().is_some() {
+        if group.leadership.term_led().is_some() && group.heartbeats.due(group.leadership.heard_by_all(), E::now()) {
             let raft = group.raft.clone();
             let _detached = E::spawn(async move {
                 let _ = raft.trigger().heartbeat().await;
@@ -627,7 +630,7 @@ fn raft_config(config: &crate::config::NodeConfig, id: ShardId) -> Result<openra
         cluster_name: format!("shard {id}"),
         election_timeout_min: min,
         election_timeout_max: max.max(min + 1),
-        // The node beats for all shards at once, as often as it is configured to. For Raft itself this is the time that a heartbeat may
+        // The node beats for all shards at once, as often as it is configured to, and spares those that entries flow in. For Raft itself this is the time that a heartbeat may
         // take: more than one beat, or a busy moment would cost the lease.
         heartbeat_interval: (min / 2).max(millis(config.heartbeat_interval) * 5 / 3).min(min - 1).max(1),
         enable_heartbeat: false,

@@ -6,6 +6,7 @@ use lockstep_core::{NodeId, ShardId};
 use lockstep_env::Env;
 
 use super::{Node, placement};
+use crate::raft::heartbeats::LOOKS_PER_INTERVAL;
 use crate::shard::Shard;
 use lockstep_probe::Mark;
 
@@ -32,13 +33,13 @@ pub(super) async fn begin<E: Env>(node: Node<E>) {
     }
 }
 
-/// One ticker for the heartbeats of all shards led here: they leave together, and a peer gets them in one packet.
+/// One ticker for the heartbeats of all shards led here: those that are due leave together, and a peer gets them in one packet.
 pub(super) async fn beat<E: Env>(node: Node<E>) {
     loop {
         for shard in node.shards() {
             shard.beat();
         }
-        E::sleep(node.inner.config.heartbeat_interval).await;
+        E::sleep(node.inner.config.heartbeat_interval / LOOKS_PER_INTERVAL).await;
     }
 }
 

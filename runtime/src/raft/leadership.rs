@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_core::NodeId;
 use lockstep_env::Env;
@@ -116,6 +116,14 @@ impl<E: Env> Leadership<E> {
     pub(crate) fn term_led(&self) -> Option<u64> {
         let metrics = self.metrics.borrow_watched();
         (metrics.state == ServerState::Leader && metrics.running_state.is_ok()).then_some(metrics.vote.leader_id.term)
+    }
+
+    /// When that was sent which every member has answered since, voters and learners alike; `None` unless all have answered this leader.
+    pub(crate) fn heard_by_all(&self) -> Option<Instant> {
+        let metrics = self.metrics.borrow_watched();
+        let others = metrics.heartbeat.as_ref()?.iter().filter(|(member, _)| **member != self.replica.node_id);
+        let answered = others.map(|(_, at)| at.map(|at| at.into_inner().into_std()));
+        answered.reduce(|earliest, at| Some(earliest?.min(at?))).flatten()
     }
 
     /// From now on this node does not lead in the present term.

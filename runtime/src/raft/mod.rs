@@ -13,6 +13,7 @@ pub mod env_runtime;
 mod founding;
 mod group_watch;
 mod handler;
+pub(crate) mod heartbeats;
 mod kept_vote;
 mod leadership;
 mod log_store;

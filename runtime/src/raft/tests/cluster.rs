@@ -19,6 +19,7 @@ use crate::error::ProposeError;
 use crate::journal::{Journal, JournalOptions};
 use crate::node::Clocks;
 use crate::peer::{IncomingRequest, PeerFault, PeerHandler, PeerIdentity, PeerNetwork, PeerOptions, PeerReply};
+use crate::raft::heartbeats::LOOKS_PER_INTERVAL;
 use crate::raft::{Member, ShardContext, stopped_fault};
 use crate::shard::Shard;
 use crate::storage::Cache;
@@ -209,7 +210,7 @@ impl Cluster {
                 for shard in shards {
                     shard.beat();
                 }
-                TokioEnv::sleep(interval).await;
+                TokioEnv::sleep(interval / LOOKS_PER_INTERVAL).await;
             }
         });
         self.nodes.insert(id, TestNode { id, shards, peers, journal, beat });
