@@ -43,7 +43,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The error on one line that begins with the configuration's field to look at.
+    /// The error on one line that begins with the configuration's field to look at, and says what to do where files are damaged.
     #[must_use]
     pub fn naming_field(&self, config: &BrokerConfig) -> String {
         let field_of = |path: &str| {
@@ -69,7 +69,29 @@ impl StartError {
             Self::Node(NodeStartError::Listen { .. }) => "cluster.raft_address",
             Self::Node(NodeStartError::Raft(_)) => "cluster",
         };
-        format!("{field}: {self}")
+        match self {
+            Self::Node(NodeStartError::Damaged { .. }) => format!("{field}: {self}. {}", way_out(config)),
+            _ => format!("{field}: {self}"),
+        }
+    }
+}
+
+/// What an operator can do about damaged files of a node. It does nothing by itself: the files may be all there is.
+fn way_out(config: &BrokerConfig) -> String {
+    let node = &config.node;
+    // In single mode both lie under one directory.
+    let directories = match node.raft_dir.parent() {
+        Some(parent) if config.is_single() => vec![parent],
+        _ => vec![node.raft_dir.as_path(), node.data_dir.as_path()],
+    };
+    let aside = |directory: &&Path| format!("mv {0} {0}.damaged", directory.display());
+    let aside = directories.iter().map(aside).collect::<Vec<_>>().join(" && ");
+    if node.peers.len() > 1 {
+        format!(
+            "The other nodes have what was here: once all of them run, `{aside}`, and start this one again. Never do so with a second node before the first is whole again"
+        )
+    } else {
+        format!("There is no other copy: put back a backup of this directory, or begin anew with `{aside}`")
     }
 }
 
@@ -292,6 +314,25 @@ mod tests {
         assert!(in_use("somewhere/raft/lock").naming_field(&config).starts_with("cluster.data_dir: "));
         let config = BrokerConfig::single("somewhere");
         assert!(in_use("somewhere/raft/lock").naming_field(&config).starts_with("config.data_dir: "));
+    }
+
+    #[test]
+    fn damaged_files_come_with_a_way_out() {
+        let damaged = |path: &str| {
+            let (path, reason) = (path.to_owned(), "a checksum is wrong".to_owned());
+            StartError::Node(NodeStartError::Damaged { path, offset: 4096, reason })
+        };
+        let mut config = BrokerConfig::single("somewhere");
+        assert_eq!(
+            damaged("somewhere/raft/journal/1").naming_field(&config),
+            "config.data_dir: somewhere/raft/journal/1: damaged at offset 4096: a checksum is wrong. There is no other copy: put back a backup of \
+             this directory, or begin anew with `mv somewhere somewhere.damaged`"
+        );
+        let peers = (1..=3).map(|id| (id, format!("localhost:{id}"))).collect();
+        config.node = lockstep_runtime::NodeConfig::new(1, peers, "votes".into(), "records".into());
+        let told = damaged("votes/journal/1").naming_field(&config);
+        assert!(told.starts_with("cluster.data_dir: votes/journal/1: damaged at offset 4096: "), "{told}");
+        assert!(told.contains("`mv votes votes.damaged && mv records records.damaged`, and start"), "{told}");
     }
 
     #[test]

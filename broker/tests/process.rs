@@ -42,10 +42,15 @@ struct Running(Child);
 
 impl Running {
     fn start(directory: &Path, arguments: &[&str]) -> Self {
+        Self::start_until(directory, arguments, "broker serves clients")
+    }
+
+    /// Starts one and waits for a line of its log.
+    fn start_until(directory: &Path, arguments: &[&str], line: &str) -> Self {
         let mut child = broker(directory, arguments).stderr(Stdio::piped()).spawn().expect("start");
         let mut log = BufReader::new(child.stderr.take().expect("stderr")).lines();
-        let serves = log.any(|line| line.expect("a line").contains("broker serves clients"));
-        assert!(serves, "it ended before it served clients");
+        let said = log.any(|next| next.expect("a line").contains(line));
+        assert!(said, "it ended before it said: {line}");
         // Whoever writes to a pipe that nobody reads waits in the end.
         std::thread::spawn(move || log.for_each(drop));
         Self(child)
@@ -124,6 +129,31 @@ fn a_directory_in_use_or_of_another_node_is_refused() {
     let output = run(directory.path(), &["-config", "two.json"]);
     assert_refused(&output, "broker: two.json: cluster.data_dir: raft");
     assert!(!String::from_utf8_lossy(&output.stderr).contains("in use"), "it belongs to node 1");
+}
+
+#[test]
+fn a_damaged_journal_is_refused_with_what_to_do() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    write(directory.path(), "one.json", r#"{"server": {"port": 0}, "config": {"data_dir": "here"}}"#);
+    // By then several batches have been written.
+    let mut running = Running::start_until(directory.path(), &["-config", "one.json"], "broker registered");
+    running.signal("-TERM");
+    running.0.wait().expect("wait");
+    let journal = directory.path().join("here/raft/journal");
+    let file = std::fs::read_dir(&journal).expect("a journal").map(|entry| entry.expect("a file").path()).min();
+    let file = file.expect("its first file");
+    let mut content = std::fs::read(&file).expect("read");
+    // In the second batch, after which others come.
+    content[4096 + 40] ^= 1;
+    std::fs::write(&file, content).expect("write");
+
+    let output = run(directory.path(), &["-config", "one.json"]);
+    assert_refused(&output, "broker: one.json: config.data_dir: here/raft/journal/");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("damaged at offset") && message.contains("`mv here here.damaged`"), "{message}");
+    // What it says works.
+    std::fs::rename(directory.path().join("here"), directory.path().join("here.damaged")).expect("moved");
+    Running::start(directory.path(), &["-config", "one.json"]);
 }
 
 #[test]
