@@ -1,6 +1,6 @@
 //! The broker: a node, a listener, and what the handlers share.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use lockstep_core::NodeId;
 use lockstep_env::{Env, Listener, Task};
 use lockstep_runtime::{Node, StartError as NodeStartError};
 
+use crate::answer_room::AnswerRoom;
 use crate::api::fetch_session::FetchSessions;
 use crate::config::BrokerConfig;
 use crate::connection::{self, ConnectionLimits};
@@ -84,14 +85,22 @@ fn way_out(config: &BrokerConfig) -> String {
         Some(parent) if config.is_single() => vec![parent],
         _ => vec![node.raft_dir.as_path(), node.data_dir.as_path()],
     };
-    let aside = |directory: &&Path| format!("mv {0} {0}.damaged", directory.display());
+    let aside = |directory: &&Path| {
+        // Without a slash at the end, behind which the new name would be within the directory.
+        let directory: PathBuf = directory.components().collect();
+        format!("mv '{0}' '{0}.damaged'", directory.display())
+    };
     let aside = directories.iter().map(aside).collect::<Vec<_>>().join(" && ");
-    if node.peers.len() > 1 {
+    // Two others must hold everything, and be able to decide without this node.
+    let copies = node.peers.len().min(usize::from(node.replication));
+    if copies >= 3 {
         format!(
             "The other nodes have what was here: once all of them run, `{aside}`, and start this one again. Never do so with a second node before the first is whole again"
         )
     } else {
-        format!("There is no other copy: put back a backup of this directory, or begin anew with `{aside}`")
+        format!(
+            "The other nodes cannot make up for it, with fewer than three copies of everything: put back a backup, or give up what only this node has with `{aside}`"
+        )
     }
 }
 
@@ -120,6 +129,7 @@ struct Shared<E: Env> {
     /// Where the HTTP side listens.
     http_address: Option<String>,
     limits: ConnectionLimits,
+    answer_room: AnswerRoom,
     metrics: Metrics,
     stop: StopSignal,
     /// Given last: the HTTP side tells that the broker stops for as long as it does.
@@ -159,6 +169,7 @@ impl<E: Env> Broker<E> {
         );
 
         let limits = ConnectionLimits::new(&config);
+        let answer_room = AnswerRoom::new(config.answer_bytes_max);
         let (http_listener, http_address) = http_listener.unzip();
         let broker = Self {
             shared: Arc::new(Shared {
@@ -168,6 +179,7 @@ impl<E: Env> Broker<E> {
                 address,
                 http_address,
                 limits,
+                answer_room,
                 metrics: Metrics::new(),
                 stop: StopSignal::new(),
                 stop_http: StopSignal::new(),
@@ -244,6 +256,10 @@ impl<E: Env> Broker<E> {
 
     pub(crate) fn limits(&self) -> &ConnectionLimits {
         &self.shared.limits
+    }
+
+    pub(crate) fn answer_room(&self) -> &AnswerRoom {
+        &self.shared.answer_room
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -325,14 +341,17 @@ mod tests {
         let mut config = BrokerConfig::single("somewhere");
         assert_eq!(
             damaged("somewhere/raft/journal/1").naming_field(&config),
-            "config.data_dir: somewhere/raft/journal/1: damaged at offset 4096: a checksum is wrong. There is no other copy: put back a backup of \
-             this directory, or begin anew with `mv somewhere somewhere.damaged`"
+            "config.data_dir: somewhere/raft/journal/1: damaged at offset 4096: a checksum is wrong. The other nodes cannot make up for it, with \
+             fewer than three copies of everything: put back a backup, or give up what only this node has with `mv 'somewhere' 'somewhere.damaged'`"
         );
         let peers = (1..=3).map(|id| (id, format!("localhost:{id}"))).collect();
-        config.node = lockstep_runtime::NodeConfig::new(1, peers, "votes".into(), "records".into());
+        config.node = lockstep_runtime::NodeConfig::new(1, peers, "votes/".into(), "records".into());
         let told = damaged("votes/journal/1").naming_field(&config);
         assert!(told.starts_with("cluster.data_dir: votes/journal/1: damaged at offset 4096: "), "{told}");
-        assert!(told.contains("`mv votes votes.damaged && mv records records.damaged`, and start"), "{told}");
+        assert!(told.contains("`mv 'votes' 'votes.damaged' && mv 'records' 'records.damaged'`, and start"), "{told}");
+        config.node.replication = 2;
+        let told = damaged("votes/journal/1").naming_field(&config);
+        assert!(told.contains("cannot make up for it") && !told.contains("and start"), "{told}");
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl ClusterView {
         let brokers: BTreeMap<NodeId, KnownBroker> = records
             .into_iter()
             .map(|record| {
-                let alive = broker.node().alive(record.id);
+                let alive = broker.node().takes_clients(record.id);
                 (record.id, KnownBroker { record, alive })
             })
             .collect();

@@ -57,6 +57,8 @@ pub struct BrokerConfig {
     pub frame_bytes_max: usize,
     /// Bytes of requests that may be under way at one time, over all connections.
     pub in_flight_bytes_max: usize,
+    /// Bytes of records that were read for clients and not sent yet, over all connections.
+    pub answer_bytes_max: usize,
     /// A connection on which nothing is asked for so long is closed.
     pub idle_timeout: Duration,
     /// Topics and partitions.
@@ -80,6 +82,7 @@ impl BrokerConfig {
             connections_max: 10_000,
             frame_bytes_max: 100 << 20,
             in_flight_bytes_max: 512 << 20,
+            answer_bytes_max: 256 << 20,
             idle_timeout: Duration::from_secs(600),
             topics: TopicDefaults::default(),
             groups: GroupConfig::default(),

@@ -20,6 +20,7 @@ use lockstep_wire::{ApiKey, Request};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::answer_room::TakenRoom;
 use crate::api;
 use crate::broker::Broker;
 use crate::config::BrokerConfig;
@@ -147,9 +148,10 @@ fn budget_units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 
-/// Accepts connections until the broker stops. While this node knows no broker they are closed at once, as a Kafka broker does not listen
+/// Accepts connections until the broker stops. While this node has no copy of the directory they are closed at once, as a Kafka broker does not listen
 /// before it has caught up with the metadata log (KIP-631).
 pub(crate) async fn accept<E: Env>(broker: Broker<E>, mut listener: E::Listener) {
+    let mut turned_away = false;
     loop {
         let connection = match listener.accept().await {
             Ok(connection) => connection,
@@ -159,11 +161,17 @@ pub(crate) async fn accept<E: Env>(broker: Broker<E>, mut listener: E::Listener)
                 continue;
             }
         };
-        if !broker.node().knows_brokers() {
+        if !broker.node().has_directory() {
             // It would be told that there is no broker and no topic. Closed at once, it asks another one of its list.
+            if !turned_away {
+                turned_away = true;
+                tracing::info!("clients are turned away until this node has heard of brokers and topics");
+            }
             broker.metrics().refused_connections.add(1);
-            tracing::debug!(peer = connection.peer_address, "a connection was closed: this node knows no topics yet");
             continue;
+        }
+        if std::mem::take(&mut turned_away) {
+            tracing::info!("clients are served now");
         }
         let Some(guard) = broker.limits().admit() else {
             broker.metrics().refused_connections.add(1);
@@ -307,7 +315,7 @@ async fn begin<E: Env>(broker: &Broker<E>, frame: Bytes, peer: &Peer) -> Option<
         Request::Produce(request) => Box::pin(api::produce::begin(broker.clone(), context, request).await.finish()),
         Request::OffsetCommit(request) => {
             let begun = api::group_offsets::begin_commit(broker, &context, request).await;
-            Box::pin(async move { Outcome::Respond(begun.await.into()) })
+            Box::pin(async move { Outcome::respond(begun.await.into()) })
         }
         other => {
             tracing::error!(
@@ -449,7 +457,7 @@ async fn write<E: Env>(
                         (header.api_version, header.correlation_id, outcome)
                     }
                     Err(FrameError::UnsupportedApiVersions { correlation_id, .. }) => {
-                        (0, correlation_id, Outcome::Respond(api::api_versions::unsupported_version()))
+                        (0, correlation_id, Outcome::respond(api::api_versions::unsupported_version()))
                     }
                     Err(error) => {
                         tracing::warn!(peer = peer.address, %error, "connection closed");
@@ -458,8 +466,8 @@ async fn write<E: Env>(
                 }
             }
         };
-        let api_key = match outcome {
-            Outcome::Respond(response) => {
+        let (api_key, room) = match outcome {
+            Outcome::Respond(response, room) => {
                 let api_key = response.api_key();
                 match frame::encode_response(api_version, correlation_id, &response) {
                     Ok(frame) => unsent.add(frame),
@@ -469,15 +477,15 @@ async fn write<E: Env>(
                         return;
                     }
                 }
-                api_key
+                (api_key, room)
             }
-            Outcome::Silence => ApiKey::Produce,
+            Outcome::Silence => (ApiKey::Produce, TakenRoom::default()),
             Outcome::Close => {
                 send(&broker, &mut writer, &mut unsent, &in_queue, &peer).await;
                 return;
             }
         };
-        unsent.requests.push(Answered { api_key, arrived, was_begun, _reserved: reserved });
+        unsent.requests.push(Answered { api_key, arrived, was_begun, _reserved: reserved, _room: room });
     }
     // Errors do not matter any more: the client may be gone.
     let _ = timeout::<E, _>(STALL_TIMEOUT, writer.shutdown()).await;
@@ -494,6 +502,7 @@ struct Answered {
     arrived: Instant,
     was_begun: bool,
     _reserved: Reserved,
+    _room: TakenRoom,
 }
 
 /// Answers that are to be sent, in order.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lockstep_env::Env;
 use lockstep_wire::{Request, Response};
 
+use crate::answer_room::TakenRoom;
 use crate::api;
 use crate::broker::Broker;
 
@@ -22,12 +23,19 @@ pub(crate) struct RequestContext {
 /// What becomes of a request.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// It is answered.
-    Respond(Response),
+    /// It is answered. Records hold room until they are sent.
+    Respond(Response, TakenRoom),
     /// It wants no answer (Produce with acks=0).
     Silence,
     /// The connection ends: the only way to tell of an error where there is no answer.
     Close,
+}
+
+impl Outcome {
+    /// An answer without records.
+    pub(crate) fn respond(response: Response) -> Self {
+        Self::Respond(response, TakenRoom::default())
+    }
 }
 
 /// Handles one request. Produce, and most OffsetCommits, do not pass here: the connection begins them as soon as they have arrived.
@@ -38,12 +46,15 @@ pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContex
         client = context.client_id,
         "request"
     );
-    Outcome::Respond(match request {
+    Outcome::respond(match request {
         Request::Produce(request) => {
             return api::produce::begin(broker.clone(), context.clone(), request).await.finish().await;
         }
         Request::ApiVersions(request) => api::api_versions::handle(broker, context, request).await.into(),
-        Request::Fetch(request) => api::fetch::handle(broker, context, request).await.into(),
+        Request::Fetch(request) => {
+            let (response, room) = api::fetch::handle(broker, context, request).await;
+            return Outcome::Respond(response.into(), room);
+        }
         Request::ListOffsets(request) => api::list_offsets::handle(broker, context, request).await.into(),
         Request::OffsetForLeaderEpoch(request) => api::leader_epoch::handle(broker, context, request).await.into(),
         Request::InitProducerId(request) => api::producer_id::handle(broker, context, request).await.into(),

@@ -4,6 +4,7 @@
 //! each family of requests, and `error_code` is the only place that knows Kafka's error numbers. No wire type passes the line
 //! to the runtime.
 
+mod answer_room;
 mod api;
 mod broker;
 mod cluster_view;

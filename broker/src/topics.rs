@@ -83,7 +83,7 @@ pub(crate) fn locate<E: Env>(
 /// Waits until this node's directory shows everything that was decided before the call, so that "unknown" is not merely
 /// "not yet heard of". `false`: shard 0 has no leader that can be reached, and the directory is as fresh as can be had.
 pub(crate) async fn freshen_directory<E: Env>(broker: &Broker<E>) -> bool {
-    match broker.node().linearizable(ShardId::METADATA, FRESH_DIRECTORY_TIMEOUT).await {
+    match broker.node().fresh_directory(FRESH_DIRECTORY_TIMEOUT).await {
         Ok(()) => true,
         Err(error) => {
             tracing::debug!(%error, "the directory may be out of date");

@@ -150,7 +150,7 @@ fn a_damaged_journal_is_refused_with_what_to_do() {
     let output = run(directory.path(), &["-config", "one.json"]);
     assert_refused(&output, "broker: one.json: config.data_dir: here/raft/journal/");
     let message = String::from_utf8_lossy(&output.stderr);
-    assert!(message.contains("damaged at offset") && message.contains("`mv here here.damaged`"), "{message}");
+    assert!(message.contains("damaged at offset") && message.contains("`mv 'here' 'here.damaged'`"), "{message}");
     // What it says works.
     std::fs::rename(directory.path().join("here"), directory.path().join("here.damaged")).expect("moved");
     Running::start(directory.path(), &["-config", "one.json"]);

@@ -229,7 +229,7 @@ marks! {
     LearnerAdded,
     /// A node that had caught up was let vote.
     LearnerPromoted,
-    /// A node knew topics from another shard than shard 0, which it had not caught up with.
+    /// A node read the directory from another shard than shard 0, whose own copy was older.
     DirectoryReadFromAnotherShard,
     /// A change of the voters was found half done, mostly because its leader died or was stopped, and is finished.
     HalfDoneMembershipChangeFinished,
@@ -278,6 +278,8 @@ marks! {
     OffsetNotAvailable,
     /// A fetch waited in vain at a broker that hears of nothing new.
     FetchRefusedLate,
+    /// A fetch got one batch only, or waited, because slow clients held what is meant for answers.
+    FetchShortOfRoom,
     // The client.
     /// A producer sent a batch again.
     ProducerBatchSentAgain,

@@ -114,6 +114,7 @@ impl<E: Env> Shard<E> {
             config.disk_reserve_bytes,
             context.fetches.clone(),
             log.last().map_or(0, |last| last.index),
+            context.newest_directory.clone(),
         ));
         let proposals = Proposals::new(id);
         if let Some(voters) = context.founding_voters.clone() {
@@ -468,7 +469,7 @@ impl<E: Env> Shard<E> {
         self.inner.replica.directory.changed()
     }
 
-    /// How new this shard's copy of the directory is. Costs no lock.
+    /// The version of this shard's copy of the directory. Costs no lock.
     pub(crate) fn directory_version(&self) -> u64 {
         self.inner.replica.directory.version()
     }
@@ -490,10 +491,16 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    /// Sends heartbeats now, if this node leads and they are due.
+    /// Must its members be sent heartbeats now?
+    pub(crate) fn owes_heartbeat(&self) -> bool {
+        let Some(group) = &self.inner.group else { return false };
+        group.leadership.term_led().is_some() && group.heartbeats.are_due(group.leadership.heard_by_all(), E::now())
+    }
+
+    /// Sends heartbeats now, if this node leads and they will be due soon.
     pub(crate) fn beat(&self) {
         let Some(group) = &self.inner.group else { return };
-        if group.leadership.term_led().is_some() && group.heartbeats.due(group.leadership.heard_by_all(), E::now()) {
+        if group.leadership.term_led().is_some() && group.heartbeats.begin(group.leadership.heard_by_all(), E::now()) {
             let raft = group.raft.clone();
             let _detached = E::spawn(async move {
                 let _ = raft.trigger().heartbeat().await;

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use lockstep_core::{ShardId, TopicId};
-use lockstep_env::{Either, Env, select};
+use lockstep_env::{Either, Env, select, timeout};
 use lockstep_probe::{Mark, Mistake};
 use lockstep_runtime::{LogReadError, PartitionLog, ProposeError, Shard};
 use lockstep_wire::codec::fetch_response::{
@@ -19,6 +19,7 @@ use lockstep_wire::codec::fetch_response::{
 use lockstep_wire::codec::{BrokerId, FetchRequest, FetchResponse, TopicName, Uuid};
 use tokio::sync::Notify;
 
+use crate::answer_room::TakenRoom;
 use crate::api::fetch_session::{Answered, PartitionKey, Told, Wanted};
 use crate::broker::Broker;
 use crate::cluster_view::{self, ClusterView};
@@ -30,6 +31,12 @@ use crate::topics::{self, TopicKey};
 const RESPONSE_BYTES_MAX: usize = 55 << 20;
 /// No request waits longer.
 const WAIT_MAX_MS: i32 = 300_000;
+/// What a batch may have in bytes when its topic does not say: Kafka's default of `max.message.bytes`, rounded up.
+const BATCH_BYTES: usize = (1 << 20) + (1 << 10);
+/// A single batch that is longer is sent as it lies in memory.
+const COPIED_BYTES_MAX: usize = 256 << 10;
+/// While there is no room for a batch, a fetch that would not wait is not answered sooner: its client would only ask again.
+const ROOM_WAIT_MIN: Duration = Duration::from_millis(100);
 /// How long a leader may take to make sure that an offset really lies above the end of its log.
 const RANGE_CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 /// From this version on consumers may read from followers (KIP-392).
@@ -52,10 +59,12 @@ struct Place<E: Env> {
 }
 
 /// What reading a partition gave.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Read {
     error: Option<ErrorCode>,
     records: Bytes,
+    /// What the records hold of the memory for answers.
+    room: TakenRoom,
     told: Option<Told>,
     diverging: Option<(i32, i64)>,
     /// If nothing comes until the time is up, answer with this error.
@@ -83,13 +92,13 @@ pub(crate) async fn handle<E: Env>(
     broker: &Broker<E>,
     context: &RequestContext,
     request: FetchRequest,
-) -> FetchResponse {
+) -> (FetchResponse, TakenRoom) {
     let version = context.api_version;
     let fresh_id = (E::random_u64() & 0x7fff_ffff) as i32;
     let begun = broker.fetch_sessions().begin(version, &request, fresh_id, E::now());
     let begun = match begun {
         Ok(begun) => begun,
-        Err(error) => return FetchResponse::default().with_error_code(error.code()),
+        Err(error) => return (FetchResponse::default().with_error_code(error.code()), TakenRoom::default()),
     };
     let sources = locate(broker, &begun.wanted);
     let waiter = Arc::new(Notify::new());
@@ -101,13 +110,15 @@ pub(crate) async fn handle<E: Env>(
     let deadline = E::now() + wait;
     let bytes_max = usize::try_from(request.max_bytes).unwrap_or(0).min(RESPONSE_BYTES_MAX);
     let bytes_min = usize::try_from(request.min_bytes).unwrap_or(0).min(bytes_max.max(1));
-    let mut reads = vec![Read::default(); sources.len()];
+    let mut reads: Vec<Read> = sources.iter().map(|_| Read::default()).collect();
     loop {
         let mut woken = pin!(waiter.notified());
         woken.as_mut().enable();
-        read_all(broker, version, &sources, bytes_max, &mut reads).await;
+        read_all(broker, version, &sources, bytes_max, deadline, &mut reads).await;
         let bytes: usize = reads.iter().map(|read| read.records.len()).sum();
-        if bytes >= bytes_min || reads.iter().any(Read::must_be_answered) || E::now() >= deadline {
+        // What waits for more holds room meanwhile.
+        let is_enough = bytes >= bytes_min || bytes > 0 && !broker.answer_room().is_ample();
+        if is_enough || reads.iter().any(Read::must_be_answered) || E::now() >= deadline {
             break;
         }
         match select(woken, select(E::sleep_until(deadline), broker.stop().given())).await {
@@ -137,7 +148,9 @@ pub(crate) async fn handle<E: Env>(
     if version >= 7 {
         response.session_id = begun.session_id;
     }
-    respond(broker, version, request.isolation_level, sources, reads, &sent, response)
+    let mut room = TakenRoom::default();
+    reads.iter_mut().for_each(|read| room.add(std::mem::take(&mut read.room)));
+    (respond(broker, version, request.isolation_level, sources, reads, &sent, response), room)
 }
 
 fn locate<E: Env>(broker: &Broker<E>, wanted: &[(PartitionKey, Wanted)]) -> Vec<Source<E>> {
@@ -177,22 +190,70 @@ async fn read_all<E: Env>(
     version: i16,
     sources: &[Source<E>],
     bytes_max: usize,
+    deadline: Instant,
     reads: &mut [Read],
 ) {
-    let mut left = bytes_max;
     // The first batch of a response is sent however large it is, or its consumer could never pass it.
-    let mut at_least_one = true;
+    let mut allowance = Allowance { bytes: bytes_max, at_least_one: true, deadline };
     for (source, read) in sources.iter().zip(reads) {
-        *read = match &source.place {
-            Ok(place) if read.is_empty_at(told(&place.log)) => continue,
-            Ok(place) => read_one(broker, version, place, source.wanted, left, at_least_one).await,
-            Err(error) => Read::error(*error),
-        };
+        // Before others take its place.
+        if !matches!(&source.place, Ok(place) if read.is_empty_at(told(&place.log))) {
+            *read = Read::default();
+            *read = match &source.place {
+                Ok(place) => read_one(broker, version, place, source.wanted, &mut allowance).await,
+                Err(error) => Read::error(*error),
+            };
+        }
         if !read.records.is_empty() {
-            at_least_one = false;
-            left = left.saturating_sub(read.records.len());
+            allowance.at_least_one = false;
+            allowance.bytes = allowance.bytes.saturating_sub(read.records.len());
         }
     }
+}
+
+/// What a response may still read.
+struct Allowance {
+    bytes: usize,
+    /// One batch, however long it is.
+    at_least_one: bool,
+    /// Until then it waits for room.
+    deadline: Instant,
+}
+
+/// Reads what fits, once there is room for it.
+async fn read_log<E: Env>(
+    broker: &Broker<E>,
+    place: &Place<E>,
+    wanted: Wanted,
+    allowance: &mut Allowance,
+) -> Result<(Bytes, TakenRoom), LogReadError> {
+    let Place { topic_id, partition, ref shard, ref log } = *place;
+    // Most partitions of a fetch that waits.
+    if wanted.fetch_offset == log.end_offset() {
+        return Ok((Bytes::new(), TakenRoom::default()));
+    }
+    let bytes_max = usize::try_from(wanted.bytes_max).unwrap_or(0).min(allowance.bytes);
+    let least = if allowance.at_least_one { BATCH_BYTES } else { 1 };
+    let (mut room, mut ample) = broker.answer_room().take_ample(bytes_max.max(least));
+    if ample < least {
+        ample = 0;
+        room = TakenRoom::default();
+        if allowance.at_least_one {
+            let patience = allowance.deadline.saturating_duration_since(E::now()).max(ROOM_WAIT_MIN);
+            match timeout::<E, _>(patience, broker.answer_room().take_for_batch(least)).await {
+                Ok(taken) => room = taken,
+                Err(_) => allowance.at_least_one = false,
+            }
+        }
+    }
+    let bytes_max = bytes_max.min(ample);
+    if bytes_max == 0 && !allowance.at_least_one {
+        return Ok((Bytes::new(), room));
+    }
+    let batches = log.read(wanted.fetch_offset, bytes_max, allowance.at_least_one).await?;
+    let records = join(shard.check_epochs(topic_id, partition, batches)?);
+    room.settle(records.len());
+    Ok((records, room))
 }
 
 async fn read_one<E: Env>(
@@ -200,8 +261,7 @@ async fn read_one<E: Env>(
     version: i16,
     place: &Place<E>,
     wanted: Wanted,
-    bytes_left: usize,
-    at_least_one: bool,
+    allowance: &mut Allowance,
 ) -> Read {
     let serving = place.shard.serving();
     let moved = |error: ErrorCode| Read { moved: Some(place.shard.id()), ..Read::error(error) };
@@ -224,21 +284,14 @@ async fn read_one<E: Env>(
             return Read { diverging: Some((epoch, end_offset)), told: Some(told(&place.log)), ..Read::default() };
         }
     }
-    let bytes_max = usize::try_from(wanted.bytes_max).unwrap_or(0).min(bytes_left);
-    let batches = if bytes_max == 0 && !at_least_one {
-        Ok(Vec::new())
-    } else {
-        match place.log.read(wanted.fetch_offset, bytes_max, at_least_one).await {
-            Ok(batches) => place.shard.check_epochs(place.topic_id, place.partition, batches),
-            refused => refused,
-        }
-    };
-    if serving.is_err() && batches.as_ref().is_ok_and(|batches| !batches.is_empty()) {
+    let read = read_log(broker, place, wanted, allowance).await;
+    if serving.is_err() && read.as_ref().is_ok_and(|(records, _)| !records.is_empty()) {
         Mark::FetchServedByFollower.reached();
     }
-    match batches {
-        Ok(batches) => Read {
-            records: join(batches),
+    match read {
+        Ok((records, room)) => Read {
+            records,
+            room,
             told: Some(told(&place.log)),
             late_error: if is_current(broker, &place.shard, &serving) {
                 None
@@ -317,9 +370,14 @@ pub(crate) fn check_epoch<E: Env>(shard: &Shard<E>, current_leader_epoch: i32) -
     }
 }
 
+/// The batches in memory of their own: a short slice of the node's cache would keep the whole chunk that it is in for as long as a client takes.
 fn join(mut batches: Vec<Bytes>) -> Bytes {
-    if batches.len() <= 1 || Mistake::FetchDropsAllButLastBatch.is_made() {
+    let is_one = batches.len() <= 1 || Mistake::FetchDropsAllButLastBatch.is_made();
+    if is_one && batches.last().is_none_or(|batch| batch.is_empty() || batch.len() > COPIED_BYTES_MAX) {
         return batches.pop().unwrap_or_default();
+    }
+    if is_one {
+        batches.drain(..batches.len() - 1);
     }
     let mut records = BytesMut::with_capacity(batches.iter().map(Bytes::len).sum());
     batches.iter().for_each(|batch| records.extend_from_slice(batch));

@@ -169,7 +169,7 @@ impl<E: Env> Begun<E> {
             }
         }
         if request.acks != 0 {
-            return Outcome::Respond(respond(&broker, context.api_version, request.topic_data, results).into());
+            return Outcome::respond(respond(&broker, context.api_version, request.topic_data, results).into());
         }
         match results.iter().flatten().find_map(|result| result.as_ref().err()) {
             None => Outcome::Silence,

@@ -15,5 +15,6 @@ mod groups_timeline;
 mod http;
 mod records;
 mod retention;
+mod slow_consumers;
 mod support;
 mod topics;

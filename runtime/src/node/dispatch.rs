@@ -56,6 +56,7 @@ impl<E: Env> PeerHandler for Dispatch<E> {
             leads: node.leads(),
             stopping: node.stopping(),
             short_of_space: node.is_short_of_space(),
+            without_directory: !node.has_directory(),
             wall_clock_ms: node.inner.env.wall_clock_ms(),
         })
     }
@@ -72,6 +73,7 @@ impl<E: Env> PeerHandler for Dispatch<E> {
         }
         drop(leaders);
         node.set_stopping(from, gossip.stopping);
+        node.set_without_directory(from, gossip.without_directory);
         node.inner.disk_space.heard(from, gossip.short_of_space);
         if node.inner.config.peers.contains_key(&from) {
             node.inner.clocks.heard(from, gossip.wall_clock_ms, E::now());
@@ -122,6 +124,25 @@ impl<E: Env> Node<E> {
     fn set_stopping(&self, node: NodeId, stopping: bool) {
         let mut nodes = self.inner.stopping_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         nodes.insert(node, stopping);
+    }
+
+    fn set_without_directory(&self, node: NodeId, without: bool) {
+        let mut nodes = self.inner.without_directory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if without {
+            nodes.insert(node);
+        } else {
+            nodes.remove(&node);
+        }
+    }
+
+    /// Does this node live, and take clients? One that has no copy of the directory yet turns them away.
+    #[must_use]
+    pub fn takes_clients(&self, node: NodeId) -> bool {
+        if node == self.id() {
+            return self.has_directory();
+        }
+        let without = self.inner.without_directory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.alive(node) && !without.contains(&node)
     }
 
     /// Did this node say that it is stopping?

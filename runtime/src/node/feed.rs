@@ -113,7 +113,7 @@ pub(super) async fn register_broker<E: Env>(node: Node<E>) {
         match node.forward(ShardId::METADATA, op, PROPOSE_TIMEOUT).await {
             Ok(_) => {
                 tracing::info!(target: "cluster", node = broker.id, host = %broker.host, port = broker.port, "broker registered");
-                let _ = node.linearizable(ShardId::METADATA, PROPOSE_TIMEOUT).await;
+                let _ = node.fresh_directory(PROPOSE_TIMEOUT).await;
             }
             Err(error) => {
                 tracing::debug!(target: "cluster", node = broker.id, %error, "broker not registered yet");
@@ -130,9 +130,8 @@ impl<E: Env> Node<E> {
         let deadline = E::now() + timeout_in;
         let own = async {
             loop {
-                let Some(source) = self.shard(ShardId::METADATA) else { return };
-                let changed = source.directory_changed();
-                if self.directory_version() >= version {
+                let changed = self.inner.newest_directory.changed();
+                if self.inner.newest_directory.version() >= version {
                     return;
                 }
                 let _ = timeout::<E, _>(LOOK_EVERY, changed).await;

@@ -114,13 +114,40 @@ impl<E: Env> Node<E> {
         }
     }
 
+    /// After it returns, [`Node::directory`] shows every change that was acknowledged before the call, whichever shard it reads it from: also
+    /// on a node that is still being filled with what shard 0 has.
+    pub async fn fresh_directory(&self, patience: Duration) -> Result<(), ReadError> {
+        let newest = &self.inner.newest_directory;
+        let freshening = async {
+            loop {
+                // A leader that serves has applied all that it, or a leader before it, has acknowledged.
+                if let Ok(version) = self.metadata_version(ShardId::METADATA).await {
+                    loop {
+                        let changed = newest.changed();
+                        if newest.version() >= version {
+                            return;
+                        }
+                        changed.await;
+                    }
+                }
+                Mark::ReadIndexAskedAgain.reached();
+                E::sleep(RETRY_AFTER).await;
+            }
+        };
+        timeout::<E, _>(patience, freshening).await.map_err(|_| {
+            Mark::ReadIndexNotFound.reached();
+            ReadError::NoLeader(ShardId::METADATA)
+        })
+    }
+
     /// The metadata version that a shard's leader has applied.
     pub(super) async fn metadata_version(&self, shard: ShardId) -> Result<u64, ProposeError> {
         let not_led = |leader| ProposeError::NotLeader { shard, leader };
         match self.leader_of(shard).map(|(leader, _)| leader) {
             Some(leader) if leader == self.id() => self.own_metadata_version(shard).await,
             Some(leader) => {
-                let deadline = E::now() + Duration::from_secs(1);
+                // A leader that does not answer may be frozen, and another one known by now.
+                let deadline = E::now() + READ_INDEX_PATIENCE;
                 self.ask_index(message::METADATA_VERSION, leader, shard, deadline).await
             }
             None => Err(not_led(None)),

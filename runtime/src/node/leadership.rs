@@ -33,11 +33,12 @@ pub(super) async fn begin<E: Env>(node: Node<E>) {
     }
 }
 
-/// One ticker for the heartbeats of all shards led here: those that are due leave together, and a peer gets them in one packet.
+/// One ticker for the heartbeats of all shards led here: when one is due, those that soon will be leave with it, and a peer gets them in one packet.
 pub(super) async fn beat<E: Env>(node: Node<E>) {
     loop {
-        for shard in node.shards() {
-            shard.beat();
+        let shards = node.shards();
+        if shards.iter().any(Shard::owes_heartbeat) {
+            shards.iter().for_each(Shard::beat);
         }
         E::sleep(node.inner.config.heartbeat_interval / LOOKS_PER_INTERVAL).await;
     }

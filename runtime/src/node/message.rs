@@ -87,6 +87,8 @@ pub(crate) struct Gossip {
     pub stopping: bool,
     /// Its disk is nearly full: it should lead nothing, and not count for where records go.
     pub short_of_space: bool,
+    /// It turns clients away: it has no copy of the directory yet.
+    pub without_directory: bool,
     /// What its wall clock shows, in milliseconds since 1970.
     pub wall_clock_ms: i64,
 }

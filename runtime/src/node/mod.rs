@@ -15,7 +15,7 @@ mod membership;
 mod message;
 mod placement;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -36,6 +36,7 @@ use crate::histogram::Histogram;
 use crate::journal::{Journal, JournalOptions};
 use crate::peer::{PeerNetwork, PeerOptions, cluster_token};
 use crate::raft::ShardContext;
+use crate::raft::directory_watch::NewestDirectory;
 use crate::shard::Shard;
 use crate::status::{ClusterStatus, NodeReport};
 use crate::storage::check::SharedPace;
@@ -76,11 +77,14 @@ struct Inner<E: Env> {
     leaders: Mutex<BTreeMap<ShardId, (u64, NodeId)>>,
     /// Nodes that said they are stopping.
     stopping_nodes: Mutex<BTreeMap<NodeId, bool>>,
+    /// Nodes that said they have no copy of the directory.
+    without_directory: Mutex<BTreeSet<NodeId>>,
     disk_space: DiskSpace,
     clocks: Clocks,
     feed: FeedProgress,
     producer_ids: tokio::sync::Mutex<ProducerIdBlock>,
     empty_directory: Directory,
+    newest_directory: Arc<NewestDirectory>,
     stopping: AtomicBool,
     failure: Mutex<Option<String>>,
     failure_changed: Notify,
@@ -119,11 +123,13 @@ impl<E: Env> Node<E> {
             shards: OnceLock::new(),
             leaders: Mutex::default(),
             stopping_nodes: Mutex::default(),
+            without_directory: Mutex::default(),
             disk_space: DiskSpace::default(),
             clocks: Clocks::new(config.peers.len()),
             feed: FeedProgress::default(),
             producer_ids: tokio::sync::Mutex::default(),
             empty_directory: Directory::default(),
+            newest_directory: Arc::default(),
             stopping: AtomicBool::new(false),
             failure: Mutex::default(),
             failure_changed: Notify::new(),
@@ -189,6 +195,7 @@ impl<E: Env> Node<E> {
                 compactions: compactions.clone(),
                 fetches: fetches.clone(),
                 clocks: inner.clocks.clone(),
+                newest_directory: inner.newest_directory.clone(),
             };
             shards.insert(id, Shard::start(context).await?);
         }
@@ -270,24 +277,21 @@ impl<E: Env> Node<E> {
     }
 
     fn shard_of_newest_directory(&self) -> Option<&Shard<E>> {
-        // Of equals the last one counts: shard 0's.
-        let newest = self.inner.shards.get()?.values().rev().max_by_key(|shard| shard.directory_version())?;
-        if newest.id() != ShardId::METADATA {
-            Mark::DirectoryReadFromAnotherShard.reached();
+        let shards = self.inner.shards.get()?;
+        match shards.get(&ShardId::METADATA) {
+            Some(source) if source.directory_version() >= self.inner.newest_directory.version() => Some(source),
+            _ => {
+                Mark::DirectoryReadFromAnotherShard.reached();
+                shards.values().max_by_key(|shard| shard.directory_version())
+            }
         }
-        Some(newest)
-    }
-
-    /// The version of what [`Node::directory`] reads.
-    fn directory_version(&self) -> u64 {
-        self.shard_of_newest_directory().map_or(0, Shard::directory_version)
     }
 
     /// Has this node a copy of the directory, however old? Not when it was started with an empty disk and nothing has come from
     /// the other nodes yet: then it can tell clients nothing, not even of other brokers.
     #[must_use]
-    pub fn knows_brokers(&self) -> bool {
-        self.directory(|directory| !directory.brokers.is_empty())
+    pub fn has_directory(&self) -> bool {
+        self.inner.newest_directory.version() > 0
     }
 
     /// Who leads a shard, and in which term, as far as this node knows; also for shards not hosted here.

@@ -17,7 +17,7 @@ use super::type_config::{LogId, TypeConfig};
 use lockstep_probe::Mark;
 
 /// How long a follower may learn later than the leader that an entry is committed, unless somebody waits for it. Records that go to twelve
-/// partitions in turn, one at a time, come to the same shard again sooner; heartbeats bring the news every time.
+/// partitions in turn, one at a time, come to the same shard again sooner.
 pub(super) const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(20);
 
 type Request<E> = AppendEntriesRequest<TypeConfig<E>>;

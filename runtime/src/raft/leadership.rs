@@ -118,7 +118,8 @@ impl<E: Env> Leadership<E> {
         (metrics.state == ServerState::Leader && metrics.running_state.is_ok()).then_some(metrics.vote.leader_id.term)
     }
 
-    /// When that was sent which every member has answered since, voters and learners alike; `None` unless all have answered this leader.
+    /// When that was sent which every member has answered since, voters and learners alike; `None` unless all have answered this leader. As with the lease, news of a
+    /// commit that was held back (`append_stream.rs`) counts as sent when it was to be, some milliseconds too early or too late.
     pub(crate) fn heard_by_all(&self) -> Option<Instant> {
         let metrics = self.metrics.borrow_watched();
         let others = metrics.heartbeat.as_ref()?.iter().filter(|(member, _)| **member != self.replica.node_id);

@@ -6,7 +6,7 @@
 mod acknowledged;
 mod append_stream;
 mod completion;
-mod directory_watch;
+pub(crate) mod directory_watch;
 mod duties;
 mod entry_codec;
 pub mod env_runtime;
@@ -90,6 +90,7 @@ pub(crate) struct ShardContext<E: Env> {
     /// How fast segments come from other nodes.
     pub(crate) fetches: SharedPace,
     pub(crate) clocks: Clocks,
+    pub(crate) newest_directory: Arc<directory_watch::NewestDirectory>,
 }
 
 /// A Raft group as this node sees it.

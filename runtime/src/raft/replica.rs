@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::acknowledged::Acknowledged;
 use super::append_stream::CommitNews;
-use super::directory_watch::DirectoryWatch;
+use super::directory_watch::{DirectoryWatch, NewestDirectory};
 use super::group_watch::GroupWatch;
 use super::snapshot::{Incoming, Outgoing};
 use super::staging::StagingPull;
@@ -109,10 +109,11 @@ impl<E: Env> Replica<E> {
         disk_reserve_bytes: u64,
         fetches: SharedPace,
         journal_held_to: u64,
+        newest_directory: Arc<NewestDirectory>,
     ) -> Self {
         let applied = progress.last.as_ref().map(position).unwrap_or_default();
         let digests = VecDeque::from([(applied.index, core.digest().0)]);
-        let directory = DirectoryWatch::new(core.directory().version);
+        let directory = DirectoryWatch::new(core.directory().version, newest_directory);
         Self {
             env,
             id,
@@ -192,12 +193,15 @@ impl<E: Env> Replica<E> {
     pub(crate) fn replace(&self, core: ClusterStateMachine, progress: Progress) {
         let applied = progress.last.as_ref().map(position).unwrap_or_default();
         let digest = core.digest().0;
-        let directory_version = core.directory().version;
-        *self.core_mut() = core;
+        {
+            let mut shown = self.core_mut();
+            self.directory.reached(core.directory().version);
+            *shown = core;
+        }
         *lock(&self.progress) = progress;
         *lock(&self.digests) = VecDeque::from([(applied.index, digest)]);
         self.applied.send_modify(|position| *position = applied);
-        self.directory.reached(directory_version);
+        self.directory.tell();
         self.groups.change_all();
     }
 

@@ -56,6 +56,7 @@ impl<E: Env> StateMachine<E> {
                 }
             }
             let unresolved = unresolved_regexes(&core, &applied.effects);
+            replica.directory.reached(core.directory().version);
             (applied, core.digest().0, sessions.is_some(), unresolved)
         };
         for effect in &applied.effects {
@@ -68,8 +69,8 @@ impl<E: Env> StateMachine<E> {
                     replica.lock_assignments().insert(group_id.clone());
                     replica.duties.notify_one();
                 }
-                Effect::DirectoryChanged { version } => {
-                    replica.directory.reached(*version);
+                Effect::DirectoryChanged { .. } => {
+                    replica.directory.tell();
                     // Clients ask any node for the topic that they have just made.
                     replica.commit_news.want(at.index);
                     replica.upkeep.notify_one();

@@ -199,6 +199,7 @@ impl Cluster {
                 compactions: compactions.clone(),
                 fetches: fetches.clone(),
                 clocks: Clocks::new(1),
+                newest_directory: Arc::default(),
             };
             let started = Shard::start(context).await.unwrap();
             shards.lock().unwrap().insert(shard, started);
@@ -207,8 +208,8 @@ impl Cluster {
         let beat = TokioEnv::spawn(async move {
             loop {
                 let shards: Vec<_> = beating.lock().unwrap().values().cloned().collect();
-                for shard in shards {
-                    shard.beat();
+                if shards.iter().any(Shard::owes_heartbeat) {
+                    shards.iter().for_each(Shard::beat);
                 }
                 TokioEnv::sleep(interval / LOOKS_PER_INTERVAL).await;
             }

@@ -1,0 +1,49 @@
+//! Consumers that ask for much and take nothing.
+
+use crate::cluster::until;
+use crate::support::{TestBroker, TestClient, batch, fetch, produce};
+use lockstep_wire::batch::Batches;
+
+/// Of a batch.
+const BYTES: usize = 100 << 10;
+/// Ten answers of a megabyte fill what the system keeps of a connection on both ends.
+const FETCHES: usize = 40;
+
+/// How many batches a fetch from the beginning gets.
+async fn batches(client: &mut TestClient) -> usize {
+    let answer = client.call(11, fetch("t", 0, 0, 100)).await;
+    let partition = &answer.responses[0].partitions[0];
+    assert_eq!(partition.error_code, 0);
+    Batches::new(partition.records.as_ref().expect("records are never null")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_slow_consumers_do_not_take_is_bounded_and_others_get_on() {
+    let broker = TestBroker::start_with(|config| config.answer_bytes_max = 6 << 20).await;
+    broker.create_topic("t", 1).await;
+    let mut client = broker.connect().await;
+    // The first frame of a connection must be a short one.
+    assert_eq!(batches(&mut client).await, 0);
+    let value = "x".repeat(BYTES);
+    for _ in 0..12 {
+        let answer = client.call(9, produce("t", 0, -1, batch(&[&value]))).await;
+        assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
+    }
+    let many = batches(&mut client).await;
+    assert!(many > 5, "{many} batches fit into a megabyte");
+
+    let mut slow = Vec::new();
+    for _ in 0..12 {
+        let mut client = broker.connect().await;
+        for _ in 0..FETCHES {
+            client.send(11, fetch("t", 0, 0, 100)).await;
+        }
+        slow.push(client);
+    }
+    // More than half of the room is taken, and not all of it.
+    until("a fetch gets one batch", async || batches(&mut client).await == 1).await;
+    assert_eq!(batches(&mut client).await, 1);
+
+    drop(slow);
+    until("fetches get as much as before", async || batches(&mut client).await == many).await;
+}
