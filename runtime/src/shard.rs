@@ -660,6 +660,12 @@ fn raft_config(config: &crate::config::NodeConfig, id: ShardId) -> Result<openra
 
 #[cfg(test)]
 impl<E: Env> Shard<E> {
+    /// For how long some member has not answered this leader.
+    pub(crate) fn longest_silence(&self) -> Option<Duration> {
+        let heard = self.group().ok()?.leadership.heard_by_all()?;
+        Some(E::now().saturating_duration_since(heard))
+    }
+
     /// No checkpoint is written or installed while this is held.
     pub(crate) async fn hold_checkpoints(&self) -> tokio::sync::OwnedMutexGuard<()> {
         self.inner.replica.checkpointing.clone().lock_owned().await

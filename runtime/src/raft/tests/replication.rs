@@ -6,8 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use lockstep_core::op::AllocateProducerIds;
 use lockstep_core::{Op, Reply};
+use lockstep_env::timeout;
+use lockstep_env::tokio_env::TokioEnv;
 
-use super::cluster::{Cluster, append_op, eventually, fill_of};
+use super::cluster::{Cluster, ELECTION_TIMEOUT_MAX, append_op, eventually, fill_of};
 use crate::error::ProposeError;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,6 +54,32 @@ async fn another_node_takes_over_and_a_returned_one_catches_up() {
     cluster.level(0).await;
     cluster.assert_same_records(&[1, 2, 3], 10).await;
     cluster.assert_equal(0).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_count_as_heard_only_while_every_member_answers_them() {
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    let leader = cluster.leader(0).await;
+    let silence = |cluster: &Cluster| cluster.node(leader).shard(0).longest_silence();
+    eventually("all members answer", || silence(&cluster).is_some_and(|silence| silence < ELECTION_TIMEOUT_MAX)).await;
+
+    let gone = if leader == 3 { 2 } else { 3 };
+    cluster.stop_node(gone).await;
+    let mut number = 0;
+    let waiting = async {
+        // Entries flow, and the others' answers do not make up for it.
+        while silence(&cluster).is_some_and(|silence| silence < ELECTION_TIMEOUT_MAX * 2) {
+            cluster.append(number, 100).await;
+            number = number.wrapping_add(1);
+        }
+    };
+    assert!(timeout::<TokioEnv, _>(Duration::from_secs(30), waiting).await.is_ok());
+    assert_eq!(cluster.leader(0).await, leader, "the other one answers");
+
+    cluster.start_node(gone).await;
+    eventually("all answer again", || silence(&cluster).is_some_and(|silence| silence < ELECTION_TIMEOUT_MAX)).await;
     cluster.stop().await;
 }
 
