@@ -22,6 +22,7 @@ pub(crate) struct RequestContext {
 
 /// What becomes of a request.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every request is answered: a box would be made for each")]
 pub(crate) enum Outcome {
     /// It is answered. Records hold room until they are sent.
     Respond(Response, TakenRoom),
