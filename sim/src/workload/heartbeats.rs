@@ -37,6 +37,8 @@ pub(super) struct ConsumerMember {
     /// What it is to have, as the coordinator told last.
     pub(super) target: Owned,
     pub(super) interval: Duration,
+    /// An answer was lost, with what it may have assigned: only a request with everything is answered with the assignment again (KIP-848).
+    pub(super) must_tell_all: bool,
 }
 
 impl ConsumerMember {
@@ -50,16 +52,17 @@ impl ConsumerMember {
             owned: Owned::new(),
             target: Owned::new(),
             interval: Duration::from_secs(1),
+            must_tell_all: false,
         }
     }
 
-    /// The next heartbeat: everything when it joins.
+    /// The next heartbeat: everything when it joins, and after an answer was lost.
     pub(super) fn request(&self) -> ConsumerGroupHeartbeatRequest {
         let owned = self.owned.iter().filter(|(_, partitions)| !partitions.is_empty()).map(|(id, partitions)| {
             TopicPartitions::default().with_topic_id(*id).with_partitions(partitions.iter().copied().collect())
         });
         let request = self.bare_request(self.epoch).with_topic_partitions(Some(owned.collect()));
-        if self.epoch != 0 {
+        if self.epoch != 0 && !self.must_tell_all {
             return request;
         }
         let request = request.with_rebalance_timeout_ms(self.rebalance_timeout.as_millis() as i32);
@@ -85,6 +88,7 @@ impl ConsumerMember {
 
     pub(super) fn hear(&mut self, response: &ConsumerGroupHeartbeatResponse) {
         self.epoch = response.member_epoch;
+        self.must_tell_all = false;
         self.interval = Duration::from_millis(u64::try_from(response.heartbeat_interval_ms).unwrap_or(0))
             .clamp(Duration::from_millis(50), Duration::from_secs(5));
         if let Some(assignment) = &response.assignment {

@@ -147,7 +147,10 @@ impl<'a> Life<'a> {
                 }
                 self.reconcile().await
             }
-            Err(error) => self.hear_error(error).await,
+            Err(error) => {
+                self.member.must_tell_all = true;
+                self.hear_error(error).await
+            }
         }
     }
 

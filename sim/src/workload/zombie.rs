@@ -224,8 +224,9 @@ impl Ghost<'_> {
     async fn consumer_step(&mut self) -> Result<(), ClientError> {
         let joins = self.member.epoch == 0;
         let request = self.member.request();
-        let response = self.ask(HEARTBEAT_VERSION, PATIENCE, &request, |answer| answer.error_code).await?;
-        self.member.hear(&response);
+        let answer = self.ask(HEARTBEAT_VERSION, PATIENCE, &request, |answer| answer.error_code).await;
+        self.member.must_tell_all = answer.is_err();
+        self.member.hear(&answer?);
         (self.identity.member_id, self.identity.epoch) = (self.member.member_id.clone(), self.member.epoch);
         if joins {
             let epoch = Some(self.member.epoch);
