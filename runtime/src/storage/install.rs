@@ -20,6 +20,7 @@ use bytes::Bytes;
 use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step};
 
 use crate::storage::checkpoint::Checkpoints;
+use crate::storage::flush;
 use crate::storage::manifest::{Manifest, check_segments};
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
 use crate::storage::state::{Partition, PartitionState};
@@ -237,7 +238,7 @@ impl<E: Env> Installation<E> {
                 file
             }
         };
-        file.write_at(fetch.have - fetch.local, vec![chunk.clone()]).await?;
+        flush::write::<E>(&file, fetch.have - fetch.local, vec![chunk.clone()], chunk.len() as u64).await?;
         let have = fetch.have + chunk.len() as u64;
         let crc32c = crc32c::crc32c_append(fetch.crc32c, &chunk);
         if have < fetch.entry.len {
