@@ -102,7 +102,7 @@ impl NodeConfig {
             compaction_check_interval: Duration::from_secs(15),
             compaction_bytes_per_second: 32 << 20,
             compaction_keys_max: 1_000_000,
-            fetch_bytes_per_second: 64 << 20,
+            fetch_bytes_per_second: 32 << 20,
             scrub_interval: Duration::from_secs(7 * 24 * 60 * 60),
             scrub_bytes_per_second: 8 << 20,
             advertised_host: "localhost".to_owned(),

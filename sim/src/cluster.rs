@@ -384,6 +384,8 @@ impl Cluster {
         node.segment_bytes = options.segment_bytes;
         node.retention_check_interval = options.retention_check_interval;
         node.compaction_check_interval = options.compaction_check_interval;
+        // Segments are short here: the pace hardly shows.
+        node.fetch_bytes_per_second = 64 << 20;
         node.scrub_interval = options.scrub_interval;
         node.cache_bytes = options.cache_bytes;
         let mut config = BrokerConfig::new(node);
