@@ -9,8 +9,7 @@ use std::sync::Arc;
 use lockstep_probe::Mark;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Room is counted in units of this many bytes, rounded up.
-const UNIT_BYTES: usize = 1 << 10;
+use crate::connection::{BUDGET_UNIT_BYTES, budget_units};
 
 /// The room there is.
 #[derive(Debug)]
@@ -23,20 +22,16 @@ pub(crate) struct AnswerRoom {
 #[derive(Debug, Default)]
 pub(crate) struct TakenRoom(Option<OwnedSemaphorePermit>);
 
-fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
-}
-
 impl AnswerRoom {
     /// Room for so many bytes.
     pub(crate) fn new(bytes_max: usize) -> Self {
-        let all_units = units(bytes_max) as usize;
+        let all_units = budget_units(bytes_max) as usize;
         Self { free: Arc::new(Semaphore::new(all_units)), all_units }
     }
 
     /// How many bytes may be read before answers have one batch only.
     fn ample_bytes(&self) -> usize {
-        self.free.available_permits().saturating_sub(self.all_units / 2) * UNIT_BYTES
+        self.free.available_permits().saturating_sub(self.all_units / 2) * BUDGET_UNIT_BYTES
     }
 
     /// Is more than half of the room free?
@@ -47,7 +42,7 @@ impl AnswerRoom {
     /// Room for up to `bytes_max` bytes of which there is plenty, and how many of them that is; perhaps none.
     pub(crate) fn take_ample(&self, bytes_max: usize) -> (TakenRoom, usize) {
         let bytes = bytes_max.min(self.ample_bytes());
-        match Arc::clone(&self.free).try_acquire_many_owned(units(bytes)) {
+        match Arc::clone(&self.free).try_acquire_many_owned(budget_units(bytes)) {
             Ok(permit) => (TakenRoom(Some(permit)), bytes),
             // Another thread was faster.
             Err(_) => (TakenRoom::default(), 0),
@@ -57,7 +52,7 @@ impl AnswerRoom {
     /// Room for one batch of at most so many bytes, however little is left; waits while there is none.
     pub(crate) async fn take_for_batch(&self, bytes: usize) -> TakenRoom {
         Mark::FetchShortOfRoom.reached();
-        let units = units(bytes).min(u32::try_from(self.all_units / 2).unwrap_or(u32::MAX));
+        let units = budget_units(bytes).min(u32::try_from(self.all_units / 2).unwrap_or(u32::MAX));
         TakenRoom(Arc::clone(&self.free).acquire_many_owned(units).await.ok())
     }
 }
@@ -67,7 +62,7 @@ impl TakenRoom {
     /// goes uncounted.
     pub(crate) fn settle(&mut self, bytes: usize) {
         if let Some(held) = &mut self.0 {
-            let needless = held.num_permits().saturating_sub(units(bytes) as usize);
+            let needless = held.num_permits().saturating_sub(budget_units(bytes) as usize);
             drop(held.split(needless));
         }
     }
@@ -86,6 +81,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::connection::BUDGET_UNIT_BYTES as UNIT_BYTES;
 
     #[test]
     fn room_that_is_short_is_left_for_one_batch_each() {

@@ -48,7 +48,7 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting pauses after an error such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes under way are counted in units of this many, rounded up.
-const BUDGET_UNIT_BYTES: usize = 1 << 10;
+pub(crate) const BUDGET_UNIT_BYTES: usize = 1 << 10;
 /// Before each frame stands its length.
 const LENGTH_PREFIX_BYTES: usize = 4;
 
@@ -144,7 +144,7 @@ impl Reserved {
     }
 }
 
-fn budget_units(bytes: usize) -> u32 {
+pub(crate) fn budget_units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 

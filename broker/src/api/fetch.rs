@@ -196,8 +196,8 @@ async fn read_all<E: Env>(
     // The first batch of a response is sent however large it is, or its consumer could never pass it.
     let mut allowance = Allowance { bytes: bytes_max, at_least_one: true, deadline };
     for (source, read) in sources.iter().zip(reads) {
-        // Before others take its place.
         if !matches!(&source.place, Ok(place) if read.is_empty_at(told(&place.log))) {
+            // What it held is free before it is read anew.
             *read = Read::default();
             *read = match &source.place {
                 Ok(place) => read_one(broker, version, place, source.wanted, &mut allowance).await,
