@@ -228,8 +228,9 @@ async fn read_log<E: Env>(
     allowance: &mut Allowance,
 ) -> Result<(Bytes, TakenRoom), LogReadError> {
     let Place { topic_id, partition, ref shard, ref log } = *place;
-    // Most partitions of a fetch that waits.
+    // Most partitions of a fetch that waits: nothing is there to be held, but the log may be gone.
     if wanted.fetch_offset == log.end_offset() {
+        log.read(wanted.fetch_offset, 0, false).await?;
         return Ok((Bytes::new(), TakenRoom::default()));
     }
     let bytes_max = usize::try_from(wanted.bytes_max).unwrap_or(0).min(allowance.bytes);
