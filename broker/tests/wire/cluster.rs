@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::groups::{commit, committed, error, group_id, listed};
 use crate::groups_classic::{heartbeat, join, sync};
 use crate::http::get;
-use crate::support::{PATIENCE, TestBroker, TestClient};
+use crate::support::{PATIENCE, TestBroker, TestClient, metadata};
 use lockstep_broker::{Broker, BrokerConfig};
 use lockstep_core::shard_of_group;
 use lockstep_env::tokio_env::TokioEnv;
@@ -226,4 +226,21 @@ async fn brokers_agree_on_the_coordinator_and_the_others_send_clients_away() {
     for broker in cluster.brokers.values() {
         broker.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_knows_of_no_leader_is_its_own_controller() {
+    let cluster = Cluster::start().await;
+    let mut client = cluster.connect(3).await;
+    for id in [1, 2] {
+        cluster.brokers[&id].shutdown().await;
+    }
+    // Never "nobody": librdkafka's administrators would wait for a broker that names one, and ask none.
+    until("the last broker names itself", async || {
+        let answer = client.call(9, metadata(&[], false)).await;
+        assert!((1..=3).contains(&answer.controller_id.0), "controller {}", answer.controller_id.0);
+        answer.brokers.len() == 1 && answer.controller_id.0 == 3
+    })
+    .await;
+    cluster.brokers[&3].shutdown().await;
 }

@@ -123,6 +123,18 @@ pub(super) async fn register_broker<E: Env>(node: Node<E>) {
     }
 }
 
+/// Tells the other nodes at once when this node has its first copy of the directory, so that they name it to clients.
+pub(super) async fn tell_of_first_directory<E: Env>(node: Node<E>) {
+    loop {
+        let changed = node.inner.newest_directory.changed();
+        if node.has_directory() {
+            node.peers().poke_gossip();
+            return;
+        }
+        changed.await;
+    }
+}
+
 impl<E: Env> Node<E> {
     /// After it returns `true`, every shard's leader has applied at least this metadata version, and so has this node's own copy of
     /// the directory. `false` when the time was up first. Works on any node.

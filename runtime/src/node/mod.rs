@@ -206,6 +206,7 @@ impl<E: Env> Node<E> {
         self.spawn(disk_space::watch(self.clone()));
         self.spawn(membership::run(self.clone()));
         self.spawn(feed::register_broker(self.clone()));
+        self.spawn(feed::tell_of_first_directory(self.clone()));
         self.spawn(watch_failures(self.clone()));
         for id in (1..cluster.shards).map(ShardId) {
             self.spawn(feed::run(self.clone(), id));
