@@ -1,15 +1,18 @@
-//! Memory for records on their way to clients, of all connections together.
+//! Memory for answers on their way to clients, of all connections together.
 //!
 //! Kafka leaves it to the kernel to read a file when a client takes what is in it. Here records are read before they are sent, and what a client does not
 //! take waits in memory. So reading needs room, and room that is short is spread: with more than half of it taken, an answer has one batch only,
 //! which gets everybody on; with all of it taken, fetches wait until other clients have taken theirs, or were found not to take anything.
+//!
+//! Lists of topics, groups or offsets may be as long, but how long is known only when they are made. So they are begun while there is any room, and
+//! take what they need once they are made.
 
 use std::sync::Arc;
 
 use lockstep_probe::Mark;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::connection::{BUDGET_UNIT_BYTES, budget_units};
+use crate::connection_limits::{BUDGET_UNIT_BYTES, budget_units};
 
 /// The room there is.
 #[derive(Debug)]
@@ -55,9 +58,25 @@ impl AnswerRoom {
         let units = budget_units(bytes).min(u32::try_from(self.all_units / 2).unwrap_or(u32::MAX));
         TakenRoom(Arc::clone(&self.free).acquire_many_owned(units).await.ok())
     }
+
+    /// Begins an answer of unknown length: waits while there is no room at all.
+    pub(crate) async fn begin(&self) -> TakenRoom {
+        TakenRoom(Arc::clone(&self.free).acquire_owned().await.ok())
+    }
 }
 
 impl TakenRoom {
+    /// The answer has come to so many bytes. They are taken as far as there is room.
+    pub(crate) fn grow_to(&mut self, bytes: usize) {
+        let Some(held) = &mut self.0 else { return };
+        let missing = (budget_units(bytes) as usize).saturating_sub(held.num_permits());
+        let free = held.semaphore().available_permits();
+        let units = u32::try_from(missing.min(free)).unwrap_or(u32::MAX);
+        if let Ok(more) = Arc::clone(held.semaphore()).try_acquire_many_owned(units) {
+            held.merge(more);
+        }
+    }
+
     /// So many bytes are needed in the end. More than were taken are found only where a batch is longer than its topic allows by now: it is there already, and
     /// goes uncounted.
     pub(crate) fn settle(&mut self, bytes: usize) {
@@ -81,7 +100,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::connection::BUDGET_UNIT_BYTES as UNIT_BYTES;
+    use crate::connection_limits::BUDGET_UNIT_BYTES as UNIT_BYTES;
 
     #[test]
     fn room_that_is_short_is_left_for_one_batch_each() {
@@ -106,6 +125,20 @@ mod tests {
         assert!((&mut waiting).now_or_never().is_none());
         drop(held);
         assert!(waiting.now_or_never().is_some());
+    }
+
+    #[test]
+    fn answers_of_unknown_length_are_begun_while_there_is_room() {
+        let room = AnswerRoom::new(4 * UNIT_BYTES);
+        let mut first = room.begin().now_or_never().expect("all of it is free");
+        let second = room.begin().now_or_never().expect("three units are free");
+        first.grow_to(10 * UNIT_BYTES);
+        let mut waiting = Box::pin(room.begin());
+        assert!((&mut waiting).now_or_never().is_none(), "the first answer has taken the rest");
+        drop(second);
+        assert!(waiting.now_or_never().is_some());
+        drop(first);
+        assert_eq!(room.free.available_permits(), 4);
     }
 
     #[test]

@@ -11,11 +11,14 @@ use lockstep_runtime::{Node, StartError as NodeStartError};
 use crate::answer_room::AnswerRoom;
 use crate::api::fetch_session::FetchSessions;
 use crate::config::BrokerConfig;
-use crate::connection::{self, ConnectionLimits};
+use crate::connection;
+use crate::connection_limits::ConnectionLimits;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::stop::StopSignal;
 
+/// Answers that are lists have room for this part of what records have.
+const LIST_SHARE: usize = 2;
 /// How long requests under way may take to be answered when the broker stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -129,7 +132,8 @@ struct Shared<E: Env> {
     /// Where the HTTP side listens.
     http_address: Option<String>,
     limits: ConnectionLimits,
-    answer_room: AnswerRoom,
+    records_room: AnswerRoom,
+    lists_room: AnswerRoom,
     metrics: Metrics,
     stop: StopSignal,
     /// Given last: the HTTP side tells that the broker stops for as long as it does.
@@ -169,7 +173,8 @@ impl<E: Env> Broker<E> {
         );
 
         let limits = ConnectionLimits::new(&config);
-        let answer_room = AnswerRoom::new(config.answer_bytes_max);
+        let records_room = AnswerRoom::new(config.answer_bytes_max);
+        let lists_room = AnswerRoom::new(config.answer_bytes_max / LIST_SHARE);
         let (http_listener, http_address) = http_listener.unzip();
         let broker = Self {
             shared: Arc::new(Shared {
@@ -179,7 +184,8 @@ impl<E: Env> Broker<E> {
                 address,
                 http_address,
                 limits,
-                answer_room,
+                records_room,
+                lists_room,
                 metrics: Metrics::new(),
                 stop: StopSignal::new(),
                 stop_http: StopSignal::new(),
@@ -258,8 +264,14 @@ impl<E: Env> Broker<E> {
         &self.shared.limits
     }
 
-    pub(crate) fn answer_room(&self) -> &AnswerRoom {
-        &self.shared.answer_room
+    /// For what Fetch reads.
+    pub(crate) fn records_room(&self) -> &AnswerRoom {
+        &self.shared.records_room
+    }
+
+    /// For answers that list topics, groups or offsets. Apart from the records' room, so that slow consumers keep nobody from finding its leaders.
+    pub(crate) fn lists_room(&self) -> &AnswerRoom {
+        &self.shared.lists_room
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

@@ -57,7 +57,7 @@ pub struct BrokerConfig {
     pub frame_bytes_max: usize,
     /// Bytes of requests that may be under way at one time, over all connections.
     pub in_flight_bytes_max: usize,
-    /// Bytes of records that were read for clients and not sent yet, over all connections.
+    /// Bytes of records that were read for clients and not sent yet, over all connections. Lists of topics, groups and offsets may take half as much beside them.
     pub answer_bytes_max: usize,
     /// A connection on which nothing is asked for so long is closed.
     pub idle_timeout: Duration,

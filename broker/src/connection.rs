@@ -13,140 +13,32 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use lockstep_env::{Connection, Either, Env, Listener, Task, select, timeout};
 use lockstep_wire::frame::{self, EncodedFrame, FrameError};
 use lockstep_wire::{ApiKey, Request};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
 
 use crate::answer_room::TakenRoom;
 use crate::api;
 use crate::broker::Broker;
-use crate::config::BrokerConfig;
+use crate::connection_limits::{OpenGuard, Reserved};
 use crate::dispatch::{self, Outcome, RequestContext};
+use crate::frame_reader::FrameReader;
 
 /// Requests of one connection that may be queued or under way.
 const QUEUE_LEN_MAX: usize = 64;
 /// Answers of so many bytes leave before further ones are looked at.
 const UNSENT_BYTES_MAX: usize = 64 << 10;
-/// Longest frame before a connection has sent its first valid request.
-const FIRST_FRAME_BYTES_MAX: usize = 64 << 10;
-/// Smaller frames are read through this buffer, larger ones directly.
-const READ_BUFFER_BYTES: usize = 16 << 10;
-/// Memory and budget are set aside for a frame in steps of so many bytes.
-const READ_STEP_BYTES: usize = 1 << 20;
-/// The part of the budget of all connections that one of them may hold, or the longest frame if that is more.
-const CONNECTION_SHARE: usize = 4;
-/// A frame that has begun must be complete in this time, plus what it takes at this rate.
-const SLOWEST_BYTES_PER_SECOND: usize = 1 << 20;
-const STALLED: &str = "a frame was begun and not finished in time";
 /// A response that is being written must go on within this time.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// After the client has said that it sends nothing more, what it asked for may take so long.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting pauses after an error such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Bytes under way are counted in units of this many, rounded up.
-pub(crate) const BUDGET_UNIT_BYTES: usize = 1 << 10;
 /// Before each frame stands its length.
-const LENGTH_PREFIX_BYTES: usize = 4;
-
-/// What all connections share: how many there are, and the bytes of requests under way.
-#[derive(Debug)]
-pub(crate) struct ConnectionLimits {
-    connections_max: usize,
-    frame_bytes_max: usize,
-    idle_timeout: Duration,
-    open: Arc<OpenConnections>,
-    budget: Arc<Semaphore>,
-    /// Of the budget, what one connection may hold.
-    share_units: u32,
-}
-
-#[derive(Debug, Default)]
-struct OpenConnections {
-    count: AtomicUsize,
-    closed: Notify,
-}
-
-/// Counts a connection for as long as one of its tasks lives.
-struct OpenGuard(Arc<OpenConnections>);
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        self.0.count.fetch_sub(1, Ordering::AcqRel);
-        self.0.closed.notify_waiters();
-    }
-}
-
-impl ConnectionLimits {
-    pub(crate) fn new(config: &BrokerConfig) -> Self {
-        let frame_bytes_max = config.frame_bytes_max.min(frame::REQUEST_LEN_MAX);
-        // Steps are rounded up, so the longest frame needs a little more than its length.
-        let longest = frame_bytes_max + 2 * READ_STEP_BYTES;
-        let all = config.in_flight_bytes_max.max(longest);
-        let share = (all / CONNECTION_SHARE).max(longest);
-        Self {
-            connections_max: config.connections_max,
-            frame_bytes_max,
-            idle_timeout: config.idle_timeout,
-            open: Arc::default(),
-            budget: Arc::new(Semaphore::new(budget_units(all) as usize)),
-            share_units: budget_units(share),
-        }
-    }
-
-    pub(crate) fn connections(&self) -> usize {
-        self.open.count.load(Ordering::Acquire)
-    }
-
-    /// Completes when no connection is open.
-    pub(crate) async fn all_closed(&self) {
-        loop {
-            let closed = self.open.closed.notified();
-            if self.connections() == 0 {
-                return;
-            }
-            closed.await;
-        }
-    }
-
-    fn admit(&self) -> Option<OpenGuard> {
-        if self.open.count.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
-            self.open.count.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
-        Some(OpenGuard(Arc::clone(&self.open)))
-    }
-}
-
-/// What a frame holds of its connection's share and of the budget of all, until it is answered.
-#[derive(Default)]
-struct Reserved(Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>);
-
-impl Reserved {
-    /// Sets more bytes aside, waiting until enough requests are done.
-    async fn add(&mut self, limits: &ConnectionLimits, share: &Arc<Semaphore>, bytes: usize) -> Result<(), String> {
-        let units = budget_units(bytes);
-        let take = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).acquire_many_owned(units);
-        let (Ok(own), Ok(all)) = (take(share).await, take(&limits.budget).await) else {
-            return Err("the broker stops".to_owned());
-        };
-        match &mut self.0 {
-            Some((held_own, held_all)) => {
-                held_own.merge(own);
-                held_all.merge(all);
-            }
-            None => self.0 = Some((own, all)),
-        }
-        Ok(())
-    }
-}
-
-pub(crate) fn budget_units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX)
-}
+pub(crate) const LENGTH_PREFIX_BYTES: usize = 4;
 
 /// Accepts connections until the broker stops. While this node has no copy of the directory they are closed at once, as a Kafka broker does not listen
 /// before it has caught up with the metadata log (KIP-631).
@@ -265,21 +157,19 @@ async fn read<E: Env>(
     in_queue: &InQueue,
     peer: &Peer,
 ) {
-    let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-    let share = Arc::new(Semaphore::new(broker.limits().share_units as usize));
-    let mut trusted = false;
+    let limits = broker.limits();
+    let mut reader = FrameReader::new(reader, limits);
     loop {
-        if !wait_for_bytes(broker, &mut reader, in_queue).await {
+        if !reader.wait::<E>(limits, broker.stop(), || in_queue.all.load(Ordering::Acquire) > 0).await {
             return;
         }
-        let (frame, reserved) = match read_frame::<E>(broker.limits(), &mut reader, &share, trusted).await {
+        let (frame, reserved) = match reader.read::<E>(limits).await {
             Ok(read) => read,
             Err(reason) => {
                 tracing::warn!(peer = peer.address, reason, "connection closed");
                 return;
             }
         };
-        trusted = true;
         let arrived = E::now();
         broker.metrics().received_bytes.add(LENGTH_PREFIX_BYTES + frame.len());
         // A commit waits for all before it that may bear on it, such as a join; other commits need not be over.
@@ -327,82 +217,6 @@ async fn begin<E: Env>(broker: &Broker<E>, frame: Bytes, peer: &Peer) -> Option<
         }
     };
     Some(Queued::Begun { api_version: header.api_version, correlation_id: header.correlation_id, outcome })
-}
-
-/// Waits for the first byte of a frame. `false`: the client has closed, was idle for too long, or the broker stops.
-async fn wait_for_bytes<E: Env>(broker: &Broker<E>, reader: &mut BufReader<E::Reader>, in_queue: &InQueue) -> bool {
-    if !reader.buffer().is_empty() {
-        return true;
-    }
-    loop {
-        let arrived = timeout::<E, _>(broker.limits().idle_timeout, reader.fill_buf());
-        match select(arrived, broker.stop().given()).await {
-            Either::First(Ok(Ok(bytes))) => return !bytes.is_empty(),
-            Either::First(Ok(Err(_))) | Either::Second(()) => return false,
-            // A client that waits for a long poll is not idle.
-            Either::First(Err(_)) if in_queue.all.load(Ordering::Acquire) > 0 => {}
-            Either::First(Err(_)) => return false,
-        }
-    }
-}
-
-/// Reads a frame that has begun.
-async fn read_frame<E: Env>(
-    limits: &ConnectionLimits,
-    reader: &mut BufReader<E::Reader>,
-    share: &Arc<Semaphore>,
-    trusted: bool,
-) -> Result<(Bytes, Reserved), String> {
-    let mut prefix = [0; 4 + frame::REQUEST_PREFIX_LEN];
-    timeout::<E, _>(STALL_TIMEOUT, reader.read_exact(&mut prefix))
-        .await
-        .map_err(|_| STALLED.to_owned())?
-        .map_err(|error| error.to_string())?;
-    let mut fields = &prefix[..];
-    let announced = fields.get_i32();
-    let api_key = fields.get_i16();
-    let mut len_max = frame::request_len_max(api_key).min(limits.frame_bytes_max);
-    if !trusted {
-        len_max = len_max.min(FIRST_FRAME_BYTES_MAX);
-    }
-    let len = usize::try_from(announced)
-        .ok()
-        .filter(|len| (frame::REQUEST_PREFIX_LEN..=len_max).contains(len))
-        .ok_or_else(|| format!("a frame of {announced} bytes with API key {api_key} is not accepted here"))?;
-    let patience =
-        STALL_TIMEOUT + Duration::from_secs(1) * u32::try_from(len / SLOWEST_BYTES_PER_SECOND).unwrap_or(u32::MAX);
-    let body = read_body::<E>(limits, reader, share, &prefix[4..], len);
-    timeout::<E, _>(patience, body).await.map_err(|_| STALLED.to_owned())?
-}
-
-/// Reads the rest of a frame. Memory and budget are taken in steps as the bytes arrive, so that announcing much costs others
-/// nothing; whoever waits for budget too long is closed, so that half-read frames never wait for each other for ever.
-async fn read_body<E: Env>(
-    limits: &ConnectionLimits,
-    reader: &mut BufReader<E::Reader>,
-    share: &Arc<Semaphore>,
-    begin: &[u8],
-    len: usize,
-) -> Result<(Bytes, Reserved), String> {
-    let mut frame = BytesMut::new();
-    let mut reserved = Reserved::default();
-    let mut room = 0;
-    frame.reserve(len.min(READ_STEP_BYTES));
-    frame.put_slice(begin);
-    while frame.len() < len {
-        if frame.len() >= room {
-            let step = (len - room).min(READ_STEP_BYTES);
-            reserved.add(limits, share, step).await?;
-            room += step;
-            frame.reserve(room - frame.len());
-        }
-        let missing = room - frame.len();
-        let read = reader.read_buf(&mut (&mut frame).limit(missing)).await.map_err(|error| error.to_string())?;
-        if read == 0 {
-            return Err("the client closed in the middle of a frame".to_owned());
-        }
-    }
-    Ok((frame.freeze(), reserved))
 }
 
 /// Handles queued requests one after another and writes what they answer. Answers that are ready at the same time leave together.
@@ -467,10 +281,13 @@ async fn write<E: Env>(
             }
         };
         let (api_key, room) = match outcome {
-            Outcome::Respond(response, room) => {
+            Outcome::Respond(response, mut room) => {
                 let api_key = response.api_key();
                 match frame::encode_response(api_version, correlation_id, &response) {
-                    Ok(frame) => unsent.add(frame),
+                    Ok(frame) => {
+                        room.grow_to(frame.len());
+                        unsent.add(frame);
+                    }
                     Err(error) => {
                         tracing::warn!(peer = peer.address, api = api_key.name(), %error, "connection closed");
                         send(&broker, &mut writer, &mut unsent, &in_queue, &peer).await;
@@ -662,11 +479,5 @@ mod tests {
     fn a_client_is_known_by_its_host() {
         assert_eq!(&*Peer::new("127.0.0.1:50123".to_owned()).host, "/127.0.0.1");
         assert_eq!(&*Peer::new("[::1]:50123".to_owned()).host, "/::1");
-    }
-
-    #[test]
-    fn small_frames_count_too() {
-        assert_eq!(budget_units(1), 1);
-        assert_eq!(budget_units(BUDGET_UNIT_BYTES + 1), 2);
     }
 }

@@ -24,7 +24,7 @@ pub(crate) struct RequestContext {
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "nearly every request is answered: a box would be made for each")]
 pub(crate) enum Outcome {
-    /// It is answered. Records hold room until they are sent.
+    /// It is answered. Records and lists hold room until they are sent.
     Respond(Response, TakenRoom),
     /// It wants no answer (Produce with acks=0).
     Silence,
@@ -33,7 +33,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// An answer without records.
+    /// An answer that is short.
     pub(crate) fn respond(response: Response) -> Self {
         Self::Respond(response, TakenRoom::default())
     }
@@ -47,7 +47,8 @@ pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContex
         client = context.client_id,
         "request"
     );
-    Outcome::respond(match request {
+    let room = if may_be_long(&request) { broker.lists_room().begin().await } else { TakenRoom::default() };
+    let response = match request {
         Request::Produce(request) => {
             return api::produce::begin(broker.clone(), context.clone(), request).await.finish().await;
         }
@@ -93,5 +94,24 @@ pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContex
         Request::ListGroups(request) => api::group_admin::list(broker, context, request).await.into(),
         Request::GroupTimeline(request) => api::group_timeline::handle(broker, context, request).await.into(),
         Request::GroupLag(request) => api::group_lag::handle(broker, context, request).await.into(),
-    })
+    };
+    Outcome::Respond(response, room)
+}
+
+/// Is it answered with a list that grows with the cluster, its topics or its groups?
+fn may_be_long(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Metadata(_)
+            | Request::DescribeTopicPartitions(_)
+            | Request::ClusterStatus(_)
+            | Request::DescribeConfigs(_)
+            | Request::ListOffsets(_)
+            | Request::OffsetFetch(_)
+            | Request::ListGroups(_)
+            | Request::DescribeGroups(_)
+            | Request::ConsumerGroupDescribe(_)
+            | Request::GroupTimeline(_)
+            | Request::GroupLag(_)
+    )
 }

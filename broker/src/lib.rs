@@ -1,6 +1,6 @@
 //! The broker: Kafka's wire protocol on one side, a [`lockstep_runtime::Node`] on the other.
 //!
-//! `connection` turns bytes into frames and keeps the order of requests, `dispatch` finds the handler, `api` has one file for
+//! `frame_reader` turns bytes into frames, `connection` keeps the order of requests, `dispatch` finds the handler, `api` has one file for
 //! each family of requests, and `error_code` is the only place that knows Kafka's error numbers. No wire type passes the line
 //! to the runtime.
 
@@ -10,8 +10,10 @@ mod broker;
 mod cluster_view;
 pub mod config;
 mod connection;
+mod connection_limits;
 mod dispatch;
 mod error_code;
+mod frame_reader;
 mod http;
 mod metrics;
 mod stop;

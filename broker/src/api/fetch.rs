@@ -117,7 +117,7 @@ pub(crate) async fn handle<E: Env>(
         read_all(broker, version, &sources, bytes_max, deadline, &mut reads).await;
         let bytes: usize = reads.iter().map(|read| read.records.len()).sum();
         // What waits for more holds room meanwhile.
-        let is_enough = bytes >= bytes_min || bytes > 0 && !broker.answer_room().is_ample();
+        let is_enough = bytes >= bytes_min || bytes > 0 && !broker.records_room().is_ample();
         if is_enough || reads.iter().any(Read::must_be_answered) || E::now() >= deadline {
             break;
         }
@@ -235,13 +235,13 @@ async fn read_log<E: Env>(
     }
     let bytes_max = usize::try_from(wanted.bytes_max).unwrap_or(0).min(allowance.bytes);
     let least = if allowance.at_least_one { BATCH_BYTES } else { 1 };
-    let (mut room, mut ample) = broker.answer_room().take_ample(bytes_max.max(least));
+    let (mut room, mut ample) = broker.records_room().take_ample(bytes_max.max(least));
     if ample < least {
         ample = 0;
         room = TakenRoom::default();
         if allowance.at_least_one {
             let patience = allowance.deadline.saturating_duration_since(E::now()).max(ROOM_WAIT_MIN);
-            match timeout::<E, _>(patience, broker.answer_room().take_for_batch(least)).await {
+            match timeout::<E, _>(patience, broker.records_room().take_for_batch(least)).await {
                 Ok(taken) => room = taken,
                 Err(_) => allowance.at_least_one = false,
             }

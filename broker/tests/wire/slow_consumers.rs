@@ -1,7 +1,9 @@
-//! Consumers that ask for much and take nothing.
+//! Clients that ask for much and take nothing.
 
 use crate::cluster::until;
-use crate::support::{TestBroker, TestClient, batch, fetch, produce};
+use crate::support::{TestBroker, TestClient, batch, fetch, metadata, produce};
+use lockstep_env::timeout;
+use lockstep_env::tokio_env::TokioEnv;
 use lockstep_wire::batch::Batches;
 
 /// Of a batch.
@@ -53,4 +55,37 @@ async fn what_slow_consumers_do_not_take_is_bounded_and_others_get_on() {
 
     drop(slow);
     until("fetches get as much as before", async || batches(&mut client).await == many).await;
+}
+
+/// An answer that takes longer waits for something.
+const SOON: std::time::Duration = std::time::Duration::from_millis(300);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_that_nobody_takes_are_bounded_too() {
+    let broker = TestBroker::start_with(|config| config.answer_bytes_max = 2 << 20).await;
+    broker.create_topic("t", 10_000).await;
+    let mut client = broker.connect().await;
+    let list = metadata(&["t"], false);
+    assert_eq!(client.call(9, list.clone()).await.topics[0].partitions.len(), 10_000);
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut client = broker.connect().await;
+        for _ in 0..FETCHES {
+            client.send(9, list.clone()).await;
+        }
+        slow.push(client);
+    }
+    // Eight lists of a quarter of a megabyte do not fit into one: once the system takes nothing more, no further one is begun.
+    until("lists wait for room", async || {
+        let mut client = broker.connect().await;
+        timeout::<TokioEnv, _>(SOON, client.call(9, list.clone())).await.is_err()
+    })
+    .await;
+    // Whoever writes or reads records notices nothing.
+    let answer = client.call(9, produce("t", 0, -1, batch(&["value"]))).await;
+    assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
+    assert_eq!(batches(&mut client).await, 1);
+
+    drop(slow);
+    assert_eq!(client.call(9, list).await.topics[0].partitions.len(), 10_000);
 }
