@@ -21,6 +21,7 @@ pub(crate) const ALL: &[Check] = &[
     messages::NOT_FROM_NOWHERE,
     messages::ACKNOWLEDGED_STAYS,
     messages::READ_STAYS,
+    messages::DELETED_STAYS_AWAY,
     messages::STORED_ONCE,
     messages::PRODUCER_ORDER,
     messages::ACKNOWLEDGED_COMES_FIRST,

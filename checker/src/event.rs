@@ -105,6 +105,9 @@ pub enum Event {
         value: String,
         /// It must not be stored more often than it was sent.
         is_idempotent: bool,
+        /// It deletes what has its key, where the topic is compacted.
+        #[serde(default)]
+        is_tombstone: bool,
     },
     /// The record is stored.
     Acknowledged {

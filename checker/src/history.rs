@@ -274,6 +274,7 @@ mod tests {
             key: None,
             value: value.into(),
             is_idempotent: true,
+            is_tombstone: false,
         }
     }
 

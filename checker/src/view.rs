@@ -34,6 +34,15 @@ pub(crate) struct Claim<'a> {
     pub(crate) value: &'a str,
 }
 
+/// The tombstones of a key.
+#[derive(Debug, Default)]
+struct Tombstones<'a> {
+    /// Where they were seen, and the record of the history that tells it first.
+    seen: BTreeMap<(&'a Partition, i64), usize>,
+    /// Of one it is not known where it is, if it was stored at all.
+    is_any_unseen: bool,
+}
+
 /// A history, put in order.
 pub(crate) struct View<'a> {
     pub(crate) records: &'a [Record],
@@ -43,6 +52,8 @@ pub(crate) struct View<'a> {
     /// By value: when it was sent.
     pub(crate) sends: BTreeMap<&'a str, Vec<usize>>,
     pub(crate) stored: BTreeMap<&'a Partition, Stored<'a>>,
+    /// By key.
+    tombstones: BTreeMap<&'a str, Tombstones<'a>>,
     /// By partition and offset.
     pub(crate) claims: Vec<Claim<'a>>,
     /// In the order in which they began.
@@ -62,6 +73,7 @@ impl<'a> View<'a> {
             truncated: BTreeMap::new(),
             sends: BTreeMap::new(),
             stored: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
             claims: Vec::new(),
             intervals,
             strays,
@@ -75,7 +87,29 @@ impl<'a> View<'a> {
             }
         }
         view.claims.sort_unstable();
+        view.tombstones = view.find_tombstones();
         view
+    }
+
+    fn find_tombstones(&self) -> BTreeMap<&'a str, Tombstones<'a>> {
+        let mut found: BTreeMap<&str, Tombstones<'_>> = BTreeMap::new();
+        let mut unseen: BTreeMap<&str, &str> = BTreeMap::new();
+        for record in self.records {
+            if let Event::Sent { value, key: Some(key), is_tombstone: true, .. } = &record.event {
+                unseen.insert(value, key);
+            }
+        }
+        let tombstones = unseen.clone();
+        for claim in &self.claims {
+            if let Some(key) = tombstones.get(claim.value) {
+                unseen.remove(claim.value);
+                found.entry(key).or_default().seen.entry((claim.partition, claim.offset)).or_insert(claim.by);
+            }
+        }
+        for key in unseen.into_values() {
+            found.entry(key).or_default().is_any_unseen = true;
+        }
+        found
     }
 
     fn add(&mut self, index: usize, event: &'a Event) {
@@ -111,15 +145,28 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Is there, in the end, a later record of the same key? Compaction may have removed this one then.
+    /// Is there, in the end, a later record of the same key, or was there a tombstone, which may be gone by now? Compaction may have removed this one then, and
+    /// this one if it is a tombstone.
     pub(crate) fn is_superseded(&self, partition: &Partition, offset: i64, value: &str) -> bool {
-        let key = self.key_of(value);
         let Some(stored) = self.stored.get(partition) else { return false };
-        key.is_none() || stored.records.iter().any(|(later, value)| *later > offset && self.key_of(value) == key)
+        let Some(key) = self.key_of(value) else { return true };
+        let is_deleted = self.tombstones.get(key).is_some_and(|tombstones| {
+            let last = tombstones.seen.keys().rfind(|(at, _)| *at == partition);
+            tombstones.is_any_unseen || last.is_some_and(|(_, last)| *last >= offset)
+        });
+        is_deleted || stored.records.iter().any(|(later, value)| *later > offset && self.key_of(value) == Some(key))
+    }
+
+    /// The last tombstone of this record's key that is not there in the end, though it came later: (offset, who saw it).
+    pub(crate) fn deleted_since(&self, partition: &Partition, offset: i64, value: &str) -> Option<(i64, usize)> {
+        let stored = self.stored.get(partition)?;
+        let tombstones = self.tombstones.get(self.key_of(value)?)?;
+        let mut later = tombstones.seen.iter().rev().filter(|((at, later), _)| *at == partition && *later > offset);
+        later.find(|((_, later), _)| stored.at(*later).is_none()).map(|((_, later), by)| (*later, *by))
     }
 
     /// The key that a record was sent with.
-    fn key_of(&self, value: &str) -> Option<&str> {
+    fn key_of(&self, value: &str) -> Option<&'a str> {
         self.sends.get(value)?.iter().find_map(|send| match &self.records[*send].event {
             Event::Sent { key, .. } => key.as_deref(),
             _ => None,

@@ -95,6 +95,8 @@ mistakes! {
     StagedSegmentsRemovedAtStart,
     /// Compaction compares short hashes of keys and takes some keys for others.
     CompactionMistakesKeys,
+    /// A tombstone deletes nothing, and goes when its time is over.
+    TombstoneSupersedesNothing,
     /// Segments that are fetched from another replica are not compared with their checksums.
     SnapshotChecksumIgnored,
     /// A read from the middle of a batch that is in memory begins with the batch behind it.

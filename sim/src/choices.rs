@@ -103,6 +103,22 @@ pub enum Deletion {
     ByAge,
     /// The topic keeps the last record of each key.
     Compaction,
+    /// And an administrator asks for deletions meanwhile.
+    CompactionAndRequests,
+}
+
+impl Deletion {
+    /// Does the topic keep the last record of each key only?
+    #[must_use]
+    pub fn is_compaction(self) -> bool {
+        matches!(self, Self::Compaction | Self::CompactionAndRequests)
+    }
+
+    /// Does an administrator ask for it?
+    #[must_use]
+    pub fn is_on_request(self) -> bool {
+        matches!(self, Self::OnRequest | Self::CompactionAndRequests)
+    }
 }
 
 /// A client, by what it does; its name and its times are its own.
@@ -225,6 +241,9 @@ impl Choices {
                 faults.extend(faults::draw::beside_compaction(rng, safety_ms));
                 faults.sort_by_key(|planned| planned.at_ms);
             }
+            if rng.random_ratio(1, 3) {
+                deletion = Deletion::CompactionAndRequests;
+            }
         }
         Self {
             nodes,
@@ -247,7 +266,7 @@ impl Choices {
 impl Choices {
     /// How often it is looked for what can be compacted. Where nothing can that would only take time.
     pub(crate) fn compaction_check_interval(&self) -> Duration {
-        if self.deletion == Deletion::Compaction { Duration::from_millis(300) } else { Duration::from_secs(3_600) }
+        if self.deletion.is_compaction() { Duration::from_millis(300) } else { Duration::from_secs(3_600) }
     }
 
     /// How often every segment is looked at. Where a copy of a damaged one is to be noticed as it is made, the scrub must not come first; where nothing is

@@ -68,7 +68,7 @@ impl Clients {
                 history.add(cluster.trace().now_us(), "admin", Event::Truncated { partition, start: i64::MAX });
             }
         }
-        if choices.deletion == Deletion::Compaction {
+        if choices.deletion.is_compaction() {
             history.add(cluster.trace().now_us(), "admin", Event::Compacted { topic: TOPIC.to_owned() });
         }
         within("the topic is made", admin.create_topic(&topic)).await?.map_err(|error| format!("no topic: {error}"))?;
@@ -82,7 +82,7 @@ impl Clients {
             writing: Vec::new(),
             others: Vec::new(),
         };
-        if choices.deletion == Deletion::OnRequest {
+        if choices.deletion.is_on_request() {
             let (context, machine) = context("t".to_owned(), &clients.finish, PATIENCE);
             let mut config = Administrator::new(Vec::new());
             config.trims = vec![TOPIC.to_owned()];
@@ -190,11 +190,15 @@ fn configs(deletion: Deletion) -> BTreeMap<String, String> {
         Deletion::OnRequest => &[("segment.bytes", "1500"), ("segment.ms", "2000")],
         Deletion::BySize => &[("segment.bytes", "1000"), ("retention.bytes", "4000")],
         Deletion::ByAge => &[("segment.ms", "700"), ("retention.ms", "2500")],
-        Deletion::Compaction => {
-            &[("cleanup.policy", "compact"), ("min.cleanable.dirty.ratio", "0"), ("segment.bytes", "500")]
-        }
+        Deletion::Compaction => &[("cleanup.policy", "compact")],
+        // A topic that is only compacted refuses it.
+        Deletion::CompactionAndRequests => &[("cleanup.policy", "compact,delete")],
     };
-    configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    // Tombstones go within the run.
+    let compacted: &[(&str, &str)] =
+        &[("min.cleanable.dirty.ratio", "0"), ("segment.bytes", "500"), ("delete.retention.ms", "500")];
+    let configs = configs.iter().chain(compacted.iter().filter(|_| deletion.is_compaction()));
+    configs.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 fn producer(choice: ProducerChoice, choices: &Choices) -> Produce {
@@ -213,8 +217,9 @@ fn producer(choice: ProducerChoice, choices: &Choices) -> Produce {
     if choices.grows {
         config.keys = 0;
     }
-    if choices.deletion == Deletion::Compaction {
+    if choices.deletion.is_compaction() {
         config.keys = 3 * choices.partitions.unsigned_abs() as u64;
+        config.tombstones_per_mille = 150;
     }
     if choice == ProducerChoice::IdempotentLarge {
         config.large_per_mille = 50;

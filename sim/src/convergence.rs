@@ -16,6 +16,7 @@ use lockstep_env::{Env, timeout};
 use crate::choices::Deletion;
 use crate::cluster::Cluster;
 use crate::env::SimEnv;
+use crate::workload::text_of;
 use crate::workload::{GROUP, TOPIC};
 
 /// What is stored in the end, by partition.
@@ -166,14 +167,11 @@ async fn read_from(
             polled => polled.map_err(text)?,
         };
         for message in messages {
-            let value = String::from_utf8_lossy(message.value.as_deref().unwrap_or_default()).into_owned();
+            let value = text_of(message.value.as_deref(), &message.headers);
             let partition = Partition::new(&*message.topic, message.partition);
             let Some(log) = stored.get_mut(&partition) else { continue };
-            let is_due = if deletion == Deletion::Compaction {
-                message.offset >= log.next()
-            } else {
-                message.offset == log.next()
-            };
+            let is_due =
+                if deletion.is_compaction() { message.offset >= log.next() } else { message.offset == log.next() };
             if !is_due {
                 return Err(format!("a gap: in {partition} before offset {}", message.offset));
             }

@@ -136,7 +136,7 @@ async fn play(
     convergence::led(cluster).await?;
     convergence::voting(cluster).await?;
     convergence::whole(cluster).await?;
-    if matches!(choices.deletion, Deletion::BySize | Deletion::ByAge | Deletion::Compaction) {
+    if matches!(choices.deletion, Deletion::BySize | Deletion::ByAge) || choices.deletion.is_compaction() {
         let addresses = cluster.addresses();
         let kept = admin::keep_all(&clients.client, &addresses, TOPIC);
         within("the topic is told to keep its records", kept).await?;
@@ -147,7 +147,7 @@ async fn play(
     let committed = convergence::committed(&clients.client, &stored);
     let committed = within("the committed offsets can be read", committed).await??;
     within("the clients end", clients.end()).await?;
-    let settled = if choices.deletion == Deletion::Compaction { Deletion::Compaction } else { Deletion::Never };
+    let settled = if choices.deletion.is_compaction() { Deletion::Compaction } else { Deletion::Never };
     // A record that nobody waits for (`acks=0`) may have been stored, and read by a member, after the rest. Nothing is deleted any more.
     let stored = within("everything can be read again", convergence::read_all(&clients.client, settled)).await??;
     let at_us = cluster.trace().now_us();

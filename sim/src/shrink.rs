@@ -76,6 +76,7 @@ const SIMPLER: &[fn(&mut Choices)] = &[
     |choices| choices.grows = false,
     |choices| choices.deletion = Deletion::Never,
     |choices| choices.deletion = choices.deletion.min(Deletion::OnRequest),
+    |choices| choices.deletion = choices.deletion.min(Deletion::Compaction),
     |choices| choices.shards = choices.shards.min(1),
     |choices| choices.partitions = 1,
     |choices| choices.safety_ms = choices.safety_ms.min((choices.safety_ms / 2).max(SAFETY_LEAST_MS)),

@@ -111,6 +111,7 @@ impl Sender {
                     key: Some(key.clone()),
                     value: value.clone(),
                     is_idempotent: true,
+                    is_tombstone: false,
                 });
                 let record = ProducerRecord::new(self.topic.clone(), value.clone()).with_key(key);
                 match self.producer.send(&record).await {

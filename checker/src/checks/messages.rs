@@ -116,7 +116,7 @@ fn not_from_nowhere(view: &View<'_>) -> Result<u64, Violation> {
 pub(crate) const ACKNOWLEDGED_STAYS: Check = Check {
     name: "an acknowledged record is lost",
     what: "An acknowledged write is on a majority's disks (acks=all): it is there in the end, at the offset that was told; where the topic is \
-           compacted, it or a later one of its key.",
+           compacted, it or a later one of its key, unless a tombstone deleted it.",
     run: acknowledged_stays,
 };
 
@@ -155,7 +155,7 @@ fn sent<'a>(view: &'a View<'_>, value: &str) -> impl Iterator<Item = usize> + 'a
 pub(crate) const READ_STAYS: Check = Check {
     name: "a record that was read is lost",
     what: "Only what is committed is ever visible: whatever anybody read is there in the end, whether it was acknowledged or not; where the \
-           topic is compacted, it or a later one of its key.",
+           topic is compacted, it or a later one of its key, unless a tombstone deleted it.",
     run: read_stays,
 };
 
@@ -174,6 +174,27 @@ fn read_stays(view: &View<'_>) -> Result<u64, Violation> {
             let found = stored.at(claim.offset).unwrap_or("nothing");
             let details = format!("{} was read at {place}, where {found} is in the end", claim.value);
             return violation(details, sent(view, claim.value).chain([claim.by]).chain(stored.told_by.last().copied()));
+        }
+    }
+    Ok(facts)
+}
+
+pub(crate) const DELETED_STAYS_AWAY: Check = Check {
+    name: "a deleted record came back",
+    what: "A tombstone goes only after all that it deletes: while a record is there, so is every later tombstone of its key (Kafka's log \
+           compaction, delete.retention.ms).",
+    run: deleted_stays_away,
+};
+
+fn deleted_stays_away(view: &View<'_>) -> Result<u64, Violation> {
+    let mut facts = 0;
+    for (partition, stored) in view.stored.iter().filter(|(partition, _)| view.is_compacted(partition)) {
+        for (offset, value) in &stored.records {
+            facts += 1;
+            if let Some((tombstone, by)) = view.deleted_since(partition, *offset, value) {
+                let details = format!("{value} is at {partition}:{offset}; the tombstone at {tombstone} is gone");
+                return violation(details, sent(view, value).chain([by]).chain(stored.told_by.last().copied()));
+            }
         }
     }
     Ok(facts)
@@ -394,14 +415,40 @@ mod tests {
         fails(check, &[sent("a"), sent("b"), found_stored("a"), stored(0, &["b"])], &[0, 2, 3]);
     }
 
+    fn keyed(key: &str, value: &str) -> Event {
+        sent_by("p", Some(key), value)
+    }
+
+    fn tombstone(key: &str, value: &str) -> Event {
+        let mut event = keyed(key, value);
+        if let Event::Sent { is_tombstone, .. } = &mut event {
+            *is_tombstone = true;
+        }
+        event
+    }
+
+    #[test]
+    fn what_a_tombstone_deletes_may_go_and_the_tombstone_only_after_it() {
+        let sends = [compacted(), keyed("k", "a"), tombstone("k", "x"), keyed("l", "b"), keyed("k", "c")];
+        let with = |more: &[Event]| [&sends[..], more].concat();
+        let in_the_end = |records: &[(i64, &str)]| piece(0, 4, records);
+        let known = [acknowledged("a", 0), acknowledged("x", 1), acknowledged("b", 2)];
+        let check = &ACKNOWLEDGED_STAYS;
+        for left in [&[(0, "a"), (1, "x"), (2, "b")][..], &[(1, "x"), (2, "b")], &[(2, "b")]] {
+            passes(check, &with(&[&known[..], &[in_the_end(left)]].concat()));
+        }
+        fails(check, &with(&[&known[..], &[acknowledged("c", 3), in_the_end(&[(2, "b")])]].concat()), &[4, 8, 9]);
+        fails(check, &with(&[&known[..], &[in_the_end(&[(1, "x")])]].concat()), &[3, 7, 8]);
+        // One that nobody saw may have been stored, and be gone.
+        passes(check, &with(&[acknowledged("a", 0), unknown("x"), in_the_end(&[])]));
+        passes(&READ_STAYS, &with(&[read(0, "a"), read(1, "x"), in_the_end(&[])]));
+        let back = with(&[read(1, "x"), in_the_end(&[(0, "a"), (2, "b")])]);
+        fails(&DELETED_STAYS_AWAY, &back, &[1, 5, 6]);
+        passes(&DELETED_STAYS_AWAY, &with(&[read(1, "x"), in_the_end(&[(2, "b"), (3, "c")])]));
+    }
+
     #[test]
     fn the_last_record_of_a_key_stays() {
-        let keyed = |key: &str, value: &str| match sent(value) {
-            Event::Sent { producer, topic, partition, value, is_idempotent, .. } => {
-                Event::Sent { producer, topic, partition, key: Some(key.to_owned()), value, is_idempotent }
-            }
-            other => other,
-        };
         let sends = [compacted(), keyed("k", "a"), keyed("l", "b"), keyed("k", "c")];
         let with = |more: &[Event]| [&sends[..], more].concat();
         let in_the_end = |records: &[(i64, &str)]| piece(0, 3, records);

@@ -70,6 +70,7 @@ pub(crate) fn sent_by(producer: &str, key: Option<&str>, value: &str) -> Event {
         key: key.map(Into::into),
         value: value.into(),
         is_idempotent: true,
+        is_tombstone: false,
     }
 }
 

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use lockstep_core::op::{AdvanceLogStart, CompactLog, CompactedSegment};
 use lockstep_core::{CompactionSettings, Op, Reply, TopicId};
 use lockstep_env::{Env, select};
-use lockstep_probe::Mark;
+use lockstep_probe::{Mark, Mistake};
 use lockstep_wire::compaction::{unfolded_bytes_max, visit_records};
 use tokio::sync::Semaphore;
 
@@ -329,7 +329,9 @@ fn records_of(batch: &Bytes) -> usize {
 fn note_keys(keys: &mut Keys, batch: &Bytes) {
     let mut found: Vec<(u128, i64)> = Vec::new();
     let visited = visit_records(batch, unfolded_bytes_max(batch.len()), |record| {
-        found.extend(record.key.map(|key| (keys.hash(key), record.offset)));
+        if !(record.is_tombstone && Mistake::TombstoneSupersedesNothing.is_made()) {
+            found.extend(record.key.map(|key| (keys.hash(key), record.offset)));
+        }
     });
     if visited.is_ok() {
         for (hash, offset) in found {

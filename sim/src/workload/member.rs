@@ -113,7 +113,7 @@ impl Life<'_> {
                 self.change(&consumer, event).await;
             }
             for message in polled.messages {
-                let value = text_of(message.value.as_deref());
+                let value = text_of(message.value.as_deref(), &message.headers);
                 let at = TopicPartition::new(message.topic, message.partition);
                 let (partition, offset) = (partition_of(&at), message.offset);
                 self.record(|group, member| Event::Polled { group, member, partition, offset, value });

@@ -26,12 +26,15 @@ use std::time::Duration;
 use checker::{Event, History, Partition};
 use lockstep_client::{Client, ClientConfig, ClientError, TopicPartition};
 use lockstep_env::{Env, select};
+use lockstep_wire::records::RecordHeader;
 use tokio::sync::Notify;
 
 use crate::env::{SimEnv, chance, random_below};
 
 /// The topic that a run is about.
 pub const TOPIC: &str = "records";
+/// Header of a record without a value, which says what the record is known by.
+const TOMBSTONE: &str = "tombstone";
 /// The group that reads it.
 pub const GROUP: &str = "readers";
 /// Pause before a client starts over after an error, at most.
@@ -242,8 +245,10 @@ fn partitions_of<'a>(list: impl IntoIterator<Item = &'a TopicPartition>) -> Vec<
     list.into_iter().map(partition_of).collect()
 }
 
-fn text_of(value: Option<&[u8]>) -> String {
-    String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
+/// What a record is known by: its value, or of a tombstone what its header says.
+pub(crate) fn text_of(value: Option<&[u8]>, headers: &[RecordHeader]) -> String {
+    let in_header = || headers.iter().find(|(name, _)| name == TOMBSTONE)?.1.as_deref();
+    String::from_utf8_lossy(value.or_else(in_header).unwrap_or_default()).into_owned()
 }
 
 /// Is it unknown, after this error, whether the broker did what it was asked for?

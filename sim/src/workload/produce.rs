@@ -10,7 +10,7 @@ use lockstep_env::Env;
 
 use crate::env::{SimEnv, chance, random_below};
 
-use super::{Context, one_of, random_between};
+use super::{Context, TOMBSTONE, one_of, random_between};
 
 /// What a producer promises and is promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct Produce {
     pub pause: Range<Duration>,
     /// Once clients have done so much, it sends less: the run has what it needs, and goes on for its faults.
     pub enough: usize,
+    /// How many in a thousand records delete their key.
+    pub tombstones_per_mille: u64,
     /// How many in a thousand records are large.
     pub large_per_mille: u64,
     /// How large that is: bytes, in a header of the record.
@@ -69,6 +71,7 @@ impl Produce {
             window_max: 5,
             pause: Duration::from_millis(60)..Duration::from_millis(200),
             enough: usize::MAX,
+            tombstones_per_mille: 0,
             large_per_mille: 0,
             large_len: 100 << 10,
             compression: Compression::None,
@@ -119,6 +122,7 @@ async fn live(context: &Context, config: &Produce, client: &Client<SimEnv>, life
             let value = format!("{}.{life}-{number}", context.name);
             *number += 1;
             let key = (config.keys > 0).then(|| format!("{}.{}", context.name, random_below(config.keys)));
+            let is_tombstone = config.tombstones_per_mille > 0 && chance(config.tombstones_per_mille);
             context.record(Event::Sent {
                 // Without idempotence a retry may store a record again, behind later ones: it has no place in an order.
                 producer: if is_idempotent { format!("{}.{life}", context.name) } else { value.clone() },
@@ -127,8 +131,13 @@ async fn live(context: &Context, config: &Produce, client: &Client<SimEnv>, life
                 key: key.clone(),
                 value: value.clone(),
                 is_idempotent,
+                is_tombstone,
             });
             let mut record = ProducerRecord::new(topic.clone(), value.clone());
+            if is_tombstone {
+                record.value = None;
+                record.headers.push((Bytes::from_static(TOMBSTONE.as_bytes()), Some(Bytes::from(value.clone()))));
+            }
             record.key = key.map(Bytes::from);
             if chance(config.large_per_mille) {
                 let padding = Bytes::from(vec![b'x'; config.large_len]);

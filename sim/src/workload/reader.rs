@@ -72,8 +72,8 @@ async fn read_somewhere(context: &Context, config: &Reader, client: &Client<SimE
     }
 }
 
-fn record(context: &Context, at: &TopicPartition, offset: i64, value: Option<&[u8]>) {
-    context.record(Event::Read { partition: partition_of(at), offset, value: text_of(value) });
+fn record(context: &Context, at: &TopicPartition, offset: i64, value: String) {
+    context.record(Event::Read { partition: partition_of(at), offset, value });
 }
 
 async fn read_from_leader(
@@ -96,7 +96,7 @@ async fn read_from_leader(
     let messages = consumer.poll(100, Duration::from_millis(500)).await?;
     assert_begins(config, at, start, messages.first().map(|message| message.offset));
     for message in messages {
-        record(context, at, message.offset, message.value.as_deref());
+        record(context, at, message.offset, text_of(message.value.as_deref(), &message.headers));
     }
     Ok(())
 }
@@ -133,7 +133,7 @@ async fn read_from_any(
         records.retain(|(offset, _)| *offset >= start);
         assert_begins(config, at, start, records.first().map(|(offset, _)| *offset));
         for (offset, value) in records {
-            record(context, at, offset, value.as_deref());
+            record(context, at, offset, value);
         }
     }
     Ok(())
@@ -147,13 +147,14 @@ fn assert_begins(config: &Reader, at: &TopicPartition, start: i64, first: Option
     );
 }
 
-/// Offsets and values. What follows the last whole batch is left out.
-fn records_of(bytes: &Bytes) -> Vec<(i64, Option<Bytes>)> {
+/// Offsets, and what the records are known by. What follows the last whole batch is left out.
+fn records_of(bytes: &Bytes) -> Vec<(i64, String)> {
     let mut records = Vec::new();
     for (range, _) in Batches::new(bytes).map_while(Result::ok) {
         match decode_batch(&bytes.slice(range), BATCH_LEN_MAX) {
             Ok((header, _)) if header.is_control() => {}
-            Ok((_, batch)) => records.extend(batch.into_iter().map(|record| (record.offset, record.value))),
+            Ok((_, batch)) => records
+                .extend(batch.iter().map(|record| (record.offset, text_of(record.value.as_deref(), &record.headers)))),
             Err(error) => panic!("a broker gave out a batch that is damaged: {error}"),
         }
     }

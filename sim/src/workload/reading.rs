@@ -92,7 +92,7 @@ impl Reading {
             return Ok(());
         }
         for message in self.consumer.poll(POLL_MAX, timeout).await? {
-            let value = text_of(message.value.as_deref());
+            let value = text_of(message.value.as_deref(), &message.headers);
             let at = TopicPartition::new(message.topic, message.partition);
             // Given up while it could not be said so.
             if !self.next.contains_key(&at) {
