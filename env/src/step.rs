@@ -64,7 +64,7 @@ steps! {
     SegmentRepairStaged,
     /// A compacted segment is whole and durable, and was not moved to where it belongs.
     CompactedSegmentStaged,
-    /// An op was applied that lets compacted segments take the place of others, if it came in time. No checkpoint knows of it.
+    /// Compacted segments took the place of others. No checkpoint knows of it.
     CompactionApplied,
 }
 

@@ -4,12 +4,10 @@
 //! its leader is short, or so many replicas that only a minority could store them. Groups, topics and reads need little and go on.
 //! A node that is short gives its shards to nodes that are not. Once there is room again, records are taken again: nothing must be restarted.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use lockstep_core::{NodeId, ShardId};
+use lockstep_core::ShardId;
 use lockstep_env::{Disk, Env};
 
 use super::{Node, placement};
@@ -25,13 +23,11 @@ pub(super) struct DiskSpace {
     /// Of the fuller disk; `u64::MAX` while it is not known.
     free_bytes: AtomicU64,
     is_short: AtomicBool,
-    /// The others that said that they are short.
-    short_peers: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Default for DiskSpace {
     fn default() -> Self {
-        Self { free_bytes: AtomicU64::new(u64::MAX), is_short: AtomicBool::new(false), short_peers: Mutex::default() }
+        Self { free_bytes: AtomicU64::new(u64::MAX), is_short: AtomicBool::new(false) }
     }
 }
 
@@ -48,19 +44,6 @@ impl DiskSpace {
             if was_short { reserve_bytes.saturating_add(reserve_bytes / SLACK_PART) } else { reserve_bytes };
         self.is_short.store(free_bytes < wanted_bytes, Ordering::Relaxed);
         self.is_short() != was_short
-    }
-
-    pub(super) fn heard(&self, peer: NodeId, is_short: bool) {
-        let mut peers = self.short_peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_short {
-            peers.insert(peer);
-        } else {
-            peers.remove(&peer);
-        }
-    }
-
-    pub(super) fn is_peer_short(&self, peer: NodeId) -> bool {
-        self.short_peers.lock().unwrap_or_else(PoisonError::into_inner).contains(&peer)
     }
 }
 
@@ -110,11 +93,6 @@ impl<E: Env> Node<E> {
     pub fn disk_free_bytes(&self) -> Option<u64> {
         let free_bytes = self.inner.disk_space.free_bytes.load(Ordering::Relaxed);
         (free_bytes != u64::MAX).then_some(free_bytes)
-    }
-
-    /// Did the other node say that it is short of space?
-    pub(super) fn is_peer_short(&self, peer: NodeId) -> bool {
-        self.inner.disk_space.is_peer_short(peer)
     }
 
     /// May records be added to a shard that this node leads? Not while it is short of space, nor while so many other replicas are that no majority

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use lockstep_core::{NodeId, Op, ShardId};
+use lockstep_core::{Op, ShardId};
 use lockstep_env::Env;
 
 use super::message::{self, Gossip, Proposed, ReadIndex, WaitMetadata};
@@ -64,6 +64,7 @@ impl<E: Env> PeerHandler for Dispatch<E> {
     fn on_gossip(&self, from: PeerIdentity, gossip: Bytes) {
         let from = from.node;
         let (Some(node), Ok(gossip)) = (self.node(), message::decode::<Gossip>(&gossip)) else { return };
+        node.inner.peer_states.heard(from, &gossip);
         let mut leaders = node.lock_leaders();
         for (shard, term) in gossip.leads {
             let known = leaders.get(&shard).map_or(0, |(term, _)| *term);
@@ -72,9 +73,6 @@ impl<E: Env> PeerHandler for Dispatch<E> {
             }
         }
         drop(leaders);
-        node.set_stopping(from, gossip.stopping);
-        node.set_without_directory(from, gossip.without_directory);
-        node.inner.disk_space.heard(from, gossip.short_of_space);
         if node.inner.config.peers.contains_key(&from) {
             node.inner.clocks.heard(from, gossip.wall_clock_ms, E::now());
         }
@@ -117,37 +115,5 @@ async fn answer<E: Env>(node: Node<E>, request: IncomingRequest) -> Result<PeerR
         }
         message::REPORT => Ok(PeerReply { body: Bytes::new(), payload: vec![message::encode(&node.report())] }),
         kind => Err(fault(FAULT_UNKNOWN_KIND, &format!("request kind {kind} is not known"))),
-    }
-}
-
-impl<E: Env> Node<E> {
-    fn set_stopping(&self, node: NodeId, stopping: bool) {
-        let mut nodes = self.inner.stopping_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        nodes.insert(node, stopping);
-    }
-
-    fn set_without_directory(&self, node: NodeId, without: bool) {
-        let mut nodes = self.inner.without_directory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if without {
-            nodes.insert(node);
-        } else {
-            nodes.remove(&node);
-        }
-    }
-
-    /// Does this node live, and take clients? One that has no copy of the directory yet turns them away.
-    #[must_use]
-    pub fn takes_clients(&self, node: NodeId) -> bool {
-        if node == self.id() {
-            return self.has_directory();
-        }
-        let without = self.inner.without_directory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.alive(node) && !without.contains(&node)
-    }
-
-    /// Did this node say that it is stopping?
-    pub(super) fn is_stopping(&self, node: NodeId) -> bool {
-        let nodes = self.inner.stopping_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        nodes.get(&node).copied().unwrap_or(false)
     }
 }

@@ -13,9 +13,10 @@ mod identity;
 mod leadership;
 mod membership;
 mod message;
+mod peer_states;
 mod placement;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -46,6 +47,7 @@ use disk_space::DiskSpace;
 use feed::FeedProgress;
 use forward::ProducerIdBlock;
 use identity::{ClusterIdentity, Directories};
+use peer_states::PeerStates;
 
 /// Journal bytes of recent entries kept in memory for each shard: what followers that keep up are sent from.
 const JOURNAL_CACHE_BYTES_PER_SHARD: usize = 2 << 20;
@@ -75,10 +77,7 @@ struct Inner<E: Env> {
     shards: OnceLock<BTreeMap<ShardId, Shard<E>>>,
     /// Who leads which shard in which term, as the others say.
     leaders: Mutex<BTreeMap<ShardId, (u64, NodeId)>>,
-    /// Nodes that said they are stopping.
-    stopping_nodes: Mutex<BTreeMap<NodeId, bool>>,
-    /// Nodes that said they have no copy of the directory.
-    without_directory: Mutex<BTreeSet<NodeId>>,
+    peer_states: PeerStates,
     disk_space: DiskSpace,
     clocks: Clocks,
     feed: FeedProgress,
@@ -122,8 +121,7 @@ impl<E: Env> Node<E> {
             peers: OnceLock::new(),
             shards: OnceLock::new(),
             leaders: Mutex::default(),
-            stopping_nodes: Mutex::default(),
-            without_directory: Mutex::default(),
+            peer_states: PeerStates::default(),
             disk_space: DiskSpace::default(),
             clocks: Clocks::new(config.peers.len()),
             feed: FeedProgress::default(),

@@ -179,7 +179,7 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
                     }
                     match self.apply_command(&entry.log_id, command) {
                         Ok((reply, digest)) => {
-                            if is_compaction(command) {
+                            if is_compaction(command) && reply == Reply::Done(true) {
                                 self.replica.env.reached(Step::CompactionApplied);
                             }
                             (Some(reply), None, digest)
