@@ -267,7 +267,8 @@ async fn write<E: Env>(
                 match frame::decode_request(frame) {
                     Ok((header, request)) => {
                         let context = peer.context(&header);
-                        let outcome = dispatch::dispatch(&broker, &context, request).await;
+                        // On the heap while it lasts: connections that rest need no room for what handlers remember.
+                        let outcome = Box::pin(dispatch::dispatch(&broker, &context, request)).await;
                         (header.api_version, header.correlation_id, outcome)
                     }
                     Err(FrameError::UnsupportedApiVersions { correlation_id, .. }) => {
