@@ -52,7 +52,7 @@ pub(crate) fn leader_epoch(term: u64) -> i32 {
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterView {
     pub(crate) brokers: BTreeMap<NodeId, KnownBroker>,
-    /// Whom to send changes of topics to: the leader of shard 0, or else the broker that answers, which forwards them.
+    /// Whom to send changes of topics to: the leader of shard 0, or else the broker that answers, which forwards them. Always one of `brokers` that lives.
     pub(crate) controller: BrokerId,
     /// As Kafka writes it: 22 characters. Empty until it is known.
     pub(crate) cluster_id: String,
@@ -81,11 +81,12 @@ impl ClusterView {
                 (record.id, KnownBroker { record, alive })
             })
             .collect();
-        // Any broker takes requests for the controller, as with KRaft. "Nobody" must not be said: librdkafka's administrators wait then
-        // until a broker names one, and ask none.
+        // Any broker takes requests for the controller, as with KRaft. "Nobody" must not be said while there is one: librdkafka's administrators
+        // wait then until a broker names one, and ask none.
         let leader = shard_leader(broker, ShardId::METADATA).map(|(leader, _)| leader);
-        let controller = leader.filter(|leader| brokers.get(leader).is_some_and(|known| known.alive));
-        let controller = broker_id(controller.unwrap_or_else(|| broker.node_id()));
+        let candidates = leader.into_iter().chain([broker.node_id()]).chain(brokers.keys().copied());
+        let controller = candidates.into_iter().find(|id| brokers.get(id).is_some_and(|known| known.alive));
+        let controller = controller.map_or(NO_BROKER, broker_id);
         let cluster_id = broker.node().cluster_id().map(|id| url_safe_base64(&id)).unwrap_or_default();
         Self { brokers, controller, cluster_id, shards: BTreeMap::new() }
     }

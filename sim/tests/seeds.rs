@@ -20,7 +20,6 @@ const SEEDS_BESIDE: [u64; 5] = [111, 154, 363, 447, 579];
 const TOO_RARE: &[Mark] = &[
     Mark::ApplyWaitedForSegments,
     Mark::CommitDuringRebalanceRefused,
-    Mark::CompactionOutOfDate,
     Mark::CommitMetNewEpoch,
     Mark::CommitOfStaleEpochRefused,
     Mark::CoordinatorKnowsTopicLate,
@@ -48,7 +47,6 @@ const TOO_RARE: &[Mark] = &[
     Mark::SnapshotPullBegunAnew,
     Mark::StaleGenerationRefused,
     Mark::StaleStaticMemberFenced,
-    Mark::TombstoneRemoved,
 ];
 
 /// Failures that are shown in full.
