@@ -1,8 +1,8 @@
 //! The sparse index of a segment: where to begin to look for an offset or a time.
 //!
 //! An `.index` file (numbers big-endian) holds `LSIX`, the format's version (u32), the segment's base offset (i64), how many bytes of the log it
-//! covers (u64), the number of entries (u32), the entries (offset i64, position u64, largest timestamp in milliseconds i64), and the CRC32C of all
-//! that (u32). It is never synced on its own: one that is missing or damaged is made again from the log.
+//! covers (u64), the number of entries (u32), the entries (offset i64, position u64, largest timestamp in milliseconds i64, CRC32C of base offsets u32),
+//! and the CRC32C of all that (u32). It is never synced on its own: one that is missing or damaged is made again from the log.
 
 use crate::storage::batch::BatchHeader;
 
@@ -12,9 +12,9 @@ pub(crate) const INTERVAL_BYTES: u64 = 64 << 10;
 pub(crate) const FILE_LEN_MAX: u64 = 64 << 20;
 
 const MAGIC: [u8; 4] = *b"LSIX";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEAD_LEN: usize = 28;
-const ENTRY_LEN: usize = 24;
+const ENTRY_LEN: usize = 28;
 const CRC_LEN: usize = 4;
 
 /// One batch's place, and the largest timestamp from there to the next entry.
@@ -26,6 +26,9 @@ pub(crate) struct IndexEntry {
     pub(crate) position: u64,
     /// Largest timestamp of all batches up to the next entry.
     pub(crate) max_timestamp_ms: i64,
+    /// CRC32C of the base offsets of all batches up to the next entry, 8 bytes each. No batch's own checksum covers its base offset, and where a log is
+    /// compacted nothing else tells what it should be.
+    pub(crate) offsets_crc: u32,
 }
 
 /// Entries for the first `covered` bytes of a segment.
@@ -61,6 +64,7 @@ impl Index {
             bytes.extend(entry.offset.to_be_bytes());
             bytes.extend(entry.position.to_be_bytes());
             bytes.extend(entry.max_timestamp_ms.to_be_bytes());
+            bytes.extend(entry.offsets_crc.to_be_bytes());
         }
         let crc = crc32c::crc32c(&bytes);
         bytes.extend(crc.to_be_bytes());
@@ -91,11 +95,13 @@ impl Index {
         while let Some((entry, after)) = rest.split_first_chunk::<ENTRY_LEN>() {
             rest = after;
             let (offset, entry) = entry.split_first_chunk::<8>()?;
-            let (position, max_timestamp_ms) = entry.split_first_chunk::<8>()?;
+            let (position, entry) = entry.split_first_chunk::<8>()?;
+            let (max_timestamp_ms, offsets_crc) = entry.split_first_chunk::<8>()?;
             let entry = IndexEntry {
                 offset: i64::from_be_bytes(*offset),
                 position: u64::from_be_bytes(*position),
-                max_timestamp_ms: i64::from_be_bytes(max_timestamp_ms.try_into().ok()?),
+                max_timestamp_ms: i64::from_be_bytes(*max_timestamp_ms),
+                offsets_crc: u32::from_be_bytes(offsets_crc.try_into().ok()?),
             };
             let in_order = match entries.last() {
                 // Later in a compacted segment.
@@ -116,11 +122,20 @@ pub(crate) fn push(entries: &mut Vec<IndexEntry>, header: &BatchHeader, position
     match entries.last_mut() {
         Some(last) if position < last.position.saturating_add(INTERVAL_BYTES) => {
             last.max_timestamp_ms = last.max_timestamp_ms.max(header.max_timestamp_ms);
+            last.offsets_crc = offsets_crc(last.offsets_crc, header);
         }
-        _ => {
-            entries.push(IndexEntry { offset: header.base_offset, position, max_timestamp_ms: header.max_timestamp_ms })
-        }
+        _ => entries.push(IndexEntry {
+            offset: header.base_offset,
+            position,
+            max_timestamp_ms: header.max_timestamp_ms,
+            offsets_crc: offsets_crc(0, header),
+        }),
     }
+}
+
+/// The CRC32C of base offsets of which one more follows.
+pub(crate) fn offsets_crc(before: u32, header: &BatchHeader) -> u32 {
+    crc32c::crc32c_append(before, &header.base_offset.to_be_bytes())
 }
 
 /// The last entry that does not lie beyond `offset`.
@@ -153,7 +168,12 @@ mod tests {
         let index = index();
         assert_eq!(index.covered, 400_000);
         assert_eq!(index.entries.len(), 5);
-        assert_eq!(index.entries[1], IndexEntry { offset: 140, position: 80_000, max_timestamp_ms: 1_007 });
+        let offsets: Vec<u8> = [140_i64, 150, 160, 170].into_iter().flat_map(i64::to_be_bytes).collect();
+        let offsets_crc = crc32c::crc32c(&offsets);
+        assert_eq!(
+            index.entries[1],
+            IndexEntry { offset: 140, position: 80_000, max_timestamp_ms: 1_007, offsets_crc }
+        );
         assert_eq!(find_offset(&index.entries, 100).unwrap().position, 0);
         assert_eq!(find_offset(&index.entries, 179).unwrap().position, 80_000);
         assert_eq!(find_offset(&index.entries, 99), None);

@@ -35,6 +35,10 @@ pub(crate) struct LoadedIndex {
 impl<E: Env> Inner<E> {
     /// The index for the first `source.recent_from` bytes of a segment; made from the log when `anew`.
     pub(crate) async fn index(&self, source: &FileSource, anew: bool) -> io::Result<Arc<LoadedIndex>> {
+        let known = lock(&self.indexes).get((source.segment, source.generation));
+        if let Some(known) = known.filter(|known| !anew && known.asked >= source.recent_from) {
+            return Ok(known);
+        }
         let _indexing = self.indexing.lock().await;
         self.load_index(source, anew).await
     }
@@ -53,6 +57,9 @@ impl<E: Env> Inner<E> {
             let file = self.env.disk().read_file(&path, index::FILE_LEN_MAX).await.unwrap_or_default();
             index = Index::decode(&file, name.base_offset).unwrap_or_default();
             index.cut(asked);
+            if name.is_compacted() && index.covered < asked {
+                index = Index::default();
+            }
         }
         let from_file = index.covered;
         if from_file < asked {
@@ -64,7 +71,10 @@ impl<E: Env> Inner<E> {
         }
         let loaded =
             Arc::new(LoadedIndex { asked, covered: index.covered, entries: index.entries, from_log: from_file == 0 });
-        self.keep_index(name, source.generation, &loaded);
+        // A compacted segment that is damaged anywhere has none. It is looked at again by the next reader, until it is repaired.
+        if loaded.covered == asked || !name.is_compacted() {
+            self.keep_index(name, source.generation, &loaded);
+        }
         Ok(loaded)
     }
 
@@ -72,8 +82,20 @@ impl<E: Env> Inner<E> {
         lock(&self.indexes).insert((name, generation), Arc::clone(loaded), loaded.entries.len() + 8);
     }
 
-    /// Takes in the batches from `index.covered` to `source.recent_from`, or to the first one that does not follow or is damaged.
+    /// Takes in the batches from `index.covered` to `source.recent_from`, or to the first one that does not follow or is damaged. Of a compacted segment all or
+    /// nothing: which offsets its batches should have is known only when the whole segment is as its checksum says.
     async fn scan(&self, source: &FileSource, index: &mut Index) -> io::Result<()> {
+        let crc32c = self.scan_batches(source, index).await?;
+        if source.segment.is_compacted() && self.listed(source.segment).is_none_or(|(entry, ..)| entry.crc32c != crc32c)
+        {
+            *index = Index::default();
+        }
+        Ok(())
+    }
+
+    /// Gives the CRC32C of the batches that were taken in.
+    async fn scan_batches(&self, source: &FileSource, index: &mut Index) -> io::Result<u32> {
+        let mut crc32c = 0;
         let file = self.file(source.segment, source.generation, OpenMode::ReadWrite).await?;
         let mut expected = (index.covered == 0).then_some(source.segment.base_offset);
         while index.covered < source.recent_from {
@@ -81,32 +103,37 @@ impl<E: Env> Inner<E> {
             let window = file.read_at(index.covered, left.min(SCAN_BYTES)).await?;
             let mut at = 0;
             while let Some(rest) = window.get(at..).filter(|rest| rest.len() >= HEADER_LEN) {
-                let Some(header) = BatchHeader::parse(rest) else { return Ok(()) };
+                let Some(header) = BatchHeader::parse(rest) else { return Ok(crc32c) };
                 let follows = match expected {
                     Some(expected) => follows(source.segment, expected, &header),
                     None => index.entries.last().is_none_or(|last| header.base_offset > last.offset),
                 };
                 if !follows || index.covered + header.len as u64 > source.recent_from {
-                    return Ok(());
+                    return Ok(crc32c);
                 }
                 // A damaged timestamp would lead whoever looks for a time past its batch.
-                let sound = match rest.get(..header.len) {
-                    Some(batch) => header.verifies(batch),
+                let long;
+                let batch = match rest.get(..header.len) {
+                    Some(batch) => batch,
                     None if at > 0 => break,
-                    None => header.verifies(&file.read_at(index.covered, header.len).await?),
+                    None => {
+                        long = file.read_at(index.covered, header.len).await?;
+                        &long
+                    }
                 };
-                if !sound {
-                    return Ok(());
+                if !header.verifies(batch) {
+                    return Ok(crc32c);
                 }
+                crc32c = crc32c::crc32c_append(crc32c, batch);
                 index.push(&header);
                 expected = Some(header.next_offset);
                 at += header.len;
             }
             if at == 0 {
-                return Ok(());
+                return Ok(crc32c);
             }
         }
-        Ok(())
+        Ok(crc32c)
     }
 
     /// Writes the indexes of segments that were closed and are written.

@@ -24,6 +24,7 @@ mod lookup;
 mod lru;
 pub mod manifest;
 pub(crate) mod read;
+mod read_compacted;
 mod recovery;
 pub(crate) mod repair;
 pub mod segment;

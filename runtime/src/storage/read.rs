@@ -12,7 +12,7 @@ use crate::storage::store::Inner;
 
 /// Smallest and largest read, apart from single batches that are larger.
 const READ_BYTES_MIN: usize = 16 << 10;
-const READ_BYTES_MAX: usize = 4 << 20;
+pub(crate) const READ_BYTES_MAX: usize = 4 << 20;
 
 /// Whole batches, one after another.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct FileBatches {
     pub(crate) full: bool,
 }
 
-/// Where a batch begins: position and base offset. In a compacted segment it may begin at a later offset.
+/// Where a batch begins: position and base offset.
 type Start = (u64, i64);
 
 /// May a batch come where this offset is expected?
@@ -43,6 +43,9 @@ impl<E: Env> Inner<E> {
         bytes_max: usize,
         at_least_one: bool,
     ) -> Result<FileBatches, ReadError> {
+        if source.segment.is_compacted() {
+            return self.read_compacted(source, offset, bytes_max, at_least_one).await;
+        }
         if let Some(start) = source.at {
             return self.read_from(partition, source, start, offset, bytes_max, at_least_one).await;
         }
@@ -62,8 +65,12 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    fn read_failed(&self, name: SegmentName, source: std::io::Error) -> ReadError {
+    pub(crate) fn read_failed(&self, name: SegmentName, source: std::io::Error) -> ReadError {
         ReadError::Io { path: self.log_path(name).display().to_string(), source }
+    }
+
+    pub(crate) fn damaged(&self, name: SegmentName, position: u64) -> ReadError {
+        ReadError::Damaged { path: self.log_path(name).display().to_string(), position }
     }
 
     async fn read_from(
@@ -76,8 +83,7 @@ impl<E: Env> Inner<E> {
         at_least_one: bool,
     ) -> Result<FileBatches, ReadError> {
         let failed = |error| self.read_failed(source.segment, error);
-        let damaged =
-            |position| ReadError::Damaged { path: self.log_path(source.segment).display().to_string(), position };
+        let damaged = |position| self.damaged(source.segment, position);
         let file = self.file(source.segment, source.generation, OpenMode::ReadWrite).await.map_err(failed)?;
         loop {
             let left = usize::try_from(source.written.saturating_sub(position)).unwrap_or(usize::MAX);
@@ -97,7 +103,7 @@ impl<E: Env> Inner<E> {
                     break;
                 }
                 let header = BatchHeader::parse(rest)
-                    .filter(|header| follows(source.segment, expected, header) && header.len as u64 <= left_in_file);
+                    .filter(|header| header.base_offset == expected && header.len as u64 <= left_in_file);
                 let Some(header) = header else {
                     if start.is_some() {
                         break;

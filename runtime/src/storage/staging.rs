@@ -10,6 +10,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use lockstep_core::TopicId;
@@ -87,10 +88,12 @@ impl<E: Env> Staging<E> {
         }
         let directory = inner.directory(name.key());
         if !partition.lock().directory_made {
+            inner.root_changes.fetch_add(1, Ordering::AcqRel);
             disk.create_dir_all(&directory).await?;
-            disk.sync_dir(&inner.dir).await?;
             partition.lock().directory_made = true;
         }
+        // Also what was made to write to, which a checkpoint has not come to yet.
+        inner.sync_root().await?;
         inner.env.reached(Step::CompactedSegmentStaged);
         disk.rename(&path, &inner.log_path(name)).await?;
         disk.sync_dir(&directory).await?;

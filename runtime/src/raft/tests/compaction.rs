@@ -359,3 +359,66 @@ async fn records_may_be_deleted_before_and_after() {
     same_files(&cluster, &[1, 2, 3]).await;
     cluster.stop().await;
 }
+
+/// The first batch of a file whose base offset still lies between those of its neighbours when this bit of it is flipped: where that byte is.
+fn offset_that_may_flip(content: &[u8], bit: u8) -> Option<usize> {
+    let mut bases = vec![(0, i64::from_be_bytes(content[..8].try_into().unwrap()))];
+    let mut at = 12 + u32::from_be_bytes(content[8..12].try_into().unwrap()) as usize;
+    while at < content.len() {
+        bases.push((at, i64::from_be_bytes(content[at..at + 8].try_into().unwrap())));
+        at += 12 + u32::from_be_bytes(content[at + 8..at + 12].try_into().unwrap()) as usize;
+    }
+    let fits = |three: &&[(usize, i64)]| {
+        let flipped = three[1].1 ^ i64::from(bit);
+        three[0].1 + 3 < flipped && flipped + 3 < three[2].1
+    };
+    bases.windows(3).find(fits).map(|three| three[1].0 + 7)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_record_is_given_another_offset_by_a_bit_that_flips() {
+    for is_read_before in [false, true] {
+        let cluster = Cluster::start_changed(1, 1, SELDOM, compacting).await;
+        cluster.create_topic_with(COMPACTED).await;
+        let mut writer = Writer::new(&cluster, 10);
+        writer.some(80, 30, 0.0).await;
+        let left = writer.left(compacted(&cluster, &[1]).await);
+        if is_read_before {
+            assert_eq!(read(&cluster, 1).await, left);
+        }
+        let files = segments(&cluster, 1).into_iter().map(|entry| path(&cluster, 1, &entry));
+        let flips = files.filter_map(|path| {
+            let content = std::fs::read(&path).unwrap();
+            let (at, bit) =
+                (0..8).map(|bit| 1 << bit).find_map(|bit| Some((offset_that_may_flip(&content, bit)?, bit)))?;
+            Some((path, content, at, bit))
+        });
+        let (path, whole, at, bit) = flips.into_iter().next().expect("a batch with room around it");
+        let mut damaged = whole.clone();
+        damaged[at] ^= bit;
+        std::fs::write(&path, &damaged).unwrap();
+        let log = cluster.node(1).shard(0).log(TOPIC, 0).unwrap();
+        let mut refused = 0;
+        for offset in log.start_offset()..log.end_offset() {
+            let Ok(batches) = log.read(offset, 4_000, true).await else {
+                refused += 1;
+                continue;
+            };
+            for mut bytes in batches {
+                while !bytes.is_empty() {
+                    let len = 12 + u32::from_be_bytes(bytes[8..12].try_into().unwrap()) as usize;
+                    let (_, records) = decode_batch(&bytes.split_to(len), 1 << 20).unwrap();
+                    for record in records {
+                        let key = record.key.unwrap_or_default().to_vec();
+                        let value = record.value.map(|value| value.to_vec());
+                        assert_eq!(left.get(&record.offset), Some(&(key, value)), "at {}", record.offset);
+                    }
+                }
+            }
+        }
+        assert!(refused > 0, "nothing was damaged");
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(read(&cluster, 1).await, left);
+        cluster.stop().await;
+    }
+}
