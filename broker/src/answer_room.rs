@@ -28,7 +28,8 @@ pub(crate) struct TakenRoom(Option<OwnedSemaphorePermit>);
 impl AnswerRoom {
     /// Room for so many bytes.
     pub(crate) fn new(bytes_max: usize) -> Self {
-        let all_units = budget_units(bytes_max) as usize;
+        // At least one for each half.
+        let all_units = (budget_units(bytes_max) as usize).max(2);
         Self { free: Arc::new(Semaphore::new(all_units)), all_units }
     }
 
@@ -69,16 +70,22 @@ impl TakenRoom {
     /// The answer has come to so many bytes. They are taken as far as there is room.
     pub(crate) fn grow_to(&mut self, bytes: usize) {
         let Some(held) = &mut self.0 else { return };
-        let missing = (budget_units(bytes) as usize).saturating_sub(held.num_permits());
-        let free = held.semaphore().available_permits();
-        let units = u32::try_from(missing.min(free)).unwrap_or(u32::MAX);
-        if let Ok(more) = Arc::clone(held.semaphore()).try_acquire_many_owned(units) {
-            held.merge(more);
+        loop {
+            let missing = (budget_units(bytes) as usize).saturating_sub(held.num_permits());
+            let free = held.semaphore().available_permits();
+            let units = u32::try_from(missing.min(free)).unwrap_or(u32::MAX);
+            if units == 0 {
+                return;
+            }
+            // Unless another thread was faster.
+            if let Ok(more) = Arc::clone(held.semaphore()).try_acquire_many_owned(units) {
+                held.merge(more);
+            }
         }
     }
 
     /// So many bytes are needed in the end. More than were taken are found only where a batch is longer than its topic allows by now: it is there already, and
-    /// goes uncounted.
+    /// is counted with the whole answer.
     pub(crate) fn settle(&mut self, bytes: usize) {
         if let Some(held) = &mut self.0 {
             let needless = held.num_permits().saturating_sub(budget_units(bytes) as usize);

@@ -52,7 +52,7 @@ pub(crate) fn leader_epoch(term: u64) -> i32 {
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterView {
     pub(crate) brokers: BTreeMap<NodeId, KnownBroker>,
-    /// Whom to send changes of topics to: the leader of shard 0, or else the broker that answers, which forwards them. Always one of `brokers` that lives.
+    /// Whom to send changes of topics to: the leader of shard 0, or else the broker that answers, which forwards them, or any that lives; nobody only while none does.
     pub(crate) controller: BrokerId,
     /// As Kafka writes it: 22 characters. Empty until it is known.
     pub(crate) cluster_id: String,

@@ -25,7 +25,7 @@ use crate::api;
 use crate::broker::Broker;
 use crate::connection_limits::{OpenGuard, Reserved};
 use crate::dispatch::{self, Outcome, RequestContext};
-use crate::frame_reader::FrameReader;
+use crate::frame_reader::{FrameReader, LENGTH_PREFIX_BYTES};
 
 /// Requests of one connection that may be queued or under way.
 const QUEUE_LEN_MAX: usize = 64;
@@ -37,8 +37,8 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting pauses after an error such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Before each frame stands its length.
-pub(crate) const LENGTH_PREFIX_BYTES: usize = 4;
+/// Answers must be taken in that time, plus what it takes at this rate: they hold memory that others wait for.
+const SLOWEST_TAKEN_BYTES_PER_SECOND: usize = 64 << 10;
 
 /// Accepts connections until the broker stops. While this node has no copy of the directory they are closed at once, as a Kafka broker does not listen
 /// before it has caught up with the metadata log (KIP-631).
@@ -348,9 +348,12 @@ impl Unsent {
         if self.pieces.is_empty() {
             return Ok(0);
         }
+        let seconds = u64::try_from(self.bytes / SLOWEST_TAKEN_BYTES_PER_SECOND).unwrap_or(u64::MAX);
+        let deadline = E::now() + STALL_TIMEOUT + Duration::from_secs(seconds);
         while !self.pieces.is_empty() {
+            let patience = deadline.saturating_duration_since(E::now()).min(STALL_TIMEOUT);
             let slices: Vec<_> = self.pieces.iter().take(SLICES_MAX).map(|piece| IoSlice::new(piece)).collect();
-            let mut written = timeout::<E, _>(STALL_TIMEOUT, writer.write_vectored(&slices))
+            let mut written = timeout::<E, _>(patience, writer.write_vectored(&slices))
                 .await
                 .map_err(|_| "the client does not take its responses".to_owned())?
                 .map_err(|error| error.to_string())?;

@@ -1,13 +1,17 @@
 //! Which handler answers which request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use lockstep_env::Env;
+use lockstep_env::{Env, timeout};
 use lockstep_wire::{Request, Response};
 
 use crate::answer_room::TakenRoom;
 use crate::api;
 use crate::broker::Broker;
+
+/// A list for which there is no memory for so long is left to another broker: the client asks there when the connection ends.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a handler is told besides the request's body.
 #[derive(Clone, Debug)]
@@ -28,7 +32,7 @@ pub(crate) enum Outcome {
     Respond(Response, TakenRoom),
     /// It wants no answer (Produce with acks=0).
     Silence,
-    /// The connection ends: the only way to tell of an error where there is no answer.
+    /// The connection ends: the only way to tell of an error where there is no answer, or no memory for one.
     Close,
 }
 
@@ -47,7 +51,21 @@ pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContex
         client = context.client_id,
         "request"
     );
-    let room = if may_be_long(&request) { broker.lists_room().begin().await } else { TakenRoom::default() };
+    let room = if may_be_long(&request) {
+        match timeout::<E, _>(ROOM_PATIENCE, broker.lists_room().begin()).await {
+            Ok(room) => room,
+            Err(_) => {
+                tracing::warn!(
+                    client = context.client_id,
+                    host = &*context.client_host,
+                    "no memory for a list: clients that do not take theirs hold it. Connection closed"
+                );
+                return Outcome::Close;
+            }
+        }
+    } else {
+        TakenRoom::default()
+    };
     let response = match request {
         Request::Produce(request) => {
             return api::produce::begin(broker.clone(), context.clone(), request).await.finish().await;
@@ -98,13 +116,12 @@ pub(crate) async fn dispatch<E: Env>(broker: &Broker<E>, context: &RequestContex
     Outcome::Respond(response, room)
 }
 
-/// Is it answered with a list that grows with the cluster, its topics or its groups?
+/// Is a list asked for that grows with the cluster, its topics or its groups? How a cluster is must be told in any case.
 fn may_be_long(request: &Request) -> bool {
     matches!(
         request,
         Request::Metadata(_)
             | Request::DescribeTopicPartitions(_)
-            | Request::ClusterStatus(_)
             | Request::DescribeConfigs(_)
             | Request::ListOffsets(_)
             | Request::OffsetFetch(_)

@@ -39,7 +39,7 @@ pub(crate) struct Claim<'a> {
 struct Tombstones<'a> {
     /// Where they were seen, and the record of the history that tells it first.
     seen: BTreeMap<(&'a Partition, i64), usize>,
-    /// Of one it is not known where it is, if it was stored at all.
+    /// Of one it is not known where it is, if it was stored at all, or it may be in other places too.
     is_any_unseen: bool,
 }
 
@@ -93,23 +93,30 @@ impl<'a> View<'a> {
 
     fn find_tombstones(&self) -> BTreeMap<&'a str, Tombstones<'a>> {
         let mut found: BTreeMap<&str, Tombstones<'_>> = BTreeMap::new();
-        let mut unseen: BTreeMap<&str, &str> = BTreeMap::new();
+        // By what each is known by: its key, and whether all copies of it were seen. A retry may store it again behind what comes later, unless its producer
+        // is idempotent.
+        let mut tombstones: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
         for record in self.records {
             if let Event::Sent { value, key: Some(key), is_tombstone: true, .. } = &record.event {
-                unseen.insert(value, key);
+                tombstones.insert(value, (key, false));
             }
         }
-        let tombstones = unseen.clone();
         for claim in &self.claims {
-            if let Some(key) = tombstones.get(claim.value) {
-                unseen.remove(claim.value);
+            if let Some((key, is_seen)) = tombstones.get_mut(claim.value) {
+                *is_seen = self.is_sent_once(claim.value);
                 found.entry(key).or_default().seen.entry((claim.partition, claim.offset)).or_insert(claim.by);
             }
         }
-        for key in unseen.into_values() {
-            found.entry(key).or_default().is_any_unseen = true;
+        for (key, is_seen) in tombstones.into_values() {
+            found.entry(key).or_default().is_any_unseen |= !is_seen;
         }
         found
+    }
+
+    /// Can it be in one place only?
+    fn is_sent_once(&self, value: &str) -> bool {
+        let sends = self.sends.get(value).map(Vec::as_slice).unwrap_or_default();
+        matches!(sends, [send] if matches!(self.records[*send].event, Event::Sent { is_idempotent: true, .. }))
     }
 
     fn add(&mut self, index: usize, event: &'a Event) {
@@ -157,12 +164,16 @@ impl<'a> View<'a> {
         is_deleted || stored.records.iter().any(|(later, value)| *later > offset && self.key_of(value) == Some(key))
     }
 
-    /// The last tombstone of this record's key that is not there in the end, though it came later: (offset, who saw it).
-    pub(crate) fn deleted_since(&self, partition: &Partition, offset: i64, value: &str) -> Option<(i64, usize)> {
-        let stored = self.stored.get(partition)?;
-        let tombstones = self.tombstones.get(self.key_of(value)?)?;
-        let mut later = tombstones.seen.iter().rev().filter(|((at, later), _)| *at == partition && *later > offset);
-        later.find(|((_, later), _)| stored.at(*later).is_none()).map(|((_, later), by)| (*later, *by))
+    /// Tombstones of this record's key that were seen behind it: (offset, who saw it).
+    pub(crate) fn deletions_since(
+        &self,
+        partition: &Partition,
+        offset: i64,
+        value: &str,
+    ) -> impl Iterator<Item = (i64, usize)> {
+        let tombstones = self.key_of(value).and_then(|key| self.tombstones.get(key));
+        let seen = tombstones.into_iter().flat_map(|tombstones| &tombstones.seen);
+        seen.filter(move |((at, later), _)| *at == partition && *later > offset).map(|((_, later), by)| (*later, *by))
     }
 
     /// The key that a record was sent with.

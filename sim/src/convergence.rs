@@ -37,6 +37,8 @@ impl StoredLog {
     }
 }
 
+/// How a verdict begins that tells of something that did not come in time.
+pub(crate) const LATE: &str = "not within";
 /// Everything must come to rest within this long after the faults have stopped, each step of it.
 const CONVERGE: Duration = Duration::from_secs(60);
 /// What was to be deleted is so after some times the pause between two looks for it.
@@ -82,7 +84,7 @@ pub(crate) async fn whole(cluster: &Cluster) -> Result<(), String> {
 
 /// Bounds a step of the convergence.
 pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> Result<T, String> {
-    timeout::<SimEnv, _>(CONVERGE, work).await.map_err(|_| format!("not within {CONVERGE:?} after the faults: {what}"))
+    timeout::<SimEnv, _>(CONVERGE, work).await.map_err(|_| format!("{LATE} {CONVERGE:?} after the faults: {what}"))
 }
 
 /// What counts as done by clients.

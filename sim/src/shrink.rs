@@ -1,6 +1,7 @@
 //! Makes a failing case smaller: fewer faults, fewer clients, shorter, while it still breaks the same promise.
 
 use crate::choices::{Case, Choices, Deletion};
+use crate::convergence::LATE;
 use crate::scenario::{self, Outcome};
 
 /// A smaller schedule changes everything that follows from it, so a failure may need another seed to show itself again.
@@ -9,9 +10,9 @@ const SEEDS_TRIED: u64 = 8;
 /// Clients work for so long at least: a run without them shows nothing.
 const SAFETY_LEAST_MS: u64 = 1_000;
 
-/// Why a run failed, without the values that differ from run to run.
+/// Why a run failed, without the values that differ from run to run. What did not come in time is told without any.
 fn kind(verdict: &str) -> &str {
-    verdict.split(':').next().unwrap_or(verdict)
+    if verdict.starts_with(LATE) { verdict } else { verdict.split(':').next().unwrap_or(verdict) }
 }
 
 /// The smallest case found that fails as `case` does, and its outcome; `None` when `case` does not fail. `progress` is told of each step.

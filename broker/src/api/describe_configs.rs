@@ -1,5 +1,7 @@
 //! DescribeConfigs: of topics, brokers and groups.
 
+use std::collections::BTreeSet;
+
 use lockstep_env::Env;
 use lockstep_runtime::Durability;
 use lockstep_wire::codec::describe_configs_request::DescribeConfigsResource;
@@ -50,8 +52,13 @@ pub(crate) async fn handle<E: Env>(
         topics::freshen_directory(broker).await;
     }
     let mut groups = GroupConfigs::new(broker);
-    let mut results = Vec::with_capacity(request.resources.len());
+    let mut results = Vec::new();
+    let mut named = BTreeSet::new();
     for resource in request.resources {
+        // Whoever asks twice is told once.
+        if !named.insert((resource.resource_type, resource.resource_name.clone())) {
+            continue;
+        }
         let entries = match resource.resource_type {
             RESOURCE_TOPIC => topic_entries(broker, &resource.resource_name),
             RESOURCE_BROKER => broker_entries(broker, &resource.resource_name),

@@ -30,10 +30,15 @@ pub(crate) async fn handle<E: Env>(
 ) -> MetadataResponse {
     let version = context.api_version;
     // Version 0 has no null: there an empty list asks for all topics.
-    let wanted = match request.topics {
+    let mut wanted = match request.topics {
         Some(topics) if version == 0 && topics.is_empty() => None,
         other => other,
     };
+    if let Some(wanted) = &mut wanted {
+        // Whoever asks twice is told once.
+        let mut named = BTreeSet::new();
+        wanted.retain(|topic| named.insert(key_of(topic)));
+    }
     let mut refused = BTreeMap::new();
     if let Some(wanted) = &wanted {
         // Versions before 4 cannot say: they always mean it.

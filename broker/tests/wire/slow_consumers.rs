@@ -1,10 +1,11 @@
 //! Clients that ask for much and take nothing.
 
 use crate::cluster::until;
-use crate::support::{TestBroker, TestClient, batch, fetch, metadata, produce};
+use crate::support::{PATIENCE, TestBroker, TestClient, batch, fetch, metadata, produce};
 use lockstep_env::timeout;
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_wire::batch::Batches;
+use lockstep_wire::codec::ApiVersionsRequest;
 
 /// Of a batch.
 const BYTES: usize = 100 << 10;
@@ -57,7 +58,7 @@ async fn what_slow_consumers_do_not_take_is_bounded_and_others_get_on() {
     until("fetches get as much as before", async || batches(&mut client).await == many).await;
 }
 
-/// An answer that takes longer waits for something.
+/// An answer that takes longer, after hundreds of others to somebody else, waits for something.
 const SOON: std::time::Duration = std::time::Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,9 +77,16 @@ async fn lists_that_nobody_takes_are_bounded_too() {
         slow.push(client);
     }
     // Eight lists of a quarter of a megabyte do not fit into one: once the system takes nothing more, no further one is begun.
+    let mut waiting = None;
     until("lists wait for room", async || {
-        let mut client = broker.connect().await;
-        timeout::<TokioEnv, _>(SOON, client.call(9, list.clone())).await.is_err()
+        let mut asking = broker.connect().await;
+        asking.send(9, list.clone()).await;
+        for _ in 0..300 {
+            client.call(3, ApiVersionsRequest::default()).await;
+        }
+        let waits = timeout::<TokioEnv, _>(SOON, asking.receive_frame()).await.is_err();
+        waiting = waits.then_some(asking);
+        waits
     })
     .await;
     // Whoever writes or reads records notices nothing.
@@ -87,5 +95,19 @@ async fn lists_that_nobody_takes_are_bounded_too() {
     assert_eq!(batches(&mut client).await, 1);
 
     drop(slow);
+    // It waits no longer, or it was sent away for another broker.
+    let mut waiting = waiting.expect("one waits");
+    timeout::<TokioEnv, _>(PATIENCE, waiting.receive_frame()).await.expect("an answer, or an end");
     assert_eq!(client.call(9, list).await.topics[0].partitions.len(), 10_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_named_often_is_told_once() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("t", 3).await;
+    let mut client = broker.connect().await;
+    let answer = client.call(9, metadata(&["t", "u", "t", "u", "t"], false)).await;
+    let told: Vec<_> =
+        answer.topics.iter().map(|topic| (topic.name.as_ref().unwrap().as_str(), topic.error_code)).collect();
+    assert_eq!(told, [("t", 0), ("u", 3)]);
 }

@@ -117,6 +117,12 @@ fn is_compaction(command: &Command) -> bool {
     command.op.get(1) == Some(&CompactLog::CODE)
 }
 
+/// Is it a compaction of which something was removed?
+fn replaces_segments(command: &Command) -> bool {
+    is_compaction(command)
+        && matches!(Op::decode(&command.op), Ok(Op::CompactLog(compaction)) if !compaction.segments.is_empty())
+}
+
 /// Groups that changed and have subscriptions of which it is not known what they match, or what they match of altered topics.
 fn unresolved_regexes(core: &ClusterStateMachine, effects: &[Effect]) -> Vec<String> {
     let unresolved = effects.iter().filter_map(|effect| match effect {
@@ -179,7 +185,7 @@ impl<E: Env> RaftStateMachine<TypeConfig<E>> for StateMachine<E> {
                     }
                     match self.apply_command(&entry.log_id, command) {
                         Ok((reply, digest)) => {
-                            if is_compaction(command) && reply == Reply::Done(true) {
+                            if reply == Reply::Done(true) && replaces_segments(command) {
                                 self.replica.env.reached(Step::CompactionApplied);
                             }
                             (Some(reply), None, digest)

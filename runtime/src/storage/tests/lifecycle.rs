@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 
 use crate::error::StartError;
 use crate::partition::ReadError;
+use crate::storage::segment::PartitionKey;
+use crate::storage::staging::Staging;
 use crate::storage::tests::batch::batch;
 use crate::storage::tests::memory_env::MemoryDisk;
 use crate::storage::tests::scenario::{Replica, Shape, random_entries, small};
@@ -295,4 +297,25 @@ async fn a_segment_ends_when_a_batch_is_too_late_or_too_long_for_it() {
     assert_eq!(send(5_000, short), [0, 3, 5]);
     assert_eq!(send(5_000, short), [0, 3, 5]);
     assert_eq!(send(5_000, short), [0, 3, 5, 7]);
+}
+
+#[tokio::test]
+async fn what_is_staged_survives_a_power_cut_in_a_directory_that_was_just_made() {
+    let disk = MemoryDisk::default();
+    let replica = Replica::open(&disk, small()).await.unwrap();
+    // What creates the store makes the data directory durable; the partition's is made by the first write.
+    replica.store.apply(&create(0), &Bytes::new()).unwrap();
+    append(&replica, 0, 0).unwrap();
+    replica.store.flush().await.unwrap();
+    let key = PartitionKey { topic_id: TOPIC, partition: 0 };
+    let name = SegmentName { revision: 1, ..SegmentName::appended(key, 0) };
+    let mut staging = Staging::begin(&replica.store, name).await.unwrap();
+    staging.write(Bytes::from(batch(1, 1, b"compacted"))).await.unwrap();
+    staging.finish().await.unwrap();
+    for seed in 0..20 {
+        let disk = disk.after_power_cut(seed);
+        let replica = Replica::open(&disk, small()).await.unwrap();
+        replica.store.apply(&create(0), &Bytes::new()).unwrap();
+        assert!(replica.store.has_compacted(name), "seed {seed}");
+    }
 }
