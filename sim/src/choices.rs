@@ -237,10 +237,8 @@ impl Choices {
         // Records of a topic that grows have no keys.
         if rng.random_ratio(1, 4) && deletion == Deletion::Never && !grows {
             deletion = Deletion::Compaction;
-            if !has_pattern {
-                faults.extend(faults::draw::beside_compaction(rng, safety_ms));
-                faults.sort_by_key(|planned| planned.at_ms);
-            }
+            faults.extend(faults::draw::beside_compaction(rng, safety_ms));
+            faults.sort_by_key(|planned| planned.at_ms);
             if rng.random_ratio(1, 3) {
                 deletion = Deletion::CompactionAndRequests;
             }
