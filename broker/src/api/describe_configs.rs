@@ -56,7 +56,8 @@ pub(crate) async fn handle<E: Env>(
     let mut named = BTreeSet::new();
     for resource in request.resources {
         // Whoever asks twice is told once.
-        if !named.insert((resource.resource_type, resource.resource_name.clone())) {
+        let asked = (resource.resource_type, resource.resource_name.clone(), resource.configuration_keys.clone());
+        if !named.insert(asked) {
             continue;
         }
         let entries = match resource.resource_type {

@@ -89,7 +89,7 @@ async fn lists_that_nobody_takes_are_bounded_too() {
         waits
     })
     .await;
-    // Whoever writes or reads records notices nothing.
+    // Who asks for no list notices nothing.
     let answer = client.call(9, produce("t", 0, -1, batch(&["value"]))).await;
     assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
     assert_eq!(batches(&mut client).await, 1);

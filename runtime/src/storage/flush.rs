@@ -101,18 +101,18 @@ impl<E: Env> Inner<E> {
         let mut left = partition.lock().unwritten();
         while left > 0 {
             let (step, directory_made, new_file) = {
-                let mut state = partition.lock();
+                let state = partition.lock();
                 let Some(step) = state.next_write(STEP_BYTES_MAX, STEP_BUFFERS_MAX) else { break };
                 let new_file = step.position == 0;
-                state.directory_changes += u64::from(new_file);
                 (step, state.directory_made, new_file)
             };
             if !directory_made {
-                self.root_changes.fetch_add(1, Ordering::AcqRel);
                 let directory = self.directory(partition.key);
                 while let Err(error) = self.env.disk().create_dir_all(&directory).await {
                     self.wait_for_room(&directory, error).await.map_err(|error| self.fail(&directory, error))?;
                 }
+                // Only now: a checkpoint that syncs the directory before would count it as durable.
+                self.root_changes.fetch_add(1, Ordering::AcqRel);
                 partition.lock().directory_made = true;
             }
             let mode = if new_file { OpenMode::CreateOrOpen } else { OpenMode::ReadWrite };
@@ -128,6 +128,7 @@ impl<E: Env> Inner<E> {
             {
                 let mut state = partition.lock();
                 state.wrote(&step);
+                state.directory_changes += u64::from(new_file);
                 let unsynced = state.segment(step.segment).map_or(0, |it| it.written - it.synced);
                 if unsynced / SYNC_STEP_BYTES > unsynced.saturating_sub(step.bytes) / SYNC_STEP_BYTES {
                     lock(&self.long_unsynced).push((Arc::clone(partition), step.segment));

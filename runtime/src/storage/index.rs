@@ -1,7 +1,7 @@
 //! The sparse index of a segment: where to begin to look for an offset or a time.
 //!
 //! An `.index` file (numbers big-endian) holds `LSIX`, the format's version (u32), the segment's base offset (i64), how many bytes of the log it
-//! covers (u64), the number of entries (u32), the entries (offset i64, position u64, largest timestamp in milliseconds i64, CRC32C of base offsets u32),
+//! covers (u64), the number of entries (u32), the entries (offset i64, position u64, largest timestamp in milliseconds i64, CRC32C of offsets u32),
 //! and the CRC32C of all that (u32). It is never synced on its own: one that is missing or damaged is made again from the log.
 
 use crate::storage::batch::BatchHeader;
@@ -26,8 +26,8 @@ pub(crate) struct IndexEntry {
     pub(crate) position: u64,
     /// Largest timestamp of all batches up to the next entry.
     pub(crate) max_timestamp_ms: i64,
-    /// CRC32C of the base offsets of all batches up to the next entry, 8 bytes each. No batch's own checksum covers its base offset, and where a log is
-    /// compacted nothing else tells what it should be.
+    /// CRC32C of where all batches up to the next entry begin and end: base offset and offset after, 8 bytes each. No batch's own checksum covers its base
+    /// offset, and where a log is compacted nothing else tells what it should be; and a batch that seems to end before what is looked for is passed over.
     pub(crate) offsets_crc: u32,
 }
 
@@ -133,9 +133,10 @@ pub(crate) fn push(entries: &mut Vec<IndexEntry>, header: &BatchHeader, position
     }
 }
 
-/// The CRC32C of base offsets of which one more follows.
+/// The CRC32C of offsets when another batch follows.
 pub(crate) fn offsets_crc(before: u32, header: &BatchHeader) -> u32 {
-    crc32c::crc32c_append(before, &header.base_offset.to_be_bytes())
+    let crc = crc32c::crc32c_append(before, &header.base_offset.to_be_bytes());
+    crc32c::crc32c_append(crc, &header.next_offset.to_be_bytes())
 }
 
 /// The last entry that does not lie beyond `offset`.
@@ -168,7 +169,8 @@ mod tests {
         let index = index();
         assert_eq!(index.covered, 400_000);
         assert_eq!(index.entries.len(), 5);
-        let offsets: Vec<u8> = [140_i64, 150, 160, 170].into_iter().flat_map(i64::to_be_bytes).collect();
+        let offsets: Vec<u8> =
+            [140_i64, 150, 150, 160, 160, 170, 170, 180].into_iter().flat_map(i64::to_be_bytes).collect();
         let offsets_crc = crc32c::crc32c(&offsets);
         assert_eq!(
             index.entries[1],

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lockstep_env::{Disk, DiskFile, Env, OpenMode};
@@ -20,6 +21,9 @@ const SCAN_BYTES: usize = 1 << 20;
 /// An index that took this much reading is worth a file.
 const SCANNED_BYTES_WORTH_A_FILE: u64 = 4 << 20;
 
+/// A compacted segment that is damaged has no index; it is not looked at more often, however many would read it.
+const DAMAGED_LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// Index entries for the part of a segment that is not in memory.
 #[derive(Debug)]
 pub(crate) struct LoadedIndex {
@@ -28,15 +32,23 @@ pub(crate) struct LoadedIndex {
     asked: u64,
     /// Less than `asked` where the log is damaged.
     pub(crate) covered: u64,
-    /// Made from the log in this process: it is no use to make it again.
+    /// Made from the log in this process, or the log was found damaged: it is no use to make it again.
     pub(crate) from_log: bool,
+    /// There is none, because the log is damaged; it is tried again then, if it was not repaired before.
+    again_at: Option<Instant>,
+}
+
+impl LoadedIndex {
+    fn serves(&self, asked: u64, now: Instant) -> bool {
+        self.asked >= asked && self.again_at.is_none_or(|again_at| now < again_at)
+    }
 }
 
 impl<E: Env> Inner<E> {
     /// The index for the first `source.recent_from` bytes of a segment; made from the log when `anew`.
     pub(crate) async fn index(&self, source: &FileSource, anew: bool) -> io::Result<Arc<LoadedIndex>> {
         let known = lock(&self.indexes).get((source.segment, source.generation));
-        if let Some(known) = known.filter(|known| !anew && known.asked >= source.recent_from) {
+        if let Some(known) = known.filter(|known| !anew && known.serves(source.recent_from, E::now())) {
             return Ok(known);
         }
         let _indexing = self.indexing.lock().await;
@@ -47,34 +59,45 @@ impl<E: Env> Inner<E> {
     async fn load_index(&self, source: &FileSource, anew: bool) -> io::Result<Arc<LoadedIndex>> {
         let (name, asked) = (source.segment, source.recent_from);
         let loaded = lock(&self.indexes).get((name, source.generation));
-        if let Some(loaded) = loaded.filter(|loaded| loaded.asked >= asked && (loaded.from_log || !anew)) {
+        if let Some(loaded) = loaded.filter(|loaded| loaded.serves(asked, E::now()) && (loaded.from_log || !anew)) {
             return Ok(loaded);
         }
         let path = self.index_path(name);
         let mut index = Index::default();
-        if !anew {
+        let mut before = None;
+        if !anew || name.is_compacted() {
             // Whatever is wrong with the file, the log has it all.
             let file = self.env.disk().read_file(&path, index::FILE_LEN_MAX).await.unwrap_or_default();
             index = Index::decode(&file, name.base_offset).unwrap_or_default();
             index.cut(asked);
-            if name.is_compacted() && index.covered < asked {
-                index = Index::default();
-            }
+        }
+        if name.is_compacted() && (anew || index.covered < asked) {
+            before = Some(std::mem::take(&mut index)).filter(|index| index.covered == asked);
         }
         let from_file = index.covered;
         if from_file < asked {
             self.scan(source, &mut index).await?;
             let listed = self.partition(name.key()).is_some_and(|partition| partition.lock().lists(name));
-            if listed && index.covered == asked && (anew || asked - from_file >= SCANNED_BYTES_WORTH_A_FILE) {
+            let is_worth_a_file = anew || name.is_compacted() || asked - from_file >= SCANNED_BYTES_WORTH_A_FILE;
+            if listed && index.covered == asked && is_worth_a_file {
                 self.write_index(name, &index).await;
             }
         }
-        let loaded =
-            Arc::new(LoadedIndex { asked, covered: index.covered, entries: index.entries, from_log: from_file == 0 });
-        // A compacted segment that is damaged anywhere has none. It is looked at again by the next reader, until it is repaired.
-        if loaded.covered == asked || !name.is_compacted() {
-            self.keep_index(name, source.generation, &loaded);
+        if index.covered < asked
+            && let Some(before) = before
+        {
+            // The segment is damaged, not its index: what is sound elsewhere in it can still be told.
+            index = before;
         }
+        let is_damaged = name.is_compacted() && index.covered < asked;
+        let loaded = Arc::new(LoadedIndex {
+            asked,
+            covered: index.covered,
+            entries: index.entries,
+            from_log: from_file == 0,
+            again_at: is_damaged.then(|| E::now() + DAMAGED_LOOK_EVERY),
+        });
+        self.keep_index(name, source.generation, &loaded);
         Ok(loaded)
     }
 
@@ -205,7 +228,7 @@ impl<E: Env> Inner<E> {
         if !self.write_index(name, &index).await {
             return;
         }
-        let loaded = LoadedIndex { entries: index.entries, asked: covered, covered, from_log: false };
+        let loaded = LoadedIndex { entries: index.entries, asked: covered, covered, from_log: false, again_at: None };
         self.keep_index(name, source.generation, &Arc::new(loaded));
         let mut state = partition.lock();
         if state.generation == source.generation

@@ -1,8 +1,8 @@
 //! Reading batches from compacted segments.
 //!
 //! Where records were removed, the offset of a batch does not tell that of the next one, and a batch's checksum does not cover its own: a flipped bit would
-//! give records another offset. So what lies between two entries of the index is read as a whole, and its base offsets are compared with the entry's
-//! checksum. That one was made when the whole segment was as its own checksum says.
+//! give records another offset. So what lies between two entries of the index is read as a whole, and where its batches begin and end is compared with the
+//! entry's checksum. That one was made when the whole segment was as its own checksum says.
 
 use bytes::Bytes;
 use lockstep_env::{DiskFile, Env, OpenMode};
@@ -79,7 +79,13 @@ impl<E: Env> Inner<E> {
             }
             if let Some(start) = taken.start {
                 let Taken { end, next_offset, full, .. } = taken;
-                return Ok(FileBatches { bytes: window.slice(start..end), next_offset, full });
+                // Little is not to keep much in memory for as long as a client does not take it.
+                let bytes = if (end - start) * 2 < window.len() {
+                    Bytes::copy_from_slice(&window[start..end])
+                } else {
+                    window.slice(start..end)
+                };
+                return Ok(FileBatches { bytes, next_offset, full });
             }
             at = to;
         }
@@ -88,7 +94,7 @@ impl<E: Env> Inner<E> {
     }
 }
 
-/// The batches from `start` to the end of `window`, and where each begins, if their base offsets are those that the index knows.
+/// The batches from `start` to the end of `window`, and where each begins, if they are where the index knows them to be.
 fn batches_between(
     segment: SegmentName,
     window: &[u8],

@@ -88,8 +88,8 @@ impl<E: Env> Staging<E> {
         }
         let directory = inner.directory(name.key());
         if !partition.lock().directory_made {
-            inner.root_changes.fetch_add(1, Ordering::AcqRel);
             disk.create_dir_all(&directory).await?;
+            inner.root_changes.fetch_add(1, Ordering::AcqRel);
             partition.lock().directory_made = true;
         }
         // Also what was made to write to, which a checkpoint has not come to yet.

@@ -34,7 +34,7 @@ const URGENT_BYTES: u64 = 256 << 10;
 const UNWRITTEN_BYTES_MAX: u64 = 32 << 20;
 /// A replica that fetches gets at most so much at once.
 const CHUNK_BYTES_MAX: usize = 4 << 20;
-/// Index entries kept for readers, of 24 bytes each.
+/// Index entries kept for readers, of 32 bytes each.
 const INDEX_ENTRIES_MAX: usize = 32 << 10;
 
 /// How a store keeps its segments.
