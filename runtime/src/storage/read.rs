@@ -6,6 +6,7 @@ use lockstep_env::{DiskFile, Env, OpenMode};
 use crate::partition::ReadError;
 use crate::storage::batch::{BatchHeader, HEADER_LEN};
 use crate::storage::index;
+use crate::storage::lookup::LoadedIndex;
 use crate::storage::segment::SegmentName;
 use crate::storage::state::{FileSource, Partition};
 use crate::storage::store::Inner;
@@ -43,26 +44,36 @@ impl<E: Env> Inner<E> {
         bytes_max: usize,
         at_least_one: bool,
     ) -> Result<FileBatches, ReadError> {
-        if source.segment.is_compacted() {
-            return self.read_compacted(source, offset, bytes_max, at_least_one).await;
-        }
-        if let Some(start) = source.at {
+        if let Some(start) = source.at.filter(|_| !source.segment.is_compacted()) {
             return self.read_from(partition, source, start, offset, bytes_max, at_least_one).await;
         }
         let failed = |error| self.read_failed(source.segment, error);
-        let base = (0, source.segment.base_offset);
-        let start = |entries| index::find_offset(entries, offset).map_or(base, |entry| (entry.position, entry.offset));
         let loaded = self.index(source, false).await.map_err(failed)?;
-        let found = start(&loaded.entries);
-        match self.read_from(partition, source, found, offset, bytes_max, at_least_one).await {
+        match self.read_indexed(partition, &loaded, source, offset, bytes_max, at_least_one).await {
             // Perhaps it is only the index that is wrong.
             Err(ReadError::Damaged { .. }) if !loaded.from_log => {
                 let loaded = self.index(source, true).await.map_err(failed)?;
-                let found = start(&loaded.entries);
-                self.read_from(partition, source, found, offset, bytes_max, at_least_one).await
+                self.read_indexed(partition, &loaded, source, offset, bytes_max, at_least_one).await
             }
             other => other,
         }
+    }
+
+    async fn read_indexed(
+        &self,
+        partition: &Partition,
+        loaded: &LoadedIndex,
+        source: &FileSource,
+        offset: i64,
+        bytes_max: usize,
+        at_least_one: bool,
+    ) -> Result<FileBatches, ReadError> {
+        if source.segment.is_compacted() {
+            return self.read_compacted(loaded, source, offset, bytes_max, at_least_one).await;
+        }
+        let found = index::find_offset(&loaded.entries, offset);
+        let start = found.map_or((0, source.segment.base_offset), |entry| (entry.position, entry.offset));
+        self.read_from(partition, source, start, offset, bytes_max, at_least_one).await
     }
 
     pub(crate) fn read_failed(&self, name: SegmentName, source: std::io::Error) -> ReadError {

@@ -17,27 +17,8 @@ use crate::storage::state::FileSource;
 use crate::storage::store::Inner;
 
 impl<E: Env> Inner<E> {
-    /// As [`Inner::read_file`], of a compacted segment.
+    /// As [`Inner::read_file`], of a compacted segment with this index.
     pub(crate) async fn read_compacted(
-        &self,
-        source: &FileSource,
-        offset: i64,
-        bytes_max: usize,
-        at_least_one: bool,
-    ) -> Result<FileBatches, ReadError> {
-        let failed = |error| self.read_failed(source.segment, error);
-        let loaded = self.index(source, false).await.map_err(failed)?;
-        match self.read_with(&loaded, source, offset, bytes_max, at_least_one).await {
-            // Perhaps it is only the index that is wrong.
-            Err(ReadError::Damaged { .. }) if !loaded.from_log => {
-                let loaded = self.index(source, true).await.map_err(failed)?;
-                self.read_with(&loaded, source, offset, bytes_max, at_least_one).await
-            }
-            other => other,
-        }
-    }
-
-    async fn read_with(
         &self,
         loaded: &LoadedIndex,
         source: &FileSource,
