@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::storage::segment::{SegmentEntry, SegmentName};
 use crate::storage::state::Partition;
-use crate::storage::store::{Inner, lock};
+use crate::storage::store::{Inner, URGENT_BYTES, lock};
 use lockstep_probe::Mark;
 
 /// How long applied batches stay in memory only, when they are few. Every shard of every node writes behind: five times a second it was seen in the slowest
@@ -58,8 +58,12 @@ pub(crate) async fn run<E: Env>(store: Weak<Inner<E>>, work: Arc<Notify>, urgent
                 inner.remove_dropped().await;
                 break;
             }
+            // Much may have come while what was there was written: nobody tells of it again.
+            let is_urgent = inner.unwritten.load(Ordering::Acquire) >= URGENT_BYTES;
             drop(inner);
-            select(urgent.notified(), E::sleep(FLUSH_INTERVAL)).await;
+            if !is_urgent {
+                select(urgent.notified(), E::sleep(FLUSH_INTERVAL)).await;
+            }
             let Some(inner) = store.upgrade() else { return };
             if inner.flush().await.is_err() || inner.sync_long_unsynced().await.is_err() {
                 return;

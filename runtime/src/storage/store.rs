@@ -29,7 +29,7 @@ use crate::storage::suspicion::{FoundBy, ScrubCounters, ScrubCounts, Suspicions}
 use lockstep_probe::{Mark, Mistake};
 
 /// The flusher does not wait any longer once so much is in memory only.
-const URGENT_BYTES: u64 = 256 << 10;
+pub(crate) const URGENT_BYTES: u64 = 256 << 10;
 /// [`PartitionStore::writable`] waits while more than this is in memory only.
 const UNWRITTEN_BYTES_MAX: u64 = 32 << 20;
 /// A replica that fetches gets at most so much at once.
