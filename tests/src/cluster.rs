@@ -350,7 +350,7 @@ impl Cluster {
         status
     }
 
-    /// Waits until every node is there and votes in every shard, and every shard has a leader.
+    /// Waits until every node is there, takes clients, and votes in every shard, and every shard has a leader.
     ///
     /// # Panics
     /// As [`Cluster::wait_status`].
@@ -368,6 +368,12 @@ impl Cluster {
                 })
         })
         .await;
+        for id in self.ids() {
+            wait_until("the node is ready", PATIENCE, || async {
+                self.http_get(id, "/readyz").await.filter(|ready| ready.status == 200)
+            })
+            .await;
+        }
     }
 
     /// Waits until the states of all nodes were equal at one log position in every shard.

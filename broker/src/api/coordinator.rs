@@ -49,7 +49,7 @@ fn find<E: Env>(broker: &Broker<E>, key_type: i8, key: StrBytes) -> Coordinator 
         return nobody(key, ErrorCode::InvalidRequest, "This kind of coordinator is not offered by this cluster.");
     }
     let shard = shard_of_group(&key, broker.node().shard_count());
-    let leader = shard_leader(broker, shard).filter(|(leader, _)| broker.node().alive(*leader));
+    let leader = shard_leader(broker, shard).filter(|(leader, _)| broker.node().takes_clients(*leader));
     let record =
         leader.and_then(|(leader, _)| broker.node().directory(|directory| directory.brokers.get(&leader).cloned()));
     match record {

@@ -13,8 +13,8 @@ use lockstep_env::{Env, timeout};
 use lockstep_runtime::NodeConfig;
 use lockstep_wire::codec::offset_fetch_request::OffsetFetchRequestGroup;
 use lockstep_wire::codec::{
-    ConsumerGroupHeartbeatRequest, DeleteGroupsRequest, FindCoordinatorRequest, JoinGroupRequest, ListGroupsRequest,
-    OffsetDeleteRequest, OffsetFetchRequest,
+    ApiVersionsRequest, ConsumerGroupHeartbeatRequest, DeleteGroupsRequest, FindCoordinatorRequest, JoinGroupRequest,
+    ListGroupsRequest, OffsetDeleteRequest, OffsetFetchRequest, StrBytes,
 };
 use tokio::net::{TcpListener, TcpStream};
 
@@ -30,6 +30,15 @@ impl Cluster {
     }
 
     pub(crate) async fn start_with(change: impl Fn(&mut BrokerConfig)) -> Self {
+        let cluster = Self::start_early(change).await;
+        for broker in cluster.brokers.values() {
+            cluster.until_ready(broker).await;
+        }
+        cluster
+    }
+
+    /// Starts brokers that may not know of one another yet.
+    async fn start_early(change: impl Fn(&mut BrokerConfig)) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let mut peers = BTreeMap::new();
         let mut held = Vec::new();
@@ -53,9 +62,6 @@ impl Cluster {
             change(&mut config);
             cluster.configs.insert(id, config);
             cluster.boot(id, |_| ()).await;
-        }
-        for broker in cluster.brokers.values() {
-            cluster.until_ready(broker).await;
         }
         cluster
     }
@@ -243,4 +249,44 @@ async fn a_broker_that_knows_of_no_leader_is_its_own_controller() {
     })
     .await;
     cluster.brokers[&3].shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_named_takes_clients_from_the_first_moment() {
+    let cluster = Cluster::start_early(|config| config.node.shards = 12).await;
+    // Those that have no copy of the directory yet close connections, also when they lead already.
+    let groups: Vec<StrBytes> = (0..40).map(|group| StrBytes::from(format!("g{group}"))).collect();
+    let mut asked: BTreeMap<u64, TestClient> = BTreeMap::new();
+    let mut answered: BTreeMap<u64, TestClient> = BTreeMap::new();
+    until("every group has a coordinator", async || {
+        let mut all_found = true;
+        for id in 1..=3 {
+            if !asked.contains_key(&id) {
+                if !cluster.brokers[&id].node().has_directory() {
+                    continue;
+                }
+                asked.insert(id, cluster.connect(id).await);
+            }
+            let request = FindCoordinatorRequest::default().with_coordinator_keys(groups.clone());
+            let found = asked.get_mut(&id).expect("connected").call(4, request).await.coordinators;
+            for coordinator in found {
+                if coordinator.error_code != 0 {
+                    assert_eq!(coordinator.error_code, error::COORDINATOR_NOT_AVAILABLE);
+                    all_found = false;
+                    continue;
+                }
+                let named = u64::try_from(coordinator.node_id.0).expect("a broker");
+                if !answered.contains_key(&named) {
+                    let mut client = cluster.connect(named).await;
+                    client.call(3, ApiVersionsRequest::default()).await;
+                    answered.insert(named, client);
+                }
+            }
+        }
+        all_found && asked.len() == 3
+    })
+    .await;
+    for broker in cluster.brokers.values() {
+        broker.shutdown().await;
+    }
 }

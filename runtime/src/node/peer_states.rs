@@ -9,7 +9,6 @@ use lockstep_env::Env;
 use super::Node;
 use super::message::Gossip;
 
-/// A node that said nothing yet has a state of which nothing is true.
 #[derive(Debug, Default)]
 pub(super) struct PeerStates(Mutex<BTreeMap<NodeId, PeerState>>);
 
@@ -17,7 +16,7 @@ pub(super) struct PeerStates(Mutex<BTreeMap<NodeId, PeerState>>);
 struct PeerState {
     is_stopping: bool,
     is_short_of_space: bool,
-    is_without_directory: bool,
+    has_directory: bool,
 }
 
 impl PeerStates {
@@ -25,24 +24,26 @@ impl PeerStates {
         let state = PeerState {
             is_stopping: gossip.stopping,
             is_short_of_space: gossip.short_of_space,
-            is_without_directory: gossip.without_directory,
+            has_directory: !gossip.without_directory,
         };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, state);
     }
 
+    /// Of one that said nothing yet nothing is true.
     fn of(&self, node: NodeId) -> PeerState {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied().unwrap_or_default()
     }
 }
 
 impl<E: Env> Node<E> {
-    /// Does this node live, and take clients? One that has no copy of the directory yet turns them away.
+    /// Does this node live, and take clients? One that has no copy of the directory yet turns them away; one from which only Raft's messages came
+    /// has not said yet whether it has.
     #[must_use]
     pub fn takes_clients(&self, node: NodeId) -> bool {
         if node == self.id() {
             return self.has_directory();
         }
-        self.alive(node) && !self.inner.peer_states.of(node).is_without_directory
+        self.alive(node) && self.inner.peer_states.of(node).has_directory
     }
 
     /// Did the other node say that it is stopping? It should lead nothing.
