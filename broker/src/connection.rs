@@ -407,8 +407,11 @@ mod tests {
     use std::task::Context;
 
     use lockstep_env::tokio_env::TokioEnv;
+    use tokio::io::AsyncReadExt;
 
     use super::*;
+
+    const ANSWER_BYTES: usize = 8 << 20;
 
     /// Takes at most so many bytes at a time, and notes each time how many.
     struct SlowWriter {
@@ -483,5 +486,35 @@ mod tests {
     fn a_client_is_known_by_its_host() {
         assert_eq!(&*Peer::new("127.0.0.1:50123".to_owned()).host, "/127.0.0.1");
         assert_eq!(&*Peer::new("[::1]:50123".to_owned()).host, "/::1");
+    }
+
+    /// Writes an answer to a client that takes so much every second; how that ended, and after how long.
+    async fn written_to(taken_a_second: usize) -> (Result<usize, String>, Duration) {
+        let (mut broker_end, mut client_end) = tokio::io::duplex(64 << 10);
+        let client = TokioEnv::spawn(async move {
+            let mut taken = vec![0; taken_a_second];
+            while client_end.read_exact(&mut taken).await.is_ok() {
+                TokioEnv::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        let mut unsent =
+            Unsent { pieces: [Bytes::from(vec![0; ANSWER_BYTES])].into(), bytes: ANSWER_BYTES, requests: Vec::new() };
+        let began = TokioEnv::now();
+        let written = unsent.write::<TokioEnv>(&mut broker_end).await;
+        let took = TokioEnv::now() - began;
+        drop(broker_end);
+        client.await.expect("the client ends");
+        (written, took)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_be_taken_slowly_but_not_for_ever() {
+        // At half of the rate that must be kept it is over once twice the time and what may be a stall are past, though the client never stops taking.
+        let (written, took) = written_to(SLOWEST_TAKEN_BYTES_PER_SECOND / 2).await;
+        assert!(written.is_err(), "{written:?}");
+        assert!((Duration::from_secs(128)..Duration::from_secs(160)).contains(&took), "{took:?}");
+        let (written, took) = written_to(SLOWEST_TAKEN_BYTES_PER_SECOND).await;
+        assert_eq!(written, Ok(ANSWER_BYTES));
+        assert!(took > Duration::from_secs(120), "{took:?}");
     }
 }

@@ -2,17 +2,20 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_core::{Effect, SegmentLimits, TopicId};
+use lockstep_env::Env;
 use tokio::sync::Notify;
 
 use crate::error::StartError;
 use crate::partition::ReadError;
 use crate::storage::segment::PartitionKey;
 use crate::storage::staging::Staging;
+use crate::storage::store::URGENT_BYTES;
 use crate::storage::tests::batch::batch;
-use crate::storage::tests::memory_env::MemoryDisk;
+use crate::storage::tests::memory_env::{MemoryDisk, MemoryEnv};
 use crate::storage::tests::scenario::{Replica, Shape, random_entries, small};
 use crate::storage::{SegmentName, StoreOptions};
 
@@ -27,7 +30,11 @@ fn drop_partition(partition: u32) -> Effect {
 }
 
 fn append(replica: &Replica, partition: u32, base_offset: i64) -> Result<(), String> {
-    let payload = Bytes::from(batch(1, 1, b"content"));
+    append_content(replica, partition, base_offset, b"content")
+}
+
+fn append_content(replica: &Replica, partition: u32, base_offset: i64, content: &[u8]) -> Result<(), String> {
+    let payload = Bytes::from(batch(1, 1, content));
     let effect = Effect::Append {
         topic_id: TOPIC,
         partition,
@@ -318,4 +325,24 @@ async fn what_is_staged_survives_a_power_cut_in_a_directory_that_was_just_made()
         replica.store.apply(&create(0), &Bytes::new()).unwrap();
         assert!(replica.store.has_compacted(name), "seed {seed}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_segments_are_written_is_written_at_once_when_it_is_much() {
+    let replica = Replica::open(&MemoryDisk::default(), small()).await.unwrap();
+    replica.store.apply(&create(0), &Bytes::new()).unwrap();
+    let content = vec![7; usize::try_from(2 * URGENT_BYTES).unwrap()];
+    let began = MemoryEnv::now();
+    let opened_before = replica.disk.opened();
+    append_content(&replica, 0, 0, &content).unwrap();
+    while replica.disk.opened() == opened_before {
+        tokio::task::yield_now().await;
+    }
+    assert!(replica.log_files().values().all(Vec::is_empty), "the first batch is not written yet");
+    append_content(&replica, 0, 1, &content).unwrap();
+    while replica.log_files().values().map(Vec::len).sum::<usize>() < 2 * content.len() {
+        MemoryEnv::sleep(Duration::from_millis(1)).await;
+    }
+    let took = MemoryEnv::now() - began;
+    assert!(took < Duration::from_millis(100), "the second batch waited for the next look: {took:?}");
 }
