@@ -60,7 +60,7 @@ fn append(records: u32, round: i32) -> Op {
             max_timestamp_ms: 1_700_000_000_000,
         })
         .collect();
-    Op::AppendMessage(AppendMessage { now_ms: 1_700_000_000_000, appends })
+    Op::AppendMessage(AppendMessage { now_ms: 1_700_000_000_000, segment_bytes: 256 << 20, appends })
 }
 
 /// An op with so many commits, each of another group.

@@ -116,9 +116,10 @@ impl Peer {
         Self { address, host }
     }
 
-    fn context(&self, header: &frame::RequestHeader) -> RequestContext {
+    fn context(&self, header: &frame::RequestHeader, request_bytes: usize) -> RequestContext {
         RequestContext {
             api_version: header.api_version,
+            request_bytes,
             client_id: header.client_id.as_ref().map(|id| id.to_string()).unwrap_or_default(),
             client_host: Arc::clone(&self.host),
         }
@@ -193,6 +194,7 @@ async fn read<E: Env>(
 
 /// Decodes a Produce or OffsetCommit request and makes its proposals. `None`: the connection must end.
 async fn begin<E: Env>(broker: &Broker<E>, frame: Bytes, peer: &Peer) -> Option<Queued> {
+    let request_bytes = frame.len();
     let (header, request) = match frame::decode_request(frame) {
         Ok(decoded) => decoded,
         Err(error) => {
@@ -200,7 +202,7 @@ async fn begin<E: Env>(broker: &Broker<E>, frame: Bytes, peer: &Peer) -> Option<
             return None;
         }
     };
-    let context = peer.context(&header);
+    let context = peer.context(&header, request_bytes);
     let outcome: Pin<Box<dyn Future<Output = Outcome> + Send>> = match request {
         Request::Produce(request) => Box::pin(api::produce::begin(broker.clone(), context, request).await.finish()),
         Request::OffsetCommit(request) => {
@@ -264,9 +266,10 @@ async fn write<E: Env>(
                 if !send(&broker, &mut writer, &mut unsent, &in_queue, &peer).await {
                     return;
                 }
+                let request_bytes = frame.len();
                 match frame::decode_request(frame) {
                     Ok((header, request)) => {
-                        let context = peer.context(&header);
+                        let context = peer.context(&header, request_bytes);
                         // On the heap while it lasts: connections that rest need no room for what handlers remember.
                         let outcome = Box::pin(dispatch::dispatch(&broker, &context, request)).await;
                         (header.api_version, header.correlation_id, outcome)

@@ -18,6 +18,8 @@ const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct RequestContext {
     /// The request's version; its response has the same.
     pub(crate) api_version: i16,
+    /// How long the request is. A slice of it keeps so much in memory.
+    pub(crate) request_bytes: usize,
     /// What the client calls itself; empty when it does not say.
     pub(crate) client_id: String,
     /// The client's address without its port, with a slash before it as Kafka's tools show it.

@@ -36,7 +36,7 @@ impl Partitions {
                 taken = end;
             }
             outcomes.push(if sliced {
-                self.append_one(directory, position, ordinal, op.now_ms, append, effects)?
+                self.append_one(directory, position, ordinal, op, append, effects)?
             } else {
                 Err(AppendError::CorruptBatch)
             });
@@ -49,7 +49,7 @@ impl Partitions {
         directory: &Directory,
         position: Position,
         ordinal: u32,
-        now_ms: i64,
+        op: &AppendMessage,
         append: &PartitionAppend,
         effects: &mut Vec<Effect>,
     ) -> Result<Result<Appended, AppendError>, String> {
@@ -84,8 +84,8 @@ impl Partitions {
             .configs
             .get(TIMESTAMP_TYPE)
             .is_some_and(|stamped_by| stamped_by == "LogAppendTime")
-            .then_some(now_ms.max(0));
-        let limits = topic.segment_limits();
+            .then_some(op.now_ms.max(0));
+        let limits = topic.segment_limits(op.segment_bytes);
         // Terms beyond Kafka's epochs: two thousand million elections.
         let leader_epoch = i32::try_from(position.term).unwrap_or(i32::MAX);
         self.extend((append.topic_id, append.partition), leader_epoch, next_offset)?;
@@ -148,7 +148,7 @@ mod tests {
             max_timestamp_ms: 0,
         };
         for (offset_count, fits) in [(6, false), (5, true), (1, false)] {
-            let op = AppendMessage { now_ms: 0, appends: alloc::vec![append(offset_count)] };
+            let op = AppendMessage { now_ms: 0, segment_bytes: 1 << 20, appends: alloc::vec![append(offset_count)] };
             let position = Position { term: 1, index: 1 };
             let reply = partitions.apply_append(&directory, position, &op, 100, &mut Vec::new()).unwrap();
             let Reply::Append(outcomes) = reply else { panic!("not an append's reply") };

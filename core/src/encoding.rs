@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use crate::op::{DecodeError, Op};
 
 /// The format of op bodies. It rises when an encoding changes, and the old one stays readable.
-const FORMAT_VERSION: u8 = 1;
+const FORMAT_VERSION: u8 = 2;
 
 /// Reads one whole value. postcard reserves room for a sequence only when at least as many bytes are left as it claims
 /// elements, and serde never reserves more than 1 MiB ahead, so what is allocated stays in proportion to `bytes`.

@@ -81,6 +81,9 @@ pub struct DeleteTopic {
 pub struct AppendMessage {
     /// The proposer's wall clock, for topics with `message.timestamp.type=LogAppendTime`.
     pub now_ms: i64,
+    /// Where segments of topics without `segment.bytes` end, as the proposer's broker is configured: in the op, since all replicas must
+    /// close them at the same place, and their brokers may be configured otherwise.
+    pub segment_bytes: u64,
     /// In order; one batch each.
     pub appends: Vec<PartitionAppend>,
 }

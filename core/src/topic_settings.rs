@@ -50,15 +50,15 @@ impl Default for SegmentLimits {
 }
 
 impl TopicRecord {
-    /// `segment.bytes` and `segment.ms`.
+    /// `segment.bytes`, or else `default_bytes`, and `segment.ms`.
     #[must_use]
-    pub fn segment_limits(&self) -> SegmentLimits {
+    pub fn segment_limits(&self, default_bytes: u64) -> SegmentLimits {
         let at_least_1 =
             |name| self.number(name).and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0);
         let ms = at_least_1(SEGMENT_MS).unwrap_or(SEGMENT_MS_DEFAULT);
         // The segment that grows is never compacted: it must end in time.
         let ms = self.compaction().map_or(ms, |compaction| ms.min(compaction.max_lag_ms.max(1)));
-        SegmentLimits { bytes: at_least_1(SEGMENT_BYTES), ms }
+        SegmentLimits { bytes: Some(at_least_1(SEGMENT_BYTES).unwrap_or(default_bytes).max(1)), ms }
     }
 
     /// `retention.ms`: milliseconds for which records are kept; `None`: for ever.
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn what_is_not_set_is_kafkas_default() {
         let topic = topic(&[]);
-        assert_eq!(topic.segment_limits(), SegmentLimits { bytes: None, ms: 604_800_000 });
+        assert_eq!(topic.segment_limits(77), SegmentLimits { bytes: Some(77), ms: 604_800_000 });
         assert_eq!((topic.retention_ms(), topic.retention_bytes()), (Some(604_800_000), None));
     }
 
@@ -146,7 +146,7 @@ mod tests {
         let settings =
             CompactionSettings { min_dirty_ratio: 0.01, min_lag_ms: 5, max_lag_ms: 6_000, delete_retention_ms: 7 };
         assert_eq!(set.compaction(), Some(settings));
-        assert_eq!(set.segment_limits().ms, 6_000, "what grows is not compacted");
+        assert_eq!(set.segment_limits(77).ms, 6_000, "what grows is not compacted");
     }
 
     #[test]
@@ -156,7 +156,7 @@ mod tests {
         let set = &[("retention.ms", "5"), ("retention.bytes", " 7 "), ("segment.bytes", "14"), ("segment.ms", "1")];
         let kept = topic(set);
         assert_eq!((kept.retention_ms(), kept.retention_bytes()), (Some(5), Some(7)));
-        assert_eq!(kept.segment_limits(), SegmentLimits { bytes: Some(14), ms: 1 });
+        assert_eq!(kept.segment_limits(77), SegmentLimits { bytes: Some(14), ms: 1 });
         for (policy, deletes) in [("compact", false), ("compact, delete", true), ("delete", true)] {
             let mut topic = topic(set);
             topic.configs.insert("cleanup.policy".to_string(), policy.to_string());

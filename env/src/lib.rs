@@ -52,6 +52,16 @@ pub trait Env: Clone + Debug + Send + Sync + 'static {
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static;
+    /// Does work that keeps a processor busy for long without holding up the tasks of this node meanwhile, among which are those that keep it a
+    /// leader. In the simulator at once, since its time stands still. The work is done to its end even when the future is dropped; a panic of it
+    /// is one of whoever waits.
+    fn compute<T, F>(&self, work: F) -> impl Future<Output = T> + Send
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        async move { work() }
+    }
     /// 64 random bits, from the seed in the simulator.
     fn random_u64() -> u64;
     /// Milliseconds since the Unix epoch: data for people and for record timestamps, never a deadline. It may jump.

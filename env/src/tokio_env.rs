@@ -19,6 +19,8 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinError;
 
 use crate::Env;
 use crate::direct_write::DirectWrite;
@@ -30,10 +32,23 @@ use crate::task::{Task, TaskFailed};
 /// Buffers handed to one vectored write; Linux takes at most 1,024.
 const WRITE_BUFFERS_MAX: usize = 512;
 
+/// Reads of files at a time. They share tokio's pool with what commits wait for, such as the renaming of a journal's file: thousands of consumers that
+/// read old records must leave threads to it. A pool has more threads than that: the broker's 64, tokio's own 512.
+const READS_AT_ONCE: usize = 32;
+
 /// The environment of a real process. Must be used within a tokio runtime with time and I/O enabled.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct TokioEnv {
     disk: TokioDisk,
+    /// For [`Env::compute`]: half of the processors, since tasks need the others.
+    processors: Arc<Semaphore>,
+}
+
+impl Default for TokioEnv {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2));
+        Self { disk: TokioDisk::default(), processors: Arc::new(Semaphore::new(processors)) }
+    }
 }
 
 impl TokioEnv {
@@ -72,6 +87,26 @@ impl Env for TokioEnv {
         F::Output: Send + 'static,
     {
         TokioTask(tokio::spawn(future))
+    }
+
+    async fn compute<T, F>(&self, work: F) -> T
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        // Nobody closes the semaphore.
+        let processor = Arc::clone(&self.processors).acquire_owned().await;
+        let computed = tokio::task::spawn_blocking(move || {
+            let result = work();
+            drop(processor);
+            result
+        });
+        match computed.await.map_err(JoinError::try_into_panic) {
+            Ok(result) => result,
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this task with it.
+            Err(Err(_)) => std::future::pending().await,
+        }
     }
 
     fn random_u64() -> u64 {
@@ -143,9 +178,16 @@ impl<T> Future for TokioTask<T> {
 
 /// The process's file systems. Every call is one trip to a thread that may block, and runs to its end even when the future that
 /// waits for it is dropped: [`DiskFile::write_and_sync`] to one of [`SyncThreads`], the others to tokio's pool.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct TokioDisk {
     sync_threads: SyncThreads,
+    reads: Arc<Semaphore>,
+}
+
+impl Default for TokioDisk {
+    fn default() -> Self {
+        Self { sync_threads: SyncThreads::default(), reads: Arc::new(Semaphore::new(READS_AT_ONCE)) }
+    }
 }
 
 /// Runs `operation` where it may block.
@@ -165,7 +207,7 @@ impl Disk for TokioDisk {
     type Lock = TokioLock;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<TokioFile> {
-        let (path, sync_threads) = (path.to_path_buf(), self.sync_threads.clone());
+        let (path, sync_threads, reads) = (path.to_path_buf(), self.sync_threads.clone(), Arc::clone(&self.reads));
         blocking(move || {
             let mut options = OpenOptions::new();
             options.read(true);
@@ -177,7 +219,7 @@ impl Disk for TokioDisk {
                 OpenMode::Truncate => options.write(true).create(true).truncate(true),
             };
             let (file, direct) = (Arc::new(options.open(&path)?), Arc::default());
-            Ok(TokioFile { file, direct, path: path.into(), sync_threads })
+            Ok(TokioFile { file, direct, path: path.into(), sync_threads, reads })
         })
         .await
     }
@@ -256,6 +298,7 @@ pub struct TokioFile {
     direct: Arc<DirectWrite>,
     path: Arc<Path>,
     sync_threads: SyncThreads,
+    reads: Arc<Semaphore>,
 }
 
 impl fmt::Debug for TokioFile {
@@ -267,7 +310,14 @@ impl fmt::Debug for TokioFile {
 impl DiskFile for TokioFile {
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let file = Arc::clone(&self.file);
-        blocking(move || read_at(&file, offset, len)).await
+        // Until the read is over, also when nobody waits for it any more. Nobody closes the semaphore.
+        let turn = Arc::clone(&self.reads).acquire_owned().await;
+        blocking(move || {
+            let read = read_at(&file, offset, len);
+            drop(turn);
+            read
+        })
+        .await
     }
 
     async fn write_at(&self, offset: u64, buffers: Vec<Bytes>) -> io::Result<()> {
@@ -401,6 +451,28 @@ mod tests {
 
     fn bytes(content: &[u8]) -> Bytes {
         Bytes::copy_from_slice(content)
+    }
+
+    #[tokio::test]
+    async fn tasks_go_on_while_something_is_computed() {
+        let env = TokioEnv::new();
+        let (go_on, gone_on) = std::sync::mpsc::channel();
+        let computing =
+            TokioEnv::spawn(async move { env.compute(move || gone_on.recv().map(|number: u32| number + 1)).await });
+        // This thread is the only one that runs tasks.
+        tokio::task::yield_now().await;
+        go_on.send(7).unwrap();
+        assert_eq!(computing.await.unwrap(), Ok(8));
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_something_is_computed_is_the_callers() {
+        let env = TokioEnv::new();
+        let all = env.processors.available_permits();
+        let panicking = env.clone();
+        let computed = TokioEnv::spawn(async move { panicking.compute(|| panic!("on purpose")).await });
+        assert!(matches!(computed.await, Err(TaskFailed::Panicked(_))));
+        assert_eq!(env.processors.available_permits(), all);
     }
 
     #[tokio::test]

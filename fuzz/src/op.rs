@@ -223,7 +223,7 @@ fn append_message(input: &mut Input<'_>) -> AppendMessage {
             max_timestamp_ms: i64_of(input),
         }
     });
-    AppendMessage { now_ms: i64_of(input), appends }
+    AppendMessage { now_ms: i64_of(input), segment_bytes: i64_of(input).unsigned_abs(), appends }
 }
 
 fn owned(input: &mut Input<'_>) -> Vec<TopicPartitions> {

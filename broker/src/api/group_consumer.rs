@@ -302,7 +302,7 @@ mod tests {
     use lockstep_wire::frame::encode_response;
 
     fn context(api_version: i16) -> RequestContext {
-        RequestContext { api_version, client_id: "c".to_owned(), client_host: "/127.0.0.1".into() }
+        RequestContext { api_version, request_bytes: 0, client_id: "c".to_owned(), client_host: "/127.0.0.1".into() }
     }
 
     fn op(version: i16, request: ConsumerGroupHeartbeatRequest) -> ConsumerHeartbeat {

@@ -123,7 +123,12 @@ pub(crate) async fn begin<E: Env>(broker: Broker<E>, context: RequestContext, re
         let located = topics::locate(&broker, &key, topic.partition_data.iter().map(|partition| partition.index));
         let mut topic_results = Vec::with_capacity(topic.partition_data.len());
         for partition_index in 0..topic.partition_data.len() {
-            let checked = check(context.api_version, &request, &located, topic, partition_index);
+            let mut checked = check(context.api_version, &request, &located, topic, partition_index);
+            if let (Ok(LocatedTopic { is_compacted: true, .. }), Ok((_, _, batch))) = (&located, &checked)
+                && let Err(failure) = check_keys_aside(&broker, batch).await
+            {
+                checked = Err(failure);
+            }
             // Replaced by the outcome of the batch's proposal.
             topic_results.push(Err(checked.as_ref().err().copied().unwrap_or(ErrorCode::UnknownServerError.into())));
             if let Ok((shard, append, batch)) = checked {
@@ -142,7 +147,7 @@ pub(crate) async fn begin<E: Env>(broker: Broker<E>, context: RequestContext, re
                 Mark::RecordsRefusedForSpace.reached();
                 gathered.slots.iter().for_each(|&(topic, partition)| results[topic][partition] = Err(NO_SPACE));
             } else {
-                under_way.push(propose(&broker, shard, gathered, deadline).await);
+                under_way.push(propose(&broker, shard, gathered, context.request_bytes, deadline).await);
             }
         }
     }
@@ -185,7 +190,7 @@ impl<E: Env> Begun<E> {
     }
 }
 
-/// Checks one partition's records; gives the shard they belong to, and what `core` must know of them.
+/// Checks one partition's records, but for their keys; gives the shard they belong to, and what `core` must know of them.
 fn check(
     version: i16,
     request: &ProduceRequest,
@@ -212,9 +217,6 @@ fn check(
         ErrorCode::of_batch(&error)
     })?;
     check_header(version, &header)?;
-    if located.is_compacted {
-        check_keys(&batch)?;
-    }
     let payload_len = u32::try_from(batch.len()).map_err(|_| ErrorCode::MessageTooLarge)?;
     let idempotent = header.has_producer_id();
     let append = PartitionAppend {
@@ -263,6 +265,16 @@ fn check_keys(batch: &Bytes) -> Result<(), Failure> {
     }
 }
 
+/// The same, without holding up others: a few bytes may unfold to many, and a request may have thousands of such batches.
+async fn check_keys_aside<E: Env>(broker: &Broker<E>, batch: &Bytes) -> Result<(), Failure> {
+    let is_plain = BatchHeader::parse(batch).is_ok_and(|header| header.compression() == Ok(Compression::None));
+    if is_plain {
+        return check_keys(batch);
+    }
+    let batch = batch.clone();
+    broker.env().compute(move || check_keys(&batch)).await
+}
+
 /// Adds a batch to the last proposal of its shard, or begins another one.
 fn gather(proposals: &mut Vec<Gathered>, mut append: PartitionAppend, batch: Bytes, slot: Slot) {
     let fits = |gathered: &&mut Gathered| gathered.len + batch.len() <= PROPOSAL_BYTES_MAX;
@@ -277,10 +289,27 @@ fn gather(proposals: &mut Vec<Gathered>, mut append: PartitionAppend, batch: Byt
     gathered.slots.push(slot);
 }
 
+/// Batches one after another. One that stands alone in its request is not copied; a slice of a longer one would keep all of that in memory for as long as
+/// the journal remembers recent entries.
+fn joined(mut batches: Vec<Bytes>, len: usize, request_bytes: usize) -> Bytes {
+    if batches.len() == 1 && len >= request_bytes / 2 {
+        return batches.swap_remove(0);
+    }
+    let mut payload = BytesMut::with_capacity(len);
+    batches.iter().for_each(|batch| payload.extend_from_slice(batch));
+    payload.freeze()
+}
+
 /// Puts one proposal into its shard's queue, without waiting for its outcome. The first poll does that; it must not be put off
 /// by tokio's cooperative budget, or a later request could overtake this one.
-async fn propose<E: Env>(broker: &Broker<E>, shard_id: ShardId, gathered: Gathered, deadline: Instant) -> Proposed {
-    let Gathered { appends, mut batches, len, slots } = gathered;
+async fn propose<E: Env>(
+    broker: &Broker<E>,
+    shard_id: ShardId,
+    gathered: Gathered,
+    request_bytes: usize,
+    deadline: Instant,
+) -> Proposed {
+    let Gathered { appends, batches, len, slots } = gathered;
     let settled = |error: ProposeError| Box::pin(std::future::ready(Err(error)));
     let Some(shard) = broker.node().shard(shard_id) else {
         let leader = broker.node().leader_of(shard_id).map(|(leader, _)| leader);
@@ -290,14 +319,12 @@ async fn propose<E: Env>(broker: &Broker<E>, shard_id: ShardId, gathered: Gather
             reply: settled(ProposeError::NotLeader { shard: shard_id, leader }),
         };
     };
-    let payload = if batches.len() == 1 {
-        batches.swap_remove(0)
-    } else {
-        let mut payload = BytesMut::with_capacity(len);
-        batches.iter().for_each(|batch| payload.extend_from_slice(batch));
-        payload.freeze()
-    };
-    let op = Op::AppendMessage(AppendMessage { now_ms: broker.env().wall_clock_ms(), appends });
+    let payload = joined(batches, len, request_bytes);
+    let op = Op::AppendMessage(AppendMessage {
+        now_ms: broker.env().wall_clock_ms(),
+        segment_bytes: broker.config().node.segment_bytes,
+        appends,
+    });
     loop {
         let (shard, op, payload) = (shard.clone(), op.clone(), payload.clone());
         let mut reply: Pin<Box<dyn Future<Output = Result<Reply, ProposeError>> + Send>> =
@@ -429,7 +456,11 @@ mod tests {
         let topic = TopicProduceData::default()
             .with_partition_data(vec![PartitionProduceData::default().with_index(0).with_records(records)]);
         let request = ProduceRequest::default().with_acks(acks);
-        check(version, &request, &Ok(located), &topic, 0).map(|(_, append, _)| append)
+        let (_, append, batch) = check(version, &request, &Ok(located), &topic, 0)?;
+        if is_compacted {
+            check_keys(&batch)?;
+        }
+        Ok(append)
     }
 
     #[test]
@@ -460,6 +491,19 @@ mod tests {
         }
         assert_eq!(check_records(9, -1, Some(sound.clone()), sound.len() - 1), Err(ErrorCode::MessageTooLarge));
         assert_eq!(check_records(9, 2, Some(sound), 1 << 20), Err(ErrorCode::InvalidRequiredAcks));
+    }
+
+    #[test]
+    fn a_small_batch_does_not_keep_its_request_in_memory() {
+        let request = Bytes::from(vec![7; 1_000]);
+        let is_slice = |payload: &Bytes| request.as_ptr_range().contains(&payload.as_ptr());
+        for (range, is_kept) in [(0..900, true), (0..500, true), (500..999, false), (3..4, false)] {
+            let len = range.len();
+            let payload = joined(vec![request.slice(range)], len, request.len());
+            assert_eq!((payload.len(), is_slice(&payload)), (len, is_kept));
+        }
+        let payload = joined(vec![request.slice(..10), request.slice(10..990)], 990, request.len());
+        assert_eq!((&payload[..], is_slice(&payload)), (&request[..990], false));
     }
 
     #[test]

@@ -105,6 +105,7 @@ fn run<T>(threads: Option<usize>, future: impl Future<Output = Result<T, Failure
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
+    // More than `TokioEnv` reads files at a time with: what commits wait for finds a thread.
     let runtime = builder
         .worker_threads(threads)
         .max_blocking_threads(64)

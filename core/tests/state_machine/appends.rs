@@ -7,7 +7,7 @@ use lockstep_core::reply::AppendError::{
 use lockstep_core::reply::{AppendError, Appended};
 use lockstep_core::{Effect, Op, Reply, SegmentLimits};
 
-use crate::harness::{Shard, delete, idempotent, plain, set_configs, topic_id};
+use crate::harness::{SEGMENT_BYTES, Shard, delete, idempotent, plain, set_configs, topic_id};
 
 fn shard_with_topic() -> Shard {
     let mut shard = Shard::new(0, 1);
@@ -239,11 +239,12 @@ fn a_batch_goes_by_the_topics_segment_settings_at_its_position() {
         Effect::Append { limits, .. } => limits,
         ref other => panic!("not an append: {other:?}"),
     };
-    assert_eq!(limits(&mut shard), SegmentLimits::default());
+    let by_broker = SegmentLimits { bytes: Some(SEGMENT_BYTES), ms: 604_800_000 };
+    assert_eq!(limits(&mut shard), by_broker);
     shard.topic_op(&set_configs(1, &[("segment.bytes", "1000"), ("segment.ms", "60000")])).0.unwrap();
     assert_eq!(limits(&mut shard), SegmentLimits { bytes: Some(1000), ms: 60_000 });
     shard.topic_op(&set_configs(1, &[])).0.unwrap();
-    assert_eq!(limits(&mut shard), SegmentLimits::default());
+    assert_eq!(limits(&mut shard), by_broker);
 }
 
 #[test]

@@ -122,6 +122,7 @@ fn examples() -> Vec<(&'static str, Op)> {
         (
             "AppendMessage",
             Op::AppendMessage(AppendMessage {
+                segment_bytes: 1 << 28,
                 now_ms: 1_700_000_000_123,
                 appends: vec![
                     PartitionAppend {

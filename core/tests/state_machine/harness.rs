@@ -8,6 +8,9 @@ use lockstep_core::{
     Applied, BrokerRecord, ClusterStateMachine, Effect, Op, Position, Reply, ShardId, TopicError, TopicId, TopicRecord,
 };
 
+/// Where the proposer has segments end unless topics say otherwise.
+pub(crate) const SEGMENT_BYTES: u64 = 1 << 20;
+
 pub(crate) struct Shard {
     pub(crate) state: ClusterStateMachine,
     pub(crate) position: Position,
@@ -61,7 +64,10 @@ impl Shard {
         appends: Vec<PartitionAppend>,
         payload_len: usize,
     ) -> (Vec<Result<Appended, AppendError>>, Vec<Effect>) {
-        let applied = self.apply(&Op::AppendMessage(AppendMessage { now_ms: 1_700_000_000_000, appends }), payload_len);
+        let applied = self.apply(
+            &Op::AppendMessage(AppendMessage { now_ms: 1_700_000_000_000, segment_bytes: SEGMENT_BYTES, appends }),
+            payload_len,
+        );
         match applied.reply {
             Reply::Append(outcomes) => (outcomes, applied.effects),
             other => panic!("not an append's reply: {other:?}"),

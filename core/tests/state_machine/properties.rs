@@ -131,7 +131,7 @@ proptest! {
                 topic_id: id, partition: 0, payload_start: 0, payload_len: 80, offset_count,
                 producer_id: 9, producer_epoch: 0, base_sequence, max_timestamp_ms: 0,
             };
-            let op = Op::AppendMessage(AppendMessage { now_ms: 0, appends: vec![append] });
+            let op = Op::AppendMessage(AppendMessage { now_ms: 0, segment_bytes: 1 << 20, appends: vec![append] });
             let applied = state.apply(Position { term: 1, index }, &op, 80).unwrap();
             let lockstep_core::Reply::Append(outcomes) = applied.reply else { panic!("not an append's reply") };
             let appended = outcomes[0].as_ref().expect("stored or known");

@@ -200,7 +200,7 @@ fn a_snapshot_with_any_bit_turned_is_refused_or_sound() {
         now_ms: 1_700_000_000_000,
     };
     let ops = [
-        Op::AppendMessage(AppendMessage { now_ms: 0, appends }),
+        Op::AppendMessage(AppendMessage { now_ms: 0, segment_bytes: 1 << 20, appends }),
         Op::JoinConsumerGroup(JoinConsumerGroup::Classic(classic_join())),
         Op::JoinConsumerGroup(JoinConsumerGroup::Classic(classic)),
         Op::JoinConsumerGroup(JoinConsumerGroup::Consumer(joining)),

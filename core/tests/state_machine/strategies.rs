@@ -123,7 +123,7 @@ pub(crate) fn append_op() -> impl Strategy<Value = Op> {
                 end = end.saturating_add(append.payload_len);
             }
         }
-        Op::AppendMessage(AppendMessage { now_ms, appends })
+        Op::AppendMessage(AppendMessage { now_ms, segment_bytes: 1 << 20, appends })
     })
 }
 

@@ -511,7 +511,10 @@ mod tests {
                 max_timestamp_ms: 0,
             })
             .collect();
-        (Op::AppendMessage(AppendMessage { now_ms, appends }), Bytes::from(vec![now_ms as u8; len]))
+        (
+            Op::AppendMessage(AppendMessage { now_ms, segment_bytes: 1 << 20, appends }),
+            Bytes::from(vec![now_ms as u8; len]),
+        )
     }
 
     fn batch(ops: Vec<(Op, Bytes)>) -> (VecDeque<Proposal>, Vec<oneshot::Receiver<Result<Reply, ProposeError>>>) {

@@ -268,7 +268,7 @@ impl Cluster {
 
     /// Appends one batch and gives its offset.
     pub(super) async fn append(&self, fill: u8, len: usize) -> i64 {
-        let (op, payload) = append_op(fill, len);
+        let (op, payload) = append_op_for(self.config(1).segment_bytes, fill, len);
         match self.propose(0, op, payload).await {
             Reply::Append(outcomes) => outcomes[0].as_ref().unwrap().base_offset,
             reply => panic!("{reply:?}"),
@@ -332,6 +332,11 @@ pub(super) fn incarnation(id: NodeId) -> [u8; 16] {
 
 /// An op that appends one batch of one record of `len` bytes of `fill` to partition 0 of [`TOPIC`].
 pub(super) fn append_op(fill: u8, len: usize) -> (Op, Bytes) {
+    append_op_for(256 << 20, fill, len)
+}
+
+/// The same of a broker whose segments end at another length.
+fn append_op_for(segment_bytes: u64, fill: u8, len: usize) -> (Op, Bytes) {
     let payload = batch(fill, len);
     let append = PartitionAppend {
         topic_id: TOPIC,
@@ -344,7 +349,7 @@ pub(super) fn append_op(fill: u8, len: usize) -> (Op, Bytes) {
         base_sequence: -1,
         max_timestamp_ms: 1_000,
     };
-    (Op::AppendMessage(AppendMessage { now_ms: 1_000, appends: vec![append] }), payload)
+    (Op::AppendMessage(AppendMessage { now_ms: 1_000, segment_bytes, appends: vec![append] }), payload)
 }
 
 /// A record batch in Kafka's format, version 2, whose records nobody decodes.

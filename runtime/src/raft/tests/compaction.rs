@@ -20,10 +20,11 @@ use crate::storage::SegmentEntry;
 
 /// A checkpoint is taken only because files wait for one.
 const SELDOM: u64 = 64 << 20;
+const SEGMENT_BYTES: u64 = 2 << 10;
 const COMPACTED: &[(&str, &str)] = &[("cleanup.policy", "compact"), ("min.cleanable.dirty.ratio", "0")];
 
 fn compacting(config: &mut NodeConfig) {
-    config.segment_bytes = 2 << 10;
+    config.segment_bytes = SEGMENT_BYTES;
     config.compaction_check_interval = Duration::from_millis(20);
     // Nothing is read from memory.
     config.cache_bytes = 0;
@@ -67,7 +68,8 @@ impl<'a> Writer<'a> {
             base_sequence: -1,
             max_timestamp_ms: 1_000 + records.len() as i64 - 1,
         };
-        let op = Op::AppendMessage(AppendMessage { now_ms: 1_000, appends: vec![append] });
+        let op =
+            Op::AppendMessage(AppendMessage { now_ms: 1_000, segment_bytes: SEGMENT_BYTES, appends: vec![append] });
         let Reply::Append(outcomes) = self.cluster.propose(0, op, payload).await else { panic!("not an append") };
         let base_offset = outcomes[0].as_ref().unwrap().base_offset;
         for (offset, (key, value)) in (base_offset..).zip(records) {
