@@ -4,10 +4,18 @@ use alloc::vec::Vec;
 
 use serde::de::DeserializeOwned;
 
-use crate::op::{DecodeError, Op};
+use crate::op::{AppendMessage, DecodeError, Op};
 
-/// The format of op bodies. It rises when an encoding changes, and the old one stays readable.
-const FORMAT_VERSION: u8 = 2;
+/// The format of an op's body. It rises when the op's encoding changes, and the old one stays readable.
+const fn format_version(code: u8) -> u8 {
+    match code {
+        3 => 2,
+        _ => 1,
+    }
+}
+
+/// What the first format of op 3 did not say: brokers close segments there unless they are configured otherwise.
+const SEGMENT_BYTES_V1: u64 = 256 << 20;
 
 /// Reads one whole value. postcard reserves room for a sequence only when at least as many bytes are left as it claims
 /// elements, and serde never reserves more than 1 MiB ahead, so what is allocated stays in proportion to `bytes`.
@@ -27,7 +35,7 @@ impl Op {
     /// Format version, code, then the body in postcard.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let head = alloc::vec![FORMAT_VERSION, self.code()];
+        let head = alloc::vec![format_version(self.code()), self.code()];
         let bytes = match self {
             Self::CreateTopic(op) => postcard::to_extend(op, head),
             Self::DeleteTopic(op) => postcard::to_extend(op, head),
@@ -59,7 +67,11 @@ impl Op {
         let [version, code, bytes @ ..] = bytes else {
             return Err(DecodeError { reason: "shorter than an op's head" });
         };
-        if *version != FORMAT_VERSION {
+        if *version == 1 && *code == 3 {
+            let (now_ms, appends) = body(bytes)?;
+            return Ok(Self::AppendMessage(AppendMessage { now_ms, segment_bytes: SEGMENT_BYTES_V1, appends }));
+        }
+        if *version != format_version(*code) {
             return Err(DecodeError { reason: "an op of an unknown format version" });
         }
         Ok(match code {

@@ -37,7 +37,7 @@ fn offsets_are_given_in_order_partition_by_partition() {
             next_offset: 5,
             leader_epoch: 1,
             log_append_time_ms: None,
-            limits: SegmentLimits::default(),
+            limits: SegmentLimits { bytes: Some(SEGMENT_BYTES), ms: 604_800_000 },
         }
     );
     assert_eq!(shard.state.partition(topic_id(1), 0).unwrap().next_offset, 5);
