@@ -546,6 +546,11 @@ impl<E: Env> Shard<E> {
         self.inner.replica.stopped().or_else(|| self.inner.replica.store.failed()).or_else(failure)
     }
 
+    /// Why the shard's segments are written no more: the disk failed.
+    pub(crate) fn disk_failure(&self) -> Option<String> {
+        self.inner.replica.store.failed()
+    }
+
     /// Hands leadership to another voter. From now on this node does not answer as leader in the present term, whatever becomes of it.
     pub(crate) async fn transfer_leader(&self, to: NodeId) {
         let Some(group) = &self.inner.group else { return };

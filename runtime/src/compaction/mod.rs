@@ -222,15 +222,15 @@ impl<E: Env> Compaction<E> {
         let now_ms = self.replica.env.wall_clock_ms();
         let clocks_agree = self.clocks.agree(now_ms, E::now());
         let retention_ms = i64::try_from(candidate.settings.delete_retention_ms).unwrap_or(i64::MAX);
-        let rules = Rules {
+        let rules = Arc::new(Rules {
             keys,
             keys_end,
             log_start_offset,
             now_ms: clocks_agree.then_some(now_ms),
             horizon_ms: clocks_agree.then(|| now_ms.saturating_add(retention_ms)),
             segment_bytes: candidate.limits.bytes.unwrap_or(self.segment_bytes),
-        };
-        let segments = rewrite(store, plan, revision, &rules, &mut pace).await;
+        });
+        let segments = rewrite(&self.replica.env, store, plan, revision, &rules, &mut pace).await;
         let segments = segments.map_err(|(name, error)| CompactionError::Segment { name, error })?;
         let ask = StageAsk { applied, topic_id, partition, revision, segments: segments.clone() };
         if !segments.is_empty() {
@@ -270,7 +270,16 @@ impl<E: Env> Compaction<E> {
                 if !keys.has_room_for(records_of(&batch)) {
                     return Ok((keys, header.base_offset));
                 }
-                note_keys(&mut keys, &batch);
+                keys = if takes_long(&batch) {
+                    let noting = move || {
+                        note_keys(&mut keys, &batch);
+                        keys
+                    };
+                    self.replica.env.compute(noting).await
+                } else {
+                    note_keys(&mut keys, &batch);
+                    keys
+                };
                 take_turns().await;
             }
         }
@@ -323,6 +332,15 @@ fn records_of(batch: &Bytes) -> usize {
         .ok()
         .and_then(|header| usize::try_from(header.record_count).ok())
         .unwrap_or(0)
+}
+
+/// May its records take longer than a look at a clock? Those of a compressed batch may be a thousand times as long as it is. Others are looked at where
+/// the shard's own task runs: handing each to another thread would take longer.
+fn takes_long(batch: &Bytes) -> bool {
+    const SOON_BYTES: usize = 64 << 10;
+    batch.len() > SOON_BYTES
+        || !lockstep_wire::BatchHeader::parse(batch)
+            .is_ok_and(|header| header.compression() == Ok(lockstep_wire::Compression::None))
 }
 
 /// A batch that cannot be read counts for nothing: its records stay, and supersede nothing.

@@ -4,6 +4,7 @@
 //! of which everything stays, and that is long enough, is not written at all.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::op::CompactedSegment;
@@ -14,6 +15,7 @@ use lockstep_wire::compaction::{KeyedRecord, Thinned, delete_horizon_ms, emptied
 use super::keys::Keys;
 use super::plan::Plan;
 use super::segment_reader::SegmentReader;
+use super::takes_long;
 use crate::raft::take_turns;
 use crate::storage::batch::BatchHeader;
 use crate::storage::check::Pace;
@@ -82,10 +84,11 @@ impl Rules {
 /// # Errors
 /// `InvalidData` with the segment that is damaged, or the disk's. What was staged whole is the caller's to discard.
 pub(super) async fn rewrite<E: Env>(
+    env: &E,
     store: &PartitionStore<E>,
     plan: &Plan,
     revision: u64,
-    rules: &Rules,
+    rules: &Arc<Rules>,
     pace: &mut Pace,
 ) -> Result<Vec<CompactedSegment>, (SegmentName, io::Error)> {
     let mut compacted = Vec::new();
@@ -95,7 +98,7 @@ pub(super) async fn rewrite<E: Env>(
         if let Some(full) = group.take_if(|open| open.len() + entry.len > rules.segment_bytes) {
             compacted.extend(full.close().await.map_err(failed)?);
         }
-        let open = group.get_or_insert_with(|| Group::new(revision, *entry));
+        let open = group.get_or_insert_with(|| Group::new(env.clone(), revision, *entry));
         if let Err(error) = open.take_in(store, entry, rules, pace).await {
             open.abandon().await;
             return Err(failed(error));
@@ -110,6 +113,7 @@ pub(super) async fn rewrite<E: Env>(
 
 /// Segments that become one.
 struct Group<E: Env> {
+    env: E,
     revision: u64,
     first: SegmentEntry,
     next_offset: i64,
@@ -125,8 +129,9 @@ struct Group<E: Env> {
 }
 
 impl<E: Env> Group<E> {
-    fn new(revision: u64, first: SegmentEntry) -> Self {
+    fn new(env: E, revision: u64, first: SegmentEntry) -> Self {
         Self {
+            env,
             revision,
             first,
             next_offset: first.next_offset,
@@ -148,7 +153,7 @@ impl<E: Env> Group<E> {
         &mut self,
         store: &PartitionStore<E>,
         entry: &SegmentEntry,
-        rules: &Rules,
+        rules: &Arc<Rules>,
         pace: &mut Pace,
     ) -> io::Result<()> {
         if entry.name != self.first.name && self.staging.is_none() {
@@ -160,7 +165,12 @@ impl<E: Env> Group<E> {
         self.next_offset = entry.next_offset;
         let mut reader = SegmentReader::open(store, *entry).await?;
         while let Some((header, batch)) = reader.next(pace).await? {
-            let thinned = rules.thin(entry, &header, &batch);
+            let thinned = if takes_long(&batch) {
+                let (rules, entry, batch) = (Arc::clone(rules), *entry, batch.clone());
+                self.env.compute(move || rules.thin(&entry, &header, &batch)).await
+            } else {
+                rules.thin(entry, &header, &batch)
+            };
             if self.staging.is_none() {
                 if matches!(thinned, Thinned::Unchanged) {
                     self.note(&header);

@@ -21,6 +21,13 @@ pub(super) const SPARES_MAX: usize = 6;
 const CARRY_FILES_MIN: usize = 4;
 /// They are few when they take at most this fraction of a file, so that carrying never costs more than that fraction of all writing.
 const CARRY_FRACTION: u64 = 8;
+/// However many they are, they are carried once the journal is so many times as long as all that their shards need: a shard that makes no checkpoint any
+/// more, since it has stopped, must not fill the disk for the others. Carrying costs this fraction of all writing then.
+const CARRY_LENGTH_FRACTION: u64 = 32;
+/// So much may wait for the writer before more is carried.
+const CARRY_UNWRITTEN_MAX: u64 = 4 << 20;
+/// How often it is looked whether it does no more.
+const CARRY_LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// While more than this goes into the journal, new files are not written over with zeros: batches are large then, so that what their syncs have to do
 /// beside them counts for little, and zeros would take a third of what the disk can carry. Files that are used again have been written already.
@@ -145,7 +152,7 @@ impl<E: Env> Keeper<E> {
                         Some(state.shards.get(shard)?.record_bytes(extent.first, extent.last, few))
                     })
                     .sum();
-                if bytes > few {
+                if bytes > few && state.bytes_of_files() < CARRY_LENGTH_FRACTION * state.bytes_of_pinning_shards() {
                     return Chore::Wait;
                 }
                 state.carrying = Some(oldest);
@@ -211,12 +218,20 @@ impl<E: Env> Keeper<E> {
         self.inner.spare_changed.notify_one();
     }
 
+    fn must_wait_to_carry(&self) -> bool {
+        let state = self.inner.lock();
+        state.unwritten_bytes > CARRY_UNWRITTEN_MAX && state.check_open().is_ok()
+    }
+
     /// Queues the entries in the oldest file once more, so that it can go although a shard still needs them.
     async fn carry(&self, generation: u64) {
         let pins = self.inner.lock().pins.clone();
         for (shard, extent) in pins.into_iter().filter(|(_, extent)| extent.generation == generation) {
             let mut from = extent.first;
             while from <= extent.last {
+                while self.must_wait_to_carry() {
+                    E::sleep(CARRY_LOOK_EVERY).await;
+                }
                 let sources = {
                     let state = self.inner.lock();
                     let Some(index) = state.shards.get(&shard) else { break };

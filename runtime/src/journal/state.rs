@@ -203,4 +203,15 @@ impl<F> State<F> {
         self.unwritten_bytes += op.batch_bytes();
         self.queue.push_back(op);
     }
+
+    /// How long the journal is, without what nothing needs any more.
+    pub(super) fn bytes_of_files(&self) -> u64 {
+        self.files.values().map(|file| file.len).sum()
+    }
+
+    /// What the shards need that have entries in the oldest file: there and in later ones.
+    pub(super) fn bytes_of_pinning_shards(&self) -> u64 {
+        let pinning: BTreeSet<ShardId> = self.pins.iter().map(|(shard, _)| *shard).collect();
+        pinning.iter().filter_map(|shard| self.shards.get(shard)).map(ShardIndex::held_bytes).sum()
+    }
 }

@@ -438,12 +438,16 @@ impl<E: Env> Node<E> {
     }
 }
 
-/// Fails the node when its journal has failed or when no shard on it runs any more.
+/// Fails the node when its journal has failed, or a shard's segments could not be written or synced, or when no shard on it runs any more. A disk that
+/// failed once is not to be trusted with the next write of another shard; a shard that met a broken invariant stops alone, since the others know nothing of it.
 async fn watch_failures<E: Env>(node: Node<E>) {
     loop {
         E::sleep(Duration::from_millis(200)).await;
         if let Some(reason) = node.inner.journal.failed() {
             return node.fail(format!("journal: {reason}"));
+        }
+        if let Some(reason) = node.shards().iter().find_map(Shard::disk_failure) {
+            return node.fail(format!("segments: {reason}"));
         }
         let stopped: Vec<String> = node.shards().iter().filter_map(Shard::stopped).collect();
         if !stopped.is_empty() && stopped.len() == node.shards().len() {

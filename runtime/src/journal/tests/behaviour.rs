@@ -327,6 +327,34 @@ async fn the_journal_does_not_grow_for_ever() {
 }
 
 #[tokio::test]
+async fn a_shard_that_purges_no_more_does_not_let_the_journal_grow_for_ever() {
+    const ENTRIES: u64 = 20;
+    let env = MemoryEnv::default();
+    let journal = open(&env, FILE_BYTES).await.unwrap();
+    let (busy, stopped) = (journal.shard(ShardId(0)), journal.shard(ShardId(1)));
+    for index in 0..ENTRIES {
+        append(&stopped, 1, index, vec![index as u8; 1_000]).await.unwrap();
+    }
+    // More than an eighth of a file: too much to be carried whenever one is full.
+    let needed = journal.bytes_since_purge(ShardId(1));
+    assert!(needed > FILE_BYTES / 8, "{needed}");
+    let mut most = 0;
+    for index in 0..2_000 {
+        append(&busy, 1, index, vec![2; 1_000]).await.unwrap();
+        busy.purge(at(1, index));
+        most = most.max(journal.files() as u64);
+    }
+    assert!(most * FILE_BYTES > 20 * needed, "it is carried too often: {most} files");
+    // Three times as much was written.
+    assert!(most * FILE_BYTES < 40 * needed, "{most} files");
+    journal.close().await;
+    let journal = open(&env, FILE_BYTES).await.unwrap();
+    let entries = journal.shard(ShardId(1)).read(0, ENTRIES, usize::MAX).await.unwrap();
+    assert_eq!(entries.len() as u64, ENTRIES);
+    assert!(entries.iter().all(|(position, payload)| payload[..] == [position.index as u8; 1_000]));
+}
+
+#[tokio::test]
 async fn a_shard_that_pins_files_is_named() {
     let env = MemoryEnv::default();
     let journal = open(&env, FILE_BYTES).await.unwrap();
@@ -335,7 +363,7 @@ async fn a_shard_that_pins_files_is_named() {
         append(&lagging, 1, index, vec![1; 3_000]).await.unwrap();
     }
     assert_eq!(journal.pinned_by(), None, "the only file is not pinned by anyone");
-    for index in 0..300 {
+    for index in 0..200 {
         append(&busy, 1, index, vec![2; 1_000]).await.unwrap();
         busy.purge(at(1, index));
     }
