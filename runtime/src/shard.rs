@@ -14,6 +14,7 @@ use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 
 use crate::compaction::{Compaction, CompactionCounts};
+use crate::config::Durability;
 use crate::error::{ProposeError, StartError};
 use crate::group_upkeep::GroupUpkeep;
 use crate::partition::{PartitionLog, ReadError};
@@ -125,15 +126,21 @@ impl<E: Env> Shard<E> {
         let is_new = stored_vote.is_none();
         let in_checkpoint = Some(*replica.applied.borrow()).filter(|applied| *applied != Position::default());
         let last = log.last().or(log.purged()).max(in_checkpoint);
-        let promises = Arc::new(Promises::at_start(stored_vote, last));
-        let log_store = LogStore::new(log, promises.clone());
+        let in_doubt = context.doubts.is_in_doubt(id);
+        let promises = Arc::new(Promises::at_start(stored_vote, last, config.durability == Durability::Fsync));
+        let log_store = LogStore::new(log, promises.clone(), in_doubt);
         let kept_vote = KeptVote::at_start(stored_vote, config.node_id, E::now(), config.election_timeout_max)
             .filter(|_| !Mistake::RestartedVoterForgetsLease.is_made());
-        let settings = openraft::Config { enable_elect: kept_vote.is_none(), ..raft_config(&config, id)? };
+        let may_stand = kept_vote.is_none() && !in_doubt;
+        let settings = openraft::Config { enable_elect: may_stand, ..raft_config(&config, id)? };
         let built = Raft::<E>::new(
             config.node_id,
             Arc::new(settings),
-            NetworkFactory { replica: replica.clone(), peers: context.peers.clone() },
+            NetworkFactory {
+                replica: replica.clone(),
+                peers: context.peers.clone(),
+                keeps_acknowledged: config.durability == Durability::Fsync,
+            },
             log_store,
             StateMachine::new(replica.clone()),
         )
@@ -198,14 +205,13 @@ impl<E: Env> Shard<E> {
             E::spawn(raft::record_changes(raft.clone(), replica.clone())),
             E::spawn(raft::checkpoint(context.clone(), raft.clone(), replica.clone())),
         ];
-        if let Some(kept_vote) = kept_vote {
-            let raft = raft.clone();
-            tasks.push(E::spawn(async move {
-                E::sleep_until(kept_vote.until()).await;
-                raft.runtime_config().elect(true);
-            }));
-        }
         let log = context.journal.shard(id);
+        if !may_stand {
+            let (doubts, peers) = (context.doubts.clone(), context.peers.clone());
+            let permitting =
+                raft::permit_elections(raft.clone(), replica.clone(), log.clone(), peers, doubts, kept_vote);
+            tasks.push(E::spawn(permitting));
+        }
         let handler = Handler {
             raft: raft.clone(),
             replica: replica.clone(),
@@ -213,11 +219,12 @@ impl<E: Env> Shard<E> {
             log,
             promises: promises.clone(),
             kept_vote,
+            doubts: context.doubts,
         };
         let heartbeats = Heartbeats::new(config.heartbeat_interval);
         let group = Some(Group { raft, leadership, handler, heartbeats, is_new });
         let shard = Self { inner: Arc::new(Inner { replica, proposals, promises, group, tasks: Mutex::new(tasks) }) };
-        if kept_vote.is_none() {
+        if may_stand {
             shard.lead_alone().await;
         }
         Ok(shard)
@@ -647,8 +654,9 @@ fn raft_config(config: &crate::config::NodeConfig, id: ShardId) -> Result<openra
         heartbeat_interval: (min / 2).max(millis(config.heartbeat_interval) * 5 / 3).min(min - 1).max(1),
         enable_heartbeat: false,
         enable_pre_vote: Some(true),
-        // A node that has lost its log comes back as another member, never as the same one.
-        allow_log_reversion: Some(false),
+        // A node that has lost its log comes back as another member, never as the same one. Where entries are acknowledged from memory it may have lost the last
+        // of them: it does not vote until it has them again, and whoever leads has them.
+        allow_log_reversion: Some(config.durability == Durability::Replicated),
         // A restarted leader has not applied all that it acknowledged; an election makes sure of it.
         enable_leader_restore: Some(false),
         max_payload_entries: APPEND_ENTRIES_MAX,

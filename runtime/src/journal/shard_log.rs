@@ -63,6 +63,12 @@ impl<E: Env> ShardLog<E> {
         self.index(ShardIndex::last)
     }
 
+    /// The term of the entry at `index`; `None` when it is not there.
+    #[must_use]
+    pub fn term_at(&self, index: u64) -> Option<u64> {
+        self.index(|log| log.term_at(index))
+    }
+
     /// Is this entry durable, with all before it? What was purged is so elsewhere: see [`ShardLog::purge`].
     #[must_use]
     pub fn is_durable(&self, position: Position) -> bool {

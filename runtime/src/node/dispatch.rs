@@ -57,6 +57,7 @@ impl<E: Env> PeerHandler for Dispatch<E> {
             stopping: node.stopping(),
             short_of_space: node.is_short_of_space(),
             without_directory: !node.has_directory(),
+            doubts: node.inner.doubts.own(),
             wall_clock_ms: node.inner.env.wall_clock_ms(),
         })
     }
@@ -65,6 +66,7 @@ impl<E: Env> PeerHandler for Dispatch<E> {
         let from = from.node;
         let (Some(node), Ok(gossip)) = (self.node(), message::decode::<Gossip>(&gossip)) else { return };
         node.inner.peer_states.heard(from, &gossip);
+        node.inner.doubts.heard(from, &gossip.doubts, E::now());
         let mut leaders = node.lock_leaders();
         for (shard, term) in gossip.leads {
             let known = leaders.get(&shard).map_or(0, |(term, _)| *term);

@@ -89,6 +89,8 @@ pub(crate) struct Gossip {
     pub short_of_space: bool,
     /// It turns clients away: it has no copy of the directory yet.
     pub without_directory: bool,
+    /// The shards of which it may have lost what it acknowledged.
+    pub doubts: Vec<ShardId>,
     /// What its wall clock shows, in milliseconds since 1970.
     pub wall_clock_ms: i64,
 }

@@ -15,6 +15,7 @@ mod membership;
 mod message;
 mod peer_states;
 mod placement;
+mod unsynced;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,8 +37,8 @@ use crate::error::{ProposeError, StartError};
 use crate::histogram::Histogram;
 use crate::journal::{Journal, JournalOptions};
 use crate::peer::{PeerNetwork, PeerOptions, cluster_token};
-use crate::raft::ShardContext;
 use crate::raft::directory_watch::NewestDirectory;
+use crate::raft::{Doubts, ShardContext};
 use crate::shard::Shard;
 use crate::status::{ClusterStatus, NodeReport};
 use crate::storage::check::SharedPace;
@@ -80,6 +81,7 @@ struct Inner<E: Env> {
     peer_states: PeerStates,
     disk_space: DiskSpace,
     clocks: Clocks,
+    doubts: Arc<Doubts>,
     feed: FeedProgress,
     producer_ids: tokio::sync::Mutex<ProducerIdBlock>,
     empty_directory: Directory,
@@ -107,6 +109,9 @@ impl<E: Env> Node<E> {
             cache_bytes_per_shard: JOURNAL_CACHE_BYTES_PER_SHARD,
             durability: config.durability,
         };
+        // Before anything can be acknowledged.
+        let was_cut_off = unsynced::begin(&env, &config.raft_dir, config.durability).await?;
+        let doubts = if was_cut_off { Doubts::of((0..config.shards).map(ShardId)) } else { Doubts::default() };
         let journal = Journal::open(env.clone(), &journal_dir, options).await?;
         let cluster = OnceLock::new();
         if let Some(known) = identity.cluster {
@@ -122,6 +127,7 @@ impl<E: Env> Node<E> {
             shards: OnceLock::new(),
             leaders: Mutex::default(),
             peer_states: PeerStates::default(),
+            doubts: Arc::new(doubts),
             disk_space: DiskSpace::default(),
             clocks: Clocks::new(config.peers.len()),
             feed: FeedProgress::default(),
@@ -193,10 +199,12 @@ impl<E: Env> Node<E> {
                 compactions: compactions.clone(),
                 fetches: fetches.clone(),
                 clocks: inner.clocks.clone(),
+                doubts: inner.doubts.clone(),
                 newest_directory: inner.newest_directory.clone(),
             };
             shards.insert(id, Shard::start(context).await?);
         }
+        inner.doubts.keep_only(|shard| shards.contains_key(&shard));
         let _ = inner.shards.set(shards);
         self.spawn(leadership::begin(self.clone()));
         self.spawn(leadership::beat(self.clone()));
@@ -418,6 +426,9 @@ impl<E: Env> Node<E> {
             shard.stop().await;
         }
         self.inner.journal.close().await;
+        if self.inner.doubts.own().is_empty() && self.inner.journal.failed().is_none() {
+            unsynced::end(&self.inner.env, &self.inner.config.raft_dir).await;
+        }
         if let Some(peers) = self.inner.peers.get() {
             peers.shutdown().await;
         }

@@ -16,6 +16,7 @@ use openraft::raft::{
 use serde::de::DeserializeOwned;
 
 use super::Raft;
+use super::doubt::Doubts;
 use super::entry_codec;
 use super::kept_vote::KeptVote;
 use super::log_store::VoteWire;
@@ -78,6 +79,7 @@ pub(crate) struct Handler<E: Env> {
     pub(crate) log: ShardLog<E>,
     pub(crate) promises: Arc<Promises>,
     pub(crate) kept_vote: Option<KeptVote>,
+    pub(crate) doubts: Arc<Doubts>,
 }
 
 impl<E: Env> Clone for Handler<E> {
@@ -89,6 +91,7 @@ impl<E: Env> Clone for Handler<E> {
             log: self.log.clone(),
             promises: self.promises.clone(),
             kept_vote: self.kept_vote,
+            doubts: self.doubts.clone(),
         }
     }
 }
@@ -127,8 +130,19 @@ impl<E: Env> Handler<E> {
     }
 
     async fn append(self, request: AppendEntriesRequest<TypeConfig<E>>) -> Answer {
+        if let Some(reason) = self.contradiction(&request) {
+            self.replica.stop(reason.clone());
+            return Err(stopped(reason));
+        }
+        // Of its own term: all that was committed before is before it.
+        let committed = request.leader_commit.filter(|at| at.leader_id.term == request.vote.leader_id.term);
         let answer = match self.raft.append_entries(request).await.map_err(stopped)? {
-            AppendEntriesResponse::Success => AppendAnswer::Success,
+            AppendEntriesResponse::Success => {
+                if let Some(committed) = committed {
+                    self.doubts.heard_committed(self.replica.id, position(&committed));
+                }
+                AppendAnswer::Success
+            }
             AppendEntriesResponse::PartialSuccess(upto) => AppendAnswer::Partial(upto.as_ref().map(position)),
             AppendEntriesResponse::Conflict => {
                 Mark::AppendConflicted.reached();
@@ -142,10 +156,33 @@ impl<E: Env> Handler<E> {
         reply(&answer)
     }
 
+    /// What this replica has applied cannot have become something else: a majority has lost what it had acknowledged. `None`: all is as it must be.
+    fn contradiction(&self, request: &AppendEntriesRequest<TypeConfig<E>>) -> Option<String> {
+        let applied = *self.replica.applied.borrow();
+        let applied_ones = request.prev_log_id.iter().chain(request.entries.iter().map(|entry| &entry.log_id));
+        let differs = applied_ones.map(position).take_while(|at| at.index <= applied.index).find(|at| {
+            let own = if at.index == applied.index { Some(applied.term) } else { self.log.term_at(at.index) };
+            own.is_some_and(|term| term != at.term)
+        })?;
+        // A leader of the past is refused by Raft itself.
+        let own_vote = self.raft.metrics().borrow_watched().vote;
+        (request.vote >= own_vote).then(|| {
+            format!(
+                "{:?}: the leader's entry {differs:?} is not the one that was applied here: acknowledged entries were lost on other nodes. Once all others run, move this \
+                 node's directories away and start it again",
+                self.replica.id
+            )
+        })
+    }
+
     async fn vote(&self, from: NodeId, body: &[u8], pre_vote: bool) -> Answer {
         let ballot: Ballot = read(body)?;
         let vote = owned_vote(from, ballot.vote)?;
-        if self.kept_vote.is_some_and(|kept| kept.is_kept_from(from, ballot.leadership_transfer, E::now())) {
+        let now = E::now();
+        let voters = || self.raft.metrics().borrow_watched().membership_config.membership().voter_ids().collect();
+        if self.kept_vote.is_some_and(|kept| kept.is_kept_from(from, ballot.leadership_transfer, now))
+            || !self.doubts.may_vote(self.replica.id, self.replica.node_id, voters, now)
+        {
             Mark::VoteKeptBack.reached();
             let own = self.raft.server_metrics().borrow_watched().vote;
             return reply(&BallotAnswer { vote: own.into(), granted: false, last: self.log.last() });

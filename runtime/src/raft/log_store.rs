@@ -50,12 +50,14 @@ impl From<VoteWire> for Vote {
 pub(crate) struct LogStore<E: Env> {
     log: ShardLog<E>,
     promises: Arc<Promises>,
+    /// Was the log in doubt at the start? What was committed, as it says, may be gone from the others.
+    is_in_doubt: bool,
     _env: PhantomData<E>,
 }
 
 impl<E: Env> LogStore<E> {
-    pub(crate) fn new(log: ShardLog<E>, promises: Arc<Promises>) -> Self {
-        Self { log, promises, _env: PhantomData }
+    pub(crate) fn new(log: ShardLog<E>, promises: Arc<Promises>, is_in_doubt: bool) -> Self {
+        Self { log, promises, is_in_doubt, _env: PhantomData }
     }
 
     /// The part of a range that the log holds, as its first index and the one after the last.
@@ -69,7 +71,7 @@ impl<E: Env> LogStore<E> {
 
 impl<E: Env> Clone for LogStore<E> {
     fn clone(&self) -> Self {
-        Self::new(self.log.clone(), self.promises.clone())
+        Self::new(self.log.clone(), self.promises.clone(), self.is_in_doubt)
     }
 }
 
@@ -191,6 +193,9 @@ impl<E: Env> RaftLogStorage<TypeConfig<E>> for LogStore<E> {
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        if self.is_in_doubt {
+            return Ok(None);
+        }
         // The journal writes it along with whatever comes next, so it may name an entry that a torn tail took with it.
         let last = self.log.last().or(self.log.purged());
         Ok(self.log.committed().filter(|committed| last.is_some_and(|last| committed.index <= last.index)).map(log_id))

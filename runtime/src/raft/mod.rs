@@ -7,6 +7,7 @@ mod acknowledged;
 mod append_stream;
 mod completion;
 pub(crate) mod directory_watch;
+mod doubt;
 mod duties;
 mod entry_codec;
 pub mod env_runtime;
@@ -44,6 +45,7 @@ use crate::peer::PeerNetwork;
 use crate::storage::Cache;
 use crate::storage::check::SharedPace;
 
+pub(crate) use doubt::{Doubts, permit_elections};
 pub(crate) use duties::{LeaderDuties, checkpoint, record_changes};
 pub(crate) use founding::found;
 pub use group_watch::GroupWaiter;
@@ -90,6 +92,8 @@ pub(crate) struct ShardContext<E: Env> {
     /// How fast segments come from other nodes.
     pub(crate) fetches: SharedPace,
     pub(crate) clocks: Clocks,
+    /// Which shards may have lost what they acknowledged.
+    pub(crate) doubts: Arc<Doubts>,
     pub(crate) newest_directory: Arc<directory_watch::NewestDirectory>,
 }
 

@@ -40,6 +40,8 @@ type Failure<E> = RPCError<TypeConfig<E>>;
 pub(crate) struct NetworkFactory<E: Env> {
     pub(crate) replica: Arc<Replica<E>>,
     pub(crate) peers: PeerNetwork<E>,
+    /// Must members have what they acknowledged, also when they were started anew? Not with `Durability::Replicated`.
+    pub(crate) keeps_acknowledged: bool,
 }
 
 impl<E: Env> NetworkFactory<E> {
@@ -51,6 +53,7 @@ impl<E: Env> NetworkFactory<E> {
             incarnation: member.incarnation,
             lane,
             acknowledged,
+            keeps_acknowledged: self.keeps_acknowledged,
         }
     }
 }
@@ -79,6 +82,7 @@ pub(crate) struct Network<E: Env> {
     incarnation: [u8; 16],
     lane: Lane,
     acknowledged: Arc<Acknowledged>,
+    keeps_acknowledged: bool,
 }
 
 impl<E: Env> Clone for Network<E> {
@@ -90,6 +94,7 @@ impl<E: Env> Clone for Network<E> {
             incarnation: self.incarnation,
             lane: self.lane,
             acknowledged: self.acknowledged.clone(),
+            keeps_acknowledged: self.keeps_acknowledged,
         }
     }
 }
@@ -155,7 +160,7 @@ impl<E: Env> Network<E> {
         let calling = self.call(RPCTypes::AppendEntries, self.lane, message::APPEND, body, payload, timeout);
         let previous: Option<LogId> = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
-        let acknowledged = self.acknowledged.clone();
+        let (acknowledged, keeps_acknowledged) = (self.acknowledged.clone(), self.keeps_acknowledged);
         let (node, shard, target) = (self.replica.node_id, self.replica.id, self.target);
         // Boxed where it is made: it is long, and would be moved several times on its way into the pipeline.
         Box::pin(calling.map(move |answered| {
@@ -178,7 +183,7 @@ impl<E: Env> Network<E> {
                     let Some(previous) = previous else {
                         return Err(garbled(&io::Error::other("a conflict before the first entry")));
                     };
-                    if acknowledged.refuse(previous) {
+                    if keeps_acknowledged && acknowledged.refuse(previous) {
                         tracing::error!(
                             target: "raft", node, shard = %shard, member = target, missing = %previous,
                             "a member of the raft group no longer has what it acknowledged: it does not count until it was added anew"

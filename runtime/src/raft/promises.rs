@@ -54,6 +54,7 @@ impl Promised {
 #[derive(Debug)]
 pub struct Promises {
     found: Promised,
+    syncs_entries: bool,
     made: Mutex<Made>,
 }
 
@@ -65,9 +66,10 @@ struct Made {
 }
 
 impl Promises {
-    pub(crate) fn at_start(vote: Option<Vote>, last: Option<Position>) -> Self {
+    /// `syncs_entries`: with `Durability::Replicated` nothing is promised of entries.
+    pub(crate) fn at_start(vote: Option<Vote>, last: Option<Position>, syncs_entries: bool) -> Self {
         let found = Promised { vote: vote.as_ref().map(choice), last };
-        Self { found, made: Mutex::new(Made { promised: found, cuts: 0 }) }
+        Self { found, syncs_entries, made: Mutex::new(Made { promised: found, cuts: 0 }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Made> {
@@ -98,7 +100,7 @@ impl Promises {
     /// Entries up to `last` are there, if the log was not cut meanwhile.
     pub(crate) fn appended(&self, last: Position, appending: u64) {
         let mut made = self.lock();
-        if made.cuts == appending {
+        if self.syncs_entries && made.cuts == appending {
             made.promised.last = made.promised.last.max(Some(last));
         }
     }
@@ -136,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_vote_that_is_gone_or_another_one_in_its_term_breaks_a_promise() {
-        let promises = Promises::at_start(Some(vote(3, 1)), None);
+        let promises = Promises::at_start(Some(vote(3, 1)), None, true);
         promises.voted(&vote(4, 2));
         let found = |vote| Promised { vote, last: None };
         let choice = |term, node, is_elected| Some(Choice { term, node, is_elected });
@@ -152,7 +154,7 @@ mod tests {
 
     #[test]
     fn entries_that_are_gone_break_a_promise_unless_a_later_leader_took_them() {
-        let promises = Promises::at_start(None, Some(at(1, 5)));
+        let promises = Promises::at_start(None, Some(at(1, 5)), true);
         promises.appended(at(2, 9), promises.appending());
         let found = |last| Promised { vote: None, last };
         for last in [None, Some(at(1, 5)), Some(at(2, 8)), Some(at(1, 20))] {
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn what_a_leader_had_cut_off_was_not_promised_nor_what_was_being_written_then() {
-        let promises = Promises::at_start(None, Some(at(1, 5)));
+        let promises = Promises::at_start(None, Some(at(1, 5)), true);
         let appending = promises.appending();
         promises.cut(Some(at(1, 3)));
         promises.appended(at(1, 8), appending);

@@ -199,6 +199,7 @@ impl Cluster {
                 compactions: compactions.clone(),
                 fetches: fetches.clone(),
                 clocks: Clocks::new(1),
+                doubts: Arc::default(),
                 newest_directory: Arc::default(),
             };
             let started = Shard::start(context).await.unwrap();

@@ -215,7 +215,7 @@ async fn entries_that_are_not_there_are_not_applied_as_none() {
     cluster.append(0, 10).await;
     let log = cluster.node(1).journal.shard(ShardId(0));
     let last = log.last().unwrap().index;
-    let mut reader = LogStore::<TokioEnv>::new(log, Arc::new(Promises::at_start(None, None)));
+    let mut reader = LogStore::<TokioEnv>::new(log, Arc::new(Promises::at_start(None, None, true)), false);
     let mut read = async |range| -> io::Result<Vec<_>> { reader.entries_stream(range).await.try_collect().await };
     assert_eq!(read(last..last + 1).await.unwrap().len(), 1);
     assert!(read(last..last + 2).await.is_err(), "a part of the range is not the range");
