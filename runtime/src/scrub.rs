@@ -1,5 +1,6 @@
 //! What lies on a disk for long may change there. A scrub reads every segment once in a while, slowly, and compares it with its checksum; what differs is
-//! left to the shard's repairer (`raft/repair.rs`), which looks again and fetches the segment from another node.
+//! left to the shard's repairer (`raft/repair.rs`), which looks again and fetches the segment from another node. One that is as it should be is compared with another
+//! replica's (`raft/comparison.rs`).
 //!
 //! On a node one segment is read at a time, whatever shard it belongs to, so that the rate is the node's. What the operating system still has in memory is read from
 //! there: damage beneath it shows in a later round.
@@ -10,7 +11,8 @@ use std::time::Duration;
 use lockstep_env::Env;
 use tokio::sync::Semaphore;
 
-use crate::raft::Replica;
+use crate::peer::PeerNetwork;
+use crate::raft::{Replica, compare};
 use crate::storage::check::{Checked, Pace};
 use crate::storage::suspicion::FoundBy;
 
@@ -22,6 +24,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The task of one shard.
 pub(crate) struct Scrub<E: Env> {
     pub(crate) replica: Arc<Replica<E>>,
+    pub(crate) peers: PeerNetwork<E>,
     /// One permit: shards of a node take turns.
     pub(crate) turns: Arc<Semaphore>,
     /// From the beginning of one round to that of the next ([`crate::NodeConfig::scrub_interval`]); zero: there are none.
@@ -67,7 +70,12 @@ impl<E: Env> Scrub<E> {
                     damaged += 1;
                     store.suspect(name, FoundBy::Scrub);
                 }
-                Ok(Checked::Sound | Checked::Gone) => {}
+                Ok(Checked::Sound) => {
+                    if let Some(entry) = store.listed_entry(name) {
+                        compare(&self.replica, &self.peers, &entry).await;
+                    }
+                }
+                Ok(Checked::Gone) => {}
                 Err(error) => tracing::warn!(
                     target: "raft", node = self.replica.node_id, shard = %self.replica.id,
                     path = %store.segment_path(name).display(), %error,

@@ -189,6 +189,7 @@ impl<E: Env> Shard<E> {
         };
         let scrub = Scrub {
             replica: replica.clone(),
+            peers: context.peers.clone(),
             turns: context.scrubs.clone(),
             interval: config.scrub_interval,
             bytes_per_second: config.scrub_bytes_per_second,

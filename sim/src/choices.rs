@@ -69,6 +69,9 @@ pub struct Choices {
     /// How records of the topic are deleted.
     #[serde(default)]
     pub deletion: Deletion,
+    /// Entries are acknowledged from memory. Only one broker at a time may lose it.
+    #[serde(default)]
+    pub acknowledges_from_memory: bool,
 }
 
 /// How much a producer sends.
@@ -257,6 +260,7 @@ impl Choices {
             timing,
             gone,
             deletion,
+            acknowledges_from_memory: false,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockstep_broker::{Broker, BrokerConfig};
 use lockstep_core::{NodeId, ShardId};
 use lockstep_env::{Env, Step};
-use lockstep_runtime::{Node, NodeConfig};
+use lockstep_runtime::{Durability, Node, NodeConfig};
 use madsim::runtime::{Handle, NodeHandle};
 use madsim::task::JoinHandle;
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,8 @@ pub struct ClusterOptions {
     pub heartbeat_interval_ms: u32,
     /// Heartbeats and elections of Raft.
     pub timing: Timing,
+    /// When entries are acknowledged.
+    pub durability: Durability,
 }
 
 impl Default for ClusterOptions {
@@ -70,6 +72,7 @@ impl Default for ClusterOptions {
             session_timeout_ms: 2_000,
             heartbeat_interval_ms: 500,
             timing: Timing::default(),
+            durability: Durability::Fsync,
         }
     }
 }
@@ -387,6 +390,7 @@ impl Cluster {
         // Segments are short here: the pace hardly shows.
         node.fetch_bytes_per_second = 64 << 20;
         node.scrub_interval = options.scrub_interval;
+        node.durability = options.durability;
         node.cache_bytes = options.cache_bytes;
         let mut config = BrokerConfig::new(node);
         config.host = self.host(id);
@@ -540,6 +544,12 @@ impl Cluster {
     pub fn stopped_shards(&self, id: NodeId) -> Vec<ShardId> {
         let shards = self.node(id).map(|node| node.shards()).unwrap_or_default();
         shards.iter().filter(|shard| shard.stopped().is_some()).map(|shard| shard.id()).collect()
+    }
+
+    /// Is a node sure that it has all that it acknowledged in an earlier life?
+    #[must_use]
+    pub fn is_sure(&self, id: NodeId) -> bool {
+        self.node(id).is_some_and(|node| node.shards_in_doubt().is_empty())
     }
 
     /// Why a broker that was started does not serve: it could not start, or it gave up.

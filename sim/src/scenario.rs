@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use checker::{Broken, Event, Header, History, check_all};
 use lockstep_env::{Env, Task};
+use lockstep_runtime::Durability;
 
 use crate::choices::{Case, Choices, Deletion};
 use crate::clients::Clients;
@@ -79,6 +80,7 @@ async fn drive(seed: u64, choices: Choices, witness: Witness) -> Option<String> 
         scrub_interval: choices.scrub_interval(),
         compaction_check_interval: choices.compaction_check_interval(),
         timing: choices.timing,
+        durability: if choices.acknowledges_from_memory { Durability::Replicated } else { Durability::Fsync },
         ..ClusterOptions::default()
     };
     let cluster = Cluster::new(options, LinkOptions::default(), DiskOptions::default());

@@ -6,8 +6,8 @@
 //!
 //! A file begins with every shard's state (vote, purged, committed and last position), so older files are needed for entries only. A file
 //! in which no shard has entries any more is renamed and used again. Files go oldest first. When few entries keep the oldest file, the
-//! [`keeper`] carries them to the newest one; when they are many, [`Journal::pinned_by`] names the shard that has to be checkpointed. So
-//! the journal does not grow for ever, whatever a single shard does.
+//! [`keeper`] carries them to the newest one; when they are many, [`Journal::pinned_by`] names the shard that has to be checkpointed, and
+//! they are carried only once the journal is much longer than what that shard needs. So the journal's length is bounded by what shards have not purged.
 //!
 //! After a failed write or sync nobody knows what the disk holds: the journal fails for good and is never written again, and the next
 //! start reads what is really there.

@@ -301,6 +301,13 @@ impl<E: Env> Node<E> {
         self.inner.newest_directory.version() > 0
     }
 
+    /// Shards in which this node may have lost what it acknowledged from its memory, in its last life with [`Durability::Replicated`](crate::Durability): it does
+    /// not vote there until it has all of it again.
+    #[must_use]
+    pub fn shards_in_doubt(&self) -> Vec<ShardId> {
+        self.inner.doubts.own()
+    }
+
     /// Who leads a shard, and in which term, as far as this node knows; also for shards not hosted here.
     #[must_use]
     pub fn leader_of(&self, shard: ShardId) -> Option<(NodeId, u64)> {

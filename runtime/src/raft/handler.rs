@@ -16,6 +16,7 @@ use openraft::raft::{
 use serde::de::DeserializeOwned;
 
 use super::Raft;
+use super::comparison;
 use super::doubt::Doubts;
 use super::entry_codec;
 use super::kept_vote::KeptVote;
@@ -120,6 +121,10 @@ impl<E: Env> Handler<E> {
             message::SEGMENT_PIECE => Box::pin(async move { this.segment_piece(&read(&request.body)?).await }),
             message::SEGMENT_SUSPECTED => {
                 Box::pin(std::future::ready(read(&request.body).map(|suspicion| this.suspected(&suspicion))))
+            }
+            message::SEGMENT_CHECKSUM => {
+                let answer = read(&request.body).and_then(|ask| reply(&comparison::asked(&this.replica, &ask)));
+                Box::pin(std::future::ready(answer))
             }
             message::STAGE_SEGMENTS => Box::pin(async move {
                 let ask = read(&request.body)?;

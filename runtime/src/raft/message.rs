@@ -28,6 +28,8 @@ pub(crate) const SEGMENT_SUSPECTED: u8 = 8;
 
 /// Fetch these compacted segments from me. Body: [`StageAsk`]. Repeated until the answer is final. Answer: [`StageAnswer`].
 pub(crate) const STAGE_SEGMENTS: u8 = 9;
+/// What is your checksum of this segment? Body: [`ChecksumAsk`]. Answer: [`ChecksumAnswer`].
+pub(crate) const SEGMENT_CHECKSUM: u8 = 10;
 
 /// An AppendEntries request.
 #[derive(Debug, Serialize, Deserialize)]
@@ -116,6 +118,18 @@ pub(crate) struct SegmentAsk {
     pub(crate) offset: u64,
     pub(crate) len: u32,
 }
+
+/// A segment that lies on several nodes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ChecksumAsk {
+    pub(crate) segment: SegmentName,
+    /// How long it is where it is asked from.
+    pub(crate) len: u64,
+}
+
+/// The CRC32C of a segment; `None`: there is none of that name and length.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ChecksumAnswer(pub(crate) Option<u32>);
 
 /// A segment that may be damaged where it was fetched from.
 #[derive(Debug, Serialize, Deserialize)]

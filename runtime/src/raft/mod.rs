@@ -5,6 +5,7 @@
 
 mod acknowledged;
 mod append_stream;
+mod comparison;
 mod completion;
 pub(crate) mod directory_watch;
 mod doubt;
@@ -45,6 +46,7 @@ use crate::peer::PeerNetwork;
 use crate::storage::Cache;
 use crate::storage::check::SharedPace;
 
+pub(crate) use comparison::compare;
 pub(crate) use doubt::{Doubts, permit_elections};
 pub(crate) use duties::{LeaderDuties, checkpoint, record_changes};
 pub(crate) use founding::found;

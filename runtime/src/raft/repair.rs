@@ -3,7 +3,7 @@
 //! Whoever has the segment will do, the leader or not: the files of all replicas are the same, byte by byte, and what comes must have the checksum
 //! that this node knows. A segment that nobody can give is asked for again and again, less and less often; the shard goes on without it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -143,7 +143,7 @@ impl<E: Env> Repairer<E> {
         let Replica { store, node_id, id, .. } = &*self.replica;
         let path = store.segment_path(damage.entry.name);
         let mut asked_before = false;
-        for (node, incarnation) in self.others() {
+        for (node, incarnation) in self.replica.others() {
             if asked_before {
                 Mark::RepairAskedNextPeer.reached();
             }
@@ -188,18 +188,6 @@ impl<E: Env> Repairer<E> {
             "a damaged segment could not be repaired: its records cannot be read here until it is; trying again"
         );
         Outcome::Damaged
-    }
-
-    /// The other members of the shard, beginning behind this one, so that not all ask the same one first.
-    fn others(&self) -> VecDeque<(NodeId, [u8; 16])> {
-        let own = self.replica.node_id;
-        let progress = self.replica.progress();
-        let nodes = progress.membership.membership().nodes();
-        let mut others: VecDeque<_> =
-            nodes.filter(|(node, _)| **node != own).map(|(node, member)| (*node, member.incarnation)).collect();
-        let below = others.iter().filter(|(node, _)| *node < own).count();
-        others.rotate_left(below);
-        others
     }
 
     async fn fetch(&self, from: NodeId, incarnation: [u8; 16], damage: Damage) -> Result<Replaced, FetchError> {

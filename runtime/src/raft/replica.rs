@@ -224,6 +224,18 @@ impl<E: Env> Replica<E> {
         lock(&self.stopped).clone()
     }
 
+    /// The other members of the shard, beginning behind this one, so that not all ask the same one first.
+    pub(crate) fn others(&self) -> VecDeque<(NodeId, [u8; 16])> {
+        let own = self.node_id;
+        let progress = self.progress();
+        let nodes = progress.membership.membership().nodes();
+        let mut others: VecDeque<_> =
+            nodes.filter(|(node, _)| **node != own).map(|(node, member)| (*node, member.incarnation)).collect();
+        let below = others.iter().filter(|(node, _)| *node < own).count();
+        others.rotate_left(below);
+        others
+    }
+
     pub(crate) fn is_stopped(&self) -> bool {
         lock(&self.stopped).is_some()
     }

@@ -142,6 +142,11 @@ impl<E: Env> PartitionStore<E> {
         }
     }
 
+    /// Length and checksum of a segment with records that can be read.
+    pub(crate) fn listed_entry(&self, name: SegmentName) -> Option<SegmentEntry> {
+        self.inner.listed(name).map(|(entry, ..)| entry)
+    }
+
     /// Where the first batch begins that is not as it should be; `None` when each one is good by itself: a byte changed that no batch's checksum covers.
     pub(crate) async fn locate_damage(&self, damage: &Damage) -> Option<u64> {
         let entry = &damage.entry;

@@ -44,6 +44,8 @@ const LEASES_RUN_OUT: Duration = Duration::from_millis(600);
 pub enum Fault {
     /// A broker dies and comes back.
     Crash(NodeId, Death),
+    /// A broker dies and comes back while all others have what they acknowledged: with what it lost of its memory nobody else's may be lost.
+    CrashAlone(NodeId, Death),
     /// The leader of a shard dies and comes back.
     CrashLeader(u16, Death),
     /// All brokers die at once and come back.
@@ -314,6 +316,14 @@ async fn happen(victims: &Victims, fault: &Fault, lasts: Duration) -> bool {
     }
     match *fault {
         Fault::Crash(node, death) => return crash(victims, &[node], death, lasts).await,
+        Fault::CrashAlone(node, death) => {
+            let Some((_at_stake, taken)) = all_well(victims, node).await else { return false };
+            drop(taken);
+            if !crash(victims, &[node], death, lasts).await {
+                return false;
+            }
+            let _ = cluster.wait_until(REFILL, |cluster| cluster.is_sure(node)).await;
+        }
         Fault::CrashLeader(shard, death) => {
             let Some(leader) = cluster.leader(ShardId(shard)) else { return false };
             return crash(victims, &[leader], death, lasts).await;
