@@ -24,6 +24,7 @@ pub use histogram::{Histogram, HistogramSnapshot};
 pub use journal::{Journal, JournalOptions, ShardLog};
 pub use node::{Node, start_node};
 pub use partition::{PartitionLog, ReadError as LogReadError};
+pub use raft::ProposalPayload;
 pub use shard::Shard;
 pub use status::{ClusterStatus, NodeStatus, ShardStatus};
 pub use storage::ScrubCounts;

@@ -20,6 +20,7 @@ use crate::group_upkeep::GroupUpkeep;
 use crate::partition::{PartitionLog, ReadError};
 use crate::peer::{IncomingRequest, PeerFault, PeerIdentity, PeerReply};
 pub use crate::raft::GroupWaiter;
+use crate::raft::ProposalPayload;
 use crate::raft::heartbeats::Heartbeats;
 use crate::raft::{
     self, Handler, KeptVote, LeaderDuties, Leadership, LogStore, Member, NetworkFactory, Progress, Promises, Proposals,
@@ -272,11 +273,12 @@ impl<E: Env> Shard<E> {
     /// The proposal is made by the call: what is returned need not be polled for it, and dropping it takes nothing back.
     ///
     /// Appends that wait at the same time share an entry, and so do commits of offsets. Nothing is ever proposed twice.
-    pub fn propose(
+    pub fn propose<P: Into<ProposalPayload> + 'static>(
         &self,
         op: Op,
-        payload: Bytes,
-    ) -> impl Future<Output = Result<Reply, ProposeError>> + Send + 'static + use<E> {
+        payload: P,
+    ) -> impl Future<Output = Result<Reply, ProposeError>> + Send + 'static + use<E, P> {
+        let payload: ProposalPayload = payload.into();
         let pushed = self.serving().and_then(|_| {
             if payload.len() > PAYLOAD_BYTES_MAX {
                 return Err(ProposeError::TooLarge(self.id()));

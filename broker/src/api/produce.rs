@@ -9,13 +9,13 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use lockstep_core::op::{AppendMessage, PartitionAppend};
 use lockstep_core::reply::Appended;
 use lockstep_core::{Op, Reply, ShardId};
 use lockstep_env::{Env, timeout};
 use lockstep_probe::{Mark, Mistake};
-use lockstep_runtime::ProposeError;
+use lockstep_runtime::{ProposalPayload, ProposeError};
 use lockstep_wire::codec::produce_request::TopicProduceData;
 use lockstep_wire::codec::produce_response::{
     LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
@@ -289,15 +289,17 @@ fn gather(proposals: &mut Vec<Gathered>, mut append: PartitionAppend, batch: Byt
     gathered.slots.push(slot);
 }
 
-/// Batches one after another. One that stands alone in its request is not copied; a slice of a longer one would keep all of that in memory for as long as
-/// the journal remembers recent entries.
-fn joined(mut batches: Vec<Bytes>, len: usize, request_bytes: usize) -> Bytes {
-    if batches.len() == 1 && len >= request_bytes / 2 {
-        return batches.swap_remove(0);
+/// What of a request is proposed. A slice keeps all of its request in memory for as long as the journal remembers recent entries: one that is a small part of it is copied.
+/// Several are copied anyway, when their entry is made.
+fn payload(mut batches: Vec<Bytes>, request_bytes: usize) -> ProposalPayload {
+    if batches.len() == 1 {
+        return copied_if_small(batches.swap_remove(0), request_bytes).into();
     }
-    let mut payload = BytesMut::with_capacity(len);
-    batches.iter().for_each(|batch| payload.extend_from_slice(batch));
-    payload.freeze()
+    batches.into()
+}
+
+fn copied_if_small(batch: Bytes, request_bytes: usize) -> Bytes {
+    if batch.len() < request_bytes / 2 { Bytes::copy_from_slice(&batch) } else { batch }
 }
 
 /// Puts one proposal into its shard's queue, without waiting for its outcome. The first poll does that; it must not be put off
@@ -309,7 +311,7 @@ async fn propose<E: Env>(
     request_bytes: usize,
     deadline: Instant,
 ) -> Proposed {
-    let Gathered { appends, batches, len, slots } = gathered;
+    let Gathered { appends, batches, slots, .. } = gathered;
     let settled = |error: ProposeError| Box::pin(std::future::ready(Err(error)));
     let Some(shard) = broker.node().shard(shard_id) else {
         let leader = broker.node().leader_of(shard_id).map(|(leader, _)| leader);
@@ -319,7 +321,7 @@ async fn propose<E: Env>(
             reply: settled(ProposeError::NotLeader { shard: shard_id, leader }),
         };
     };
-    let payload = joined(batches, len, request_bytes);
+    let payload = payload(batches, request_bytes);
     let op = Op::AppendMessage(AppendMessage {
         now_ms: broker.env().wall_clock_ms(),
         segment_bytes: broker.config().node.segment_bytes,
@@ -498,12 +500,10 @@ mod tests {
         let request = Bytes::from(vec![7; 1_000]);
         let is_slice = |payload: &Bytes| request.as_ptr_range().contains(&payload.as_ptr());
         for (range, is_kept) in [(0..900, true), (0..500, true), (500..999, false), (3..4, false)] {
-            let len = range.len();
-            let payload = joined(vec![request.slice(range)], len, request.len());
-            assert_eq!((payload.len(), is_slice(&payload)), (len, is_kept));
+            let batch = request.slice(range);
+            let proposed = copied_if_small(batch.clone(), request.len());
+            assert_eq!((&proposed, is_slice(&proposed)), (&batch, is_kept));
         }
-        let payload = joined(vec![request.slice(..10), request.slice(10..990)], 990, request.len());
-        assert_eq!((&payload[..], is_slice(&payload)), (&request[..990], false));
     }
 
     #[test]

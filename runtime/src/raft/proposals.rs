@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use lockstep_core::op::{AppendMessage, CommitOffset, CommitOffsets};
 use lockstep_core::{NodeId, Op, Reply, ShardId};
 use lockstep_env::{Env, Step};
@@ -11,6 +11,7 @@ use openraft::raft::ClientWriteResult;
 use tokio::sync::{Notify, oneshot};
 
 use super::completion::Completion;
+use super::proposal_payload::ProposalPayload;
 use super::type_config::{Command, TypeConfig};
 use crate::error::ProposeError;
 use lockstep_probe::Mark;
@@ -44,7 +45,7 @@ type Answer = oneshot::Sender<Result<Reply, ProposeError>>;
 /// An op that was not handed to Raft yet.
 struct Proposal {
     op: Op,
-    payload: Bytes,
+    payload: ProposalPayload,
     answer: Answer,
 }
 
@@ -87,7 +88,7 @@ pub(crate) struct Proposals {
     queued: Arc<Notify>,
 }
 
-fn cost(payload: &Bytes) -> usize {
+fn cost(payload: &ProposalPayload) -> usize {
     OP_BYTES + payload.len()
 }
 
@@ -104,9 +105,10 @@ impl Proposals {
     pub(crate) fn push(
         &self,
         op: Op,
-        payload: Bytes,
+        payload: impl Into<ProposalPayload>,
     ) -> Result<oneshot::Receiver<Result<Reply, ProposeError>>, ProposeError> {
         let (answer, outcome) = oneshot::channel();
+        let payload = payload.into();
         let cost = cost(&payload);
         {
             let mut state = self.lock();
@@ -338,7 +340,7 @@ fn foreign_reply() -> ProposeError {
 }
 
 /// Do all slices lie within the proposal's own payload? What does not is proposed alone, so that it reaches nobody else's records.
-fn slices_fit(append: &AppendMessage, payload: &Bytes) -> bool {
+fn slices_fit(append: &AppendMessage, payload: &ProposalPayload) -> bool {
     append
         .appends
         .iter()
@@ -379,7 +381,7 @@ fn gather(batch: VecDeque<Proposal>) -> Vec<(Command, Vec<Waiter>)> {
                 entries.extend(gathered.close());
                 gathered = Gathered::Nothing;
                 let cost = cost(&payload);
-                let command = Command { op: Bytes::from(op.encode()), payload };
+                let command = Command { op: Bytes::from(op.encode()), payload: payload.join() };
                 entries.push((command, vec![Waiter { answer, share: Share::Whole, cost }]));
             }
         }
@@ -408,48 +410,39 @@ impl Gathered {
 /// An op 3 that is being gathered.
 struct GatheredAppends {
     append: AppendMessage,
-    payloads: Vec<Bytes>,
-    bytes: usize,
+    payload: ProposalPayload,
     waiters: Vec<Waiter>,
 }
 
 impl GatheredAppends {
-    fn open(append: AppendMessage, payload: Bytes, answer: Answer) -> Self {
+    fn open(append: AppendMessage, payload: ProposalPayload, answer: Answer) -> Self {
         let waiter = Waiter { answer, share: Share::Appends(append.appends.len()), cost: cost(&payload) };
-        Self { append, bytes: payload.len(), payloads: vec![payload], waiters: vec![waiter] }
+        Self { append, payload, waiters: vec![waiter] }
     }
 
-    fn has_room(&self, append: &AppendMessage, payload: &Bytes) -> bool {
-        self.bytes + payload.len() <= GATHERED_BYTES_MAX
+    fn has_room(&self, append: &AppendMessage, payload: &ProposalPayload) -> bool {
+        self.payload.len() + payload.len() <= GATHERED_BYTES_MAX
             && self.append.appends.len() + append.appends.len() <= GATHERED_APPENDS_MAX
     }
 
-    fn add(&mut self, append: AppendMessage, payload: Bytes, answer: Answer) {
+    fn add(&mut self, append: AppendMessage, payload: ProposalPayload, answer: Answer) {
         // Within `GATHERED_BYTES_MAX`, so both sums fit.
-        let base = self.bytes as u32;
+        let base = self.payload.len() as u32;
         self.append.now_ms = self.append.now_ms.max(append.now_ms);
         self.waiters.push(Waiter { answer, share: Share::Appends(append.appends.len()), cost: cost(&payload) });
         self.append.appends.extend(append.appends.into_iter().map(|mut slice| {
             slice.payload_start += base;
             slice
         }));
-        self.bytes += payload.len();
-        self.payloads.push(payload);
+        self.payload.extend(payload);
     }
 
-    fn close(mut self) -> (Command, Vec<Waiter>) {
-        let payload = if self.payloads.len() == 1 {
-            self.payloads.remove(0)
-        } else {
+    fn close(self) -> (Command, Vec<Waiter>) {
+        if self.waiters.len() > 1 {
             Mark::AppendsGathered.reached();
-            let mut joined = BytesMut::with_capacity(self.bytes);
-            for payload in &self.payloads {
-                joined.extend_from_slice(payload);
-            }
-            joined.freeze()
-        };
+        }
         let op = Bytes::from(Op::AppendMessage(self.append).encode());
-        (Command { op, payload }, self.waiters)
+        (Command { op, payload: self.payload.join() }, self.waiters)
     }
 }
 
@@ -521,7 +514,7 @@ mod tests {
         ops.into_iter()
             .map(|(op, payload)| {
                 let (answer, outcome) = oneshot::channel();
-                (Proposal { op, payload, answer }, outcome)
+                (Proposal { op, payload: payload.into(), answer }, outcome)
             })
             .unzip()
     }
@@ -675,7 +668,7 @@ mod tests {
         let mut state = State::default();
         let commit = || {
             let (op, payload) = commit_op("g", 0);
-            Proposal { op, payload, answer: oneshot::channel().0 }
+            Proposal { op, payload: payload.into(), answer: oneshot::channel().0 }
         };
         for (under_way, may_go) in [(0, true), (1, true), (2, false), (UNDER_WAY_MAX, false)] {
             state.under_way = (0..under_way as u64).map(|number| (number, Vec::new())).collect();
