@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_core::op::{AdvanceLogStart, AppendMessage, NewLogStart, PartitionAppend};
+use lockstep_core::op::{AdvanceLogStart, NewLogStart};
 use lockstep_core::{NodeId, Op, Reply};
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, timeout};
@@ -55,21 +55,9 @@ impl<'a> Writer<'a> {
         for (number, (key, value)) in records.iter().enumerate() {
             builder.push(1_000 + number as i64, Some(key), *value, &[]);
         }
-        let payload = builder.finish(compression, None).unwrap();
-        let append = PartitionAppend {
-            topic_id: TOPIC,
-            partition: 0,
-            payload_start: 0,
-            payload_len: payload.len() as u32,
-            offset_count: records.len() as u32,
-            producer_id: -1,
-            producer_epoch: -1,
-            base_sequence: -1,
-            max_timestamp_ms: 1_000 + records.len() as i64 - 1,
-        };
-        let op = Op::AppendMessage(AppendMessage { now_ms: 1_000, appends: vec![append] });
-        let Reply::Append(outcomes) = self.cluster.propose(0, op, payload).await else { panic!("not an append") };
-        let base_offset = outcomes[0].as_ref().unwrap().base_offset;
+        let max_timestamp_ms = 1_000 + records.len() as i64 - 1;
+        let finish = |producer| builder.finish(compression, Some(producer)).unwrap();
+        let base_offset = self.cluster.append_batch(records.len() as u32, max_timestamp_ms, finish).await;
         for (offset, (key, value)) in (base_offset..).zip(records) {
             self.written.insert(offset, (key.to_vec(), value.map(<[u8]>::to_vec)));
         }
