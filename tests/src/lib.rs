@@ -21,5 +21,5 @@ pub use load::Load;
 pub use ports::free_port;
 pub use readers::Readers;
 pub use recorder::{Lane, MemberLane, Recorder, still_assigned};
-pub use wait::{PATIENCE, pause, wait_until, within};
+pub use wait::{PATIENCE, StallMeter, pause, wait_until, wait_until_ok, within};
 pub use wire::WireConnection;
