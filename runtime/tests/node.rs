@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use lockstep_core::op::{CreateTopic, UnregisterBroker};
 use lockstep_core::{NodeId, Op, Reply, ShardId, TopicError, TopicId};
+use lockstep_env::Env;
 use lockstep_env::tokio_env::TokioEnv;
-use lockstep_env::{Env, Listener};
 use lockstep_runtime::{ClusterStatus, Node, NodeConfig, ProposeError, StartError, start_node};
+use ports::free_port;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -28,15 +29,7 @@ struct Nodes {
 
 impl Nodes {
     async fn start(count: u64) -> Self {
-        let env = TokioEnv::new();
-        let mut held = Vec::new();
-        let mut peers = BTreeMap::new();
-        for id in 1..=count {
-            let listener = env.listen("127.0.0.1:0").await.unwrap();
-            peers.insert(id, listener.local_address().unwrap());
-            held.push(listener);
-        }
-        drop(held);
+        let peers = (1..=count).map(|id| (id, format!("127.0.0.1:{}", free_port()))).collect();
         let mut nodes = Self { directory: tempfile::tempdir().unwrap(), peers, running: BTreeMap::new() };
         for id in 1..=count {
             nodes.boot(id).await;

@@ -9,7 +9,6 @@ pub mod cli;
 pub mod cluster;
 pub mod http;
 pub mod load;
-mod ports;
 pub mod readers;
 pub mod recorder;
 mod wait;

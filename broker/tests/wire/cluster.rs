@@ -17,7 +17,8 @@ use lockstep_wire::codec::{
     ApiVersionsRequest, ConsumerGroupHeartbeatRequest, DeleteGroupsRequest, FindCoordinatorRequest, JoinGroupRequest,
     ListGroupsRequest, OffsetDeleteRequest, OffsetFetchRequest, StrBytes,
 };
-use tokio::net::{TcpListener, TcpStream};
+use ports::free_port;
+use tokio::net::TcpStream;
 
 pub(crate) struct Cluster {
     pub(crate) brokers: BTreeMap<u64, Broker<TokioEnv>>,
@@ -42,15 +43,7 @@ impl Cluster {
     /// Starts brokers that may not know of one another yet.
     async fn start_early(change: impl Fn(&mut BrokerConfig)) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let mut peers = BTreeMap::new();
-        let mut held = Vec::new();
-        for id in 1..=3 {
-            // Held until all are known, so that no two are the same.
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-            peers.insert(id, listener.local_addr().expect("an address").to_string());
-            held.push(listener);
-        }
-        drop(held);
+        let peers: BTreeMap<u64, String> = (1..=3).map(|id| (id, format!("127.0.0.1:{}", free_port()))).collect();
         let mut cluster = Self { brokers: BTreeMap::new(), configs: BTreeMap::new(), directory };
         for id in 1..=3 {
             let own = cluster.disk(id);
