@@ -1,6 +1,7 @@
 //! Three brokers: who coordinates a group, and what becomes of it when its coordinator goes.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use crate::groups::{commit, committed, error, group_id, listed};
@@ -333,11 +334,11 @@ async fn a_coordinator_that_is_named_takes_clients_from_the_first_moment() {
     until("every group has a coordinator", async || {
         let mut all_found = true;
         for id in 1..=3 {
-            if !asked.contains_key(&id) {
+            if let Entry::Vacant(entry) = asked.entry(id) {
                 if !cluster.brokers[&id].node().has_directory() {
                     continue;
                 }
-                asked.insert(id, cluster.connect(id).await);
+                entry.insert(cluster.connect(id).await);
             }
             let request = FindCoordinatorRequest::default().with_coordinator_keys(groups.clone());
             let found = asked.get_mut(&id).expect("connected").call(4, request).await.coordinators;
@@ -348,10 +349,10 @@ async fn a_coordinator_that_is_named_takes_clients_from_the_first_moment() {
                     continue;
                 }
                 let named = u64::try_from(coordinator.node_id.0).expect("a broker");
-                if !answered.contains_key(&named) {
+                if let Entry::Vacant(entry) = answered.entry(named) {
                     let mut client = cluster.connect(named).await;
                     client.call(3, ApiVersionsRequest::default()).await;
-                    answered.insert(named, client);
+                    entry.insert(client);
                 }
             }
         }
