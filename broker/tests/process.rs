@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use ports::free_port;
+
 /// Exit code for what starting again would not change.
 const CONFIGURATION: i32 = 2;
 
@@ -20,11 +22,6 @@ fn run(directory: &Path, arguments: &[&str]) -> Output {
 
 fn write(directory: &Path, name: &str, text: &str) {
     std::fs::write(directory.join(name), text).expect("write");
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("localhost:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
 /// The configuration of a node of two.

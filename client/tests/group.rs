@@ -433,7 +433,7 @@ async fn the_group_moves_to_another_coordinator_without_the_caller_noticing() {
 #[tokio::test]
 async fn a_coordinator_that_falls_silent_is_asked_again_and_told_everything() {
     let (state, brokers) = cluster().await;
-    let consumer = consumer(&brokers, |config| config.session_timeout = Duration::from_secs(3)).await;
+    let consumer = consumer(&brokers, |config| config.session_timeout = Duration::from_secs(9)).await;
     let mut messages = consumer.subscribe().await.expect("joins");
     messages.next().await.expect("a message");
     let heartbeats_before = {
@@ -451,16 +451,19 @@ async fn a_coordinator_that_falls_silent_is_asked_again_and_told_everything() {
 #[tokio::test]
 async fn without_contact_for_a_session_nothing_more_is_handed_out() {
     let (state, mut brokers) = cluster().await;
-    let consumer = consumer(&brokers, |config| config.session_timeout = Duration::from_millis(500)).await;
+    let consumer = consumer(&brokers, |config| config.session_timeout = Duration::from_secs(3)).await;
     let mut messages = consumer.subscribe().await.expect("joins");
     messages.next().await.expect("a message");
     state.lock().expect("no panic").coordinator = 2;
     drop(brokers.remove(1));
     let mut events = Vec::new();
-    while events.is_empty() {
-        events = messages.poll(Duration::from_secs(5)).await.expect("polled").events;
-        events.retain(|event| matches!(event, GroupEvent::Lost(_)));
-    }
+    let waiting = async {
+        while events.is_empty() {
+            events = messages.poll(Duration::from_secs(5)).await.expect("polled").events;
+            events.retain(|event| matches!(event, GroupEvent::Lost(_)));
+        }
+    };
+    timeout::<TokioEnv, _>(Duration::from_secs(30), waiting).await.expect("it is told in the end");
     assert_eq!(events, [GroupEvent::Lost(vec![at(0), at(1)])]);
     assert_eq!(consumer.assignment(), []);
     assert!(consumer.commit_offset(TOPIC, 0, 9).await.is_err(), "it may belong to another by now");
@@ -476,11 +479,13 @@ async fn an_error_that_waiting_does_not_mend_is_told() {
     let mut messages = consumer.subscribe().await.expect("joins now");
     messages.next().await.expect("a message");
     state.lock().expect("no panic").heartbeat_errors = vec![ErrorCode::GroupAuthorizationFailed.code()];
-    let error = loop {
-        match messages.poll(Duration::from_secs(5)).await {
-            Ok(_) => {}
-            Err(error) => break error,
+    let waiting = async {
+        loop {
+            if let Err(error) = messages.poll(Duration::from_secs(5)).await {
+                break error;
+            }
         }
     };
+    let error = timeout::<TokioEnv, _>(Duration::from_secs(30), waiting).await.expect("it is told in the end");
     assert_eq!(error.code(), Some(ErrorCode::GroupAuthorizationFailed));
 }

@@ -237,8 +237,8 @@ async fn a_group_that_is_refused_leaves_the_lag_of_others_known() {
     };
     let (_, brokers) = cluster(state).await;
     let mut config = ClientConfig::for_brokers(&brokers[0].address);
-    // In which "loading" is asked for again and again.
-    config.timeout = Duration::from_millis(500);
+    // In which "loading" is asked for again and again. Each broker has a part of it for its answer.
+    config.timeout = Duration::from_secs(4);
     let admin = Admin::new(&Client::connect(TokioEnv::new(), config).await.expect("connected"));
     let listed = admin.list_groups_with_lag().await.expect("listed");
     let told: Vec<_> =

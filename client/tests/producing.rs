@@ -167,7 +167,8 @@ async fn a_broker_that_is_cut_off_and_names_former_leaders_is_not_asked_for_ever
 #[tokio::test]
 async fn silence_is_not_success_and_the_same_batch_is_sent_again() {
     let (cluster, brokers) = cluster(|number, _| if number == 0 { None } else { Some(0) }).await;
-    let config = ProducerConfig { delivery_timeout: Duration::from_secs(6), ..ProducerConfig::default() };
+    // A third of it is how long an answer is waited for: the second must not seem lost, too.
+    let config = ProducerConfig { delivery_timeout: Duration::from_secs(12), ..ProducerConfig::default() };
     let (_client, producer) = producer(&brokers, config).await;
     let delivery = producer.send(&record("one")).await.expect("taken").await;
     assert_eq!(delivery.expect("acknowledged in the end").offset, Some(1_000));

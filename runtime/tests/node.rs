@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use lockstep_core::op::{CreateTopic, UnregisterBroker};
-use lockstep_core::{NodeId, Op, Reply, ShardId, TopicId};
+use lockstep_core::{NodeId, Op, Reply, ShardId, TopicError, TopicId};
+use lockstep_env::Env;
 use lockstep_env::tokio_env::TokioEnv;
-use lockstep_env::{Env, Listener};
-use lockstep_runtime::{ClusterStatus, Node, NodeConfig, StartError, start_node};
+use lockstep_runtime::{ClusterStatus, Node, NodeConfig, ProposeError, StartError, start_node};
+use ports::free_port;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let deadline = TokioEnv::now() + PATIENCE;
@@ -28,15 +29,7 @@ struct Nodes {
 
 impl Nodes {
     async fn start(count: u64) -> Self {
-        let env = TokioEnv::new();
-        let mut held = Vec::new();
-        let mut peers = BTreeMap::new();
-        for id in 1..=count {
-            let listener = env.listen("127.0.0.1:0").await.unwrap();
-            peers.insert(id, listener.local_address().unwrap());
-            held.push(listener);
-        }
-        drop(held);
+        let peers = (1..=count).map(|id| (id, format!("127.0.0.1:{}", free_port()))).collect();
         let mut nodes = Self { directory: tempfile::tempdir().unwrap(), peers, running: BTreeMap::new() };
         for id in 1..=count {
             nodes.boot(id).await;
@@ -52,6 +45,12 @@ impl Nodes {
         let mut config = NodeConfig::new(id, self.peers.clone(), directory.join("raft"), directory.join("data"));
         config.journal_file_bytes = 1 << 20;
         config.shards = 4;
+        if cfg!(debug_assertions) {
+            // Builds without optimisation, all in one process, are not as quick as what they test is meant to be.
+            config.heartbeat_interval = Duration::from_millis(75);
+            config.election_timeout_min = Duration::from_millis(250);
+            config.election_timeout_max = Duration::from_millis(400);
+        }
         config
     }
 
@@ -96,12 +95,37 @@ impl Nodes {
 
     async fn create_topic(&self, via: NodeId, name: &str) -> TopicId {
         let topic_id = TopicId(TokioEnv::random_uuid());
-        let op = CreateTopic { topic_id, name: name.to_owned(), partitions: 8, configs: BTreeMap::new() };
         let node = &self.running[&via];
-        let reply = node.forward(ShardId::METADATA, Op::CreateTopic(op), PATIENCE).await.unwrap();
-        let Reply::Topic(Ok(record)) = reply else { panic!("{reply:?}") };
-        assert!(node.wait_metadata(record.version, PATIENCE).await);
+        let deadline = TokioEnv::now() + PATIENCE;
+        let mut may_exist = false;
+        let version = loop {
+            assert!(TokioEnv::now() < deadline, "no leader of the metadata stayed for {name}");
+            let op = CreateTopic { topic_id, name: name.to_owned(), partitions: 8, configs: BTreeMap::new() };
+            match node.forward(ShardId::METADATA, Op::CreateTopic(op), PATIENCE).await {
+                Ok(Reply::Topic(Ok(record))) => break record.version,
+                // An election came while it was under way.
+                Err(ProposeError::Unknown(_)) => may_exist = true,
+                Ok(Reply::Topic(Err(TopicError::AlreadyExists))) if may_exist => {
+                    until("the topic is known", || async { node.directory(|known| known.topic(name).is_some()) }).await;
+                    break node.directory(|known| known.version);
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(node.wait_metadata(version, PATIENCE).await);
         topic_id
+    }
+}
+
+/// A producer id, across elections: those of a block whose allocation was lost are never given.
+async fn producer_id(node: &Node<TokioEnv>) -> i64 {
+    let deadline = TokioEnv::now() + PATIENCE;
+    loop {
+        match node.producer_id().await {
+            Ok(id) => return id,
+            Err(ProposeError::Unknown(_)) if TokioEnv::now() < deadline => {}
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 
@@ -112,7 +136,14 @@ async fn three_nodes_start_a_cluster_and_every_shard_learns_of_topics_and_broker
     let topic = nodes.create_topic(2, "orders").await;
     // What wait_metadata promises: whoever leads a hosting shard has the partition.
     for shard in (0..4).map(ShardId) {
-        let leader = nodes.running.values().find_map(|node| node.shard(shard).filter(|s| s.serving().is_ok())).unwrap();
+        let serving = || nodes.running.values().find_map(|node| node.shard(shard).filter(|s| s.serving().is_ok()));
+        let mut leader = None;
+        until("the shard has a leader", || {
+            leader = serving();
+            std::future::ready(leader.is_some())
+        })
+        .await;
+        let leader = leader.unwrap();
         let hosted = leader.read(|state| state.partitions().iter().filter(|(id, _, _)| *id == topic).count());
         assert_eq!(hosted, 2, "{shard:?}");
     }
@@ -123,7 +154,7 @@ async fn three_nodes_start_a_cluster_and_every_shard_learns_of_topics_and_broker
     nodes.until_equal().await;
     let ids: std::collections::BTreeSet<_> = nodes.running.values().map(Node::cluster_id).collect();
     assert_eq!(ids.len(), 1);
-    let producer_ids = [nodes.running[&1].producer_id().await.unwrap(), nodes.running[&2].producer_id().await.unwrap()];
+    let producer_ids = [producer_id(&nodes.running[&1]).await, producer_id(&nodes.running[&2]).await];
     assert_ne!(producer_ids[0], producer_ids[1]);
 }
 

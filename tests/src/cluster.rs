@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use lockstep_client::{Admin, Client, ClientConfig};
 use lockstep_env::tokio_env::TokioEnv;
-use lockstep_runtime::ClusterStatus;
+use lockstep_runtime::{ClusterStatus, ShardStatus};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::binaries::{broker_binary, lockstep_binary};
-use crate::wait::{PATIENCE, wait_until};
+use crate::wait::{PATIENCE, ShownOnPanic, wait_until, wait_until_ok};
 use crate::{cli, free_port, http};
 
 /// Shards of a cluster unless its configuration is changed: enough for each of three nodes to lead one.
@@ -75,7 +75,7 @@ impl Node {
 }
 
 impl Cluster {
-    /// Starts `count` nodes and waits until all of them serve.
+    /// Starts `count` nodes and waits until all of them serve, and lead what they are to lead.
     ///
     /// # Panics
     /// They do not come up within a minute.
@@ -142,6 +142,7 @@ impl Cluster {
         for id in 1..=count as u64 {
             cluster.restart(id);
         }
+        cluster.wait_settled().await;
         cluster.wait_whole().await;
         cluster
     }
@@ -350,6 +351,18 @@ impl Cluster {
         status
     }
 
+    /// Waits until every shard is led by the node that should have it, so that leadership stays where it is. One that lost its first election is
+    /// given the shard only after some seconds, in the middle of what a test does by then.
+    async fn wait_settled(&self) {
+        let count = self.nodes.len() as u64;
+        self.wait_status("every shard is led by the node that should lead it", |status| {
+            // The nodes in turn.
+            let is_settled = |shard: &ShardStatus| shard.leader == Some(u64::from(shard.id.0) % count + 1);
+            !status.shards.is_empty() && status.shards.iter().all(is_settled)
+        })
+        .await;
+    }
+
     /// Waits until every node is there, takes clients, and votes in every shard, and every shard has a leader.
     ///
     /// # Panics
@@ -398,10 +411,18 @@ impl Cluster {
     /// # Panics
     /// It does not end within a minute.
     pub async fn lockstep(&self, arguments: &[&str], input: impl Into<Vec<u8>>) -> Output {
+        self.lockstep_within(PATIENCE, arguments, input).await
+    }
+
+    /// The same for what may take longer.
+    ///
+    /// # Panics
+    /// It does not end within `deadline`.
+    pub async fn lockstep_within(&self, deadline: Duration, arguments: &[&str], input: impl Into<Vec<u8>>) -> Output {
         let brokers = self.brokers();
         let mut all = vec!["--brokers", &brokers];
         all.extend_from_slice(arguments);
-        cli::run(lockstep_binary(), &all, input.into(), PATIENCE).await
+        cli::run(lockstep_binary(), &all, input.into(), deadline).await
     }
 
     /// Runs the command line with `--json` and reads what it prints.
@@ -409,10 +430,35 @@ impl Cluster {
     /// # Panics
     /// It fails.
     pub async fn lockstep_json(&self, arguments: &[&str]) -> Value {
+        self.lockstep_json_within(PATIENCE, arguments).await
+    }
+
+    /// The same for what may take longer.
+    ///
+    /// # Panics
+    /// It fails.
+    pub async fn lockstep_json_within(&self, deadline: Duration, arguments: &[&str]) -> Value {
         let mut all = arguments.to_vec();
         all.push("--json");
-        let printed = cli::stdout_of(&self.lockstep(&all, "").await);
+        let printed = cli::stdout_of(&self.lockstep_within(deadline, &all, "").await);
         serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error} in {printed}"))
+    }
+
+    /// The same again and again, until what it prints is as `condition` says.
+    ///
+    /// # Panics
+    /// It fails, or does not come to that within a minute; the last that it printed is shown.
+    pub async fn wait_lockstep_json(
+        &self,
+        what: &str,
+        arguments: &[&str],
+        condition: impl Fn(&Value) -> bool,
+    ) -> Value {
+        wait_until_ok(what, PATIENCE, || async {
+            let printed = self.lockstep_json(arguments).await;
+            if condition(&printed) { Ok(printed) } else { Err(printed) }
+        })
+        .await
     }
 }
 
@@ -422,15 +468,6 @@ pub fn broker_command(config: &Path) -> Command {
     command.arg("--config").arg(config).env_remove("RUST_LOG");
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command
-}
-
-/// Shows what was seen last if a condition never comes true.
-struct ShownOnPanic<'a, T: std::fmt::Debug>(&'a std::cell::RefCell<T>);
-
-impl<T: std::fmt::Debug> Drop for ShownOnPanic<'_, T> {
-    fn drop(&mut self) {
-        eprintln!("seen last: {:#?}", self.0.borrow());
-    }
 }
 
 impl Drop for Cluster {

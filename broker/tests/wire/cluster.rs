@@ -1,13 +1,15 @@
 //! Three brokers: who coordinates a group, and what becomes of it when its coordinator goes.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::time::Duration;
 
 use crate::groups::{commit, committed, error, group_id, listed};
 use crate::groups_classic::{heartbeat, join, sync};
 use crate::http::get;
 use crate::support::{PATIENCE, TestBroker, TestClient, metadata};
 use lockstep_broker::{Broker, BrokerConfig};
-use lockstep_core::shard_of_group;
+use lockstep_core::{ShardId, shard_of_group};
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, timeout};
 use lockstep_runtime::NodeConfig;
@@ -16,7 +18,8 @@ use lockstep_wire::codec::{
     ApiVersionsRequest, ConsumerGroupHeartbeatRequest, DeleteGroupsRequest, FindCoordinatorRequest, JoinGroupRequest,
     ListGroupsRequest, OffsetDeleteRequest, OffsetFetchRequest, StrBytes,
 };
-use tokio::net::{TcpListener, TcpStream};
+use ports::free_port;
+use tokio::net::TcpStream;
 
 pub(crate) struct Cluster {
     pub(crate) brokers: BTreeMap<u64, Broker<TokioEnv>>,
@@ -31,6 +34,7 @@ impl Cluster {
 
     pub(crate) async fn start_with(change: impl Fn(&mut BrokerConfig)) -> Self {
         let cluster = Self::start_early(change).await;
+        cluster.until_settled().await;
         for broker in cluster.brokers.values() {
             cluster.until_ready(broker).await;
         }
@@ -40,21 +44,19 @@ impl Cluster {
     /// Starts brokers that may not know of one another yet.
     async fn start_early(change: impl Fn(&mut BrokerConfig)) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let mut peers = BTreeMap::new();
-        let mut held = Vec::new();
-        for id in 1..=3 {
-            // Held until all are known, so that no two are the same.
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-            peers.insert(id, listener.local_addr().expect("an address").to_string());
-            held.push(listener);
-        }
-        drop(held);
+        let peers: BTreeMap<u64, String> = (1..=3).map(|id| (id, format!("127.0.0.1:{}", free_port()))).collect();
         let mut cluster = Self { brokers: BTreeMap::new(), configs: BTreeMap::new(), directory };
         for id in 1..=3 {
             let own = cluster.disk(id);
             let mut node = NodeConfig::new(id, peers.clone(), own.join("raft"), own.join("partitions"));
             node.shards = 2;
             node.journal_file_bytes = 4 << 20;
+            if cfg!(debug_assertions) {
+                // Builds without optimisation, all in one process, are not as quick as what they test is meant to be.
+                node.heartbeat_interval = Duration::from_millis(75);
+                node.election_timeout_min = Duration::from_millis(250);
+                node.election_timeout_max = Duration::from_millis(400);
+            }
             let mut config = BrokerConfig::new(node);
             config.port = 0;
             config.http_port = Some(0);
@@ -76,6 +78,17 @@ impl Cluster {
     /// Where a broker keeps all it has.
     pub(crate) fn disk(&self, id: u64) -> std::path::PathBuf {
         self.directory.path().join(id.to_string())
+    }
+
+    /// Every shard is led by the broker that should have it, so that leadership stays where it is. One that lost its first election is given the
+    /// shard only after some seconds, in the middle of what a test does by then.
+    async fn until_settled(&self) {
+        for shard in 0..self.configs[&1].node.shards {
+            // The brokers in turn.
+            let node = self.brokers[&(u64::from(shard) % 3 + 1)].node();
+            let serves = || node.shard(ShardId(shard)).is_some_and(|shard| shard.serving().is_ok());
+            until("the shard is led by the broker that should lead it", async || serves()).await;
+        }
     }
 
     async fn until_ready(&self, broker: &Broker<TokioEnv>) {
@@ -100,65 +113,112 @@ impl Cluster {
         .await;
         found
     }
+
+    /// The same, and connects to it.
+    async fn connect_to_coordinator(&self, asked: u64, group: &str, gone: &[u64]) -> (u64, TestClient) {
+        let coordinator = self.coordinator(asked, group, gone).await;
+        (coordinator, self.connect(coordinator).await)
+    }
+
+    /// The term in which a broker coordinates a group, if it does.
+    fn coordinates(&self, id: u64, group: &str) -> Option<u64> {
+        let node = self.brokers[&id].node();
+        node.shard(shard_of_group(group, node.shard_count()))?.serving().ok()
+    }
+}
+
+/// Was the request taken? The coordinator may be about to move, or just have come; nothing else may keep it from that.
+fn is_taken(code: i16) -> bool {
+    match code {
+        0 => true,
+        error::COORDINATOR_LOAD_IN_PROGRESS | error::NOT_COORDINATOR | error::COORDINATOR_NOT_AVAILABLE => false,
+        other => panic!("error {other}"),
+    }
 }
 
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !condition().await {
-            TokioEnv::sleep(std::time::Duration::from_millis(20)).await;
+            TokioEnv::sleep(Duration::from_millis(20)).await;
         }
     };
     assert!(timeout::<TokioEnv, _>(PATIENCE, waiting).await.is_ok(), "not in time: {what}");
 }
 
-/// Joins a group as its only member and gives itself everything. The coordinator may be about to move, so it may take some tries.
-async fn join_alone(cluster: &Cluster, group: &str) -> (u64, String) {
-    let mut joined = None;
+/// Joins a group as its only member and gives itself everything; its id and the generation. The coordinator may be about to move, so it may take some tries:
+/// whoever comes next knows what the former one had taken.
+async fn join_alone(cluster: &Cluster, group: &str) -> (String, i32) {
+    let mut member = String::new();
+    let (mut generation, mut joins) = (0, 0);
     until("a member has joined", async || {
-        let coordinator = cluster.coordinator(1, group, &[]).await;
-        let mut client = cluster.connect(coordinator).await;
-        let response = client.call(3, join(3, group, "")).await;
-        if response.error_code != 0 || response.members.len() != 1 {
+        let (_, mut client) = cluster.connect_to_coordinator(1, group, &[]).await;
+        if member.is_empty() {
+            let response = client.call(9, join(9, group, "")).await;
+            match response.error_code {
+                error::MEMBER_ID_REQUIRED => member = response.member_id.to_string(),
+                code => assert!(!is_taken(code), "nobody joins without an id"),
+            }
             return false;
         }
-        let member = response.member_id.to_string();
-        let synced = client.call(3, sync(3, group, &member, response.generation_id, &[(&member, "all")])).await;
-        if synced.error_code != 0 {
-            return false;
+        if generation == 0 {
+            joins += 1;
+            let response = client.call(9, join(9, group, &member)).await;
+            if response.error_code == error::UNKNOWN_MEMBER_ID {
+                // Its id went with the coordinator that gave it.
+                member.clear();
+                return false;
+            }
+            if !is_taken(response.error_code) {
+                return false;
+            }
+            assert_eq!((response.leader.as_str(), response.members.len()), (member.as_str(), 1));
+            generation = response.generation_id;
+            assert!((1..=joins).contains(&generation), "generation {generation} after {joins} joins");
         }
-        joined = Some((coordinator, member, response.generation_id));
-        true
+        is_taken(client.call(5, sync(5, group, &member, generation, &[(&member, "all")])).await.error_code)
     })
     .await;
-    let (coordinator, member, generation) = joined.expect("joined");
-    assert_eq!(generation, 1);
-    (coordinator, member)
+    (member, generation)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_outlives_its_coordinator_and_its_member_notices_nothing() {
     let cluster = Cluster::start().await;
     TestBroker::create_topic_at(&mut cluster.connect(1).await, "t", 2).await;
-    let (coordinator, member) = join_alone(&cluster, "g").await;
-    let mut client = cluster.connect(coordinator).await;
-    assert_eq!(committed(&mut client, 8, commit("g", &member, 1, 0, 41)).await, 0);
+    let (member, generation) = join_alone(&cluster, "g").await;
+    let mut coordinator = 0;
+    until("the member commits", async || {
+        let mut client;
+        (coordinator, client) = cluster.connect_to_coordinator(1, "g", &[]).await;
+        is_taken(committed(&mut client, 8, commit("g", &member, generation, 0, 41)).await)
+    })
+    .await;
 
     cluster.brokers[&coordinator].shutdown().await;
     let left: Vec<u64> = (1..=3).filter(|id| *id != coordinator).collect();
-    let next = cluster.coordinator(left[0], "g", &[coordinator]).await;
-    let mut client = cluster.connect(next).await;
+    let gone = [coordinator];
     // The first answers may be that it is not ready yet; none may be that the member has to join again.
-    until("the member's heartbeat is taken", async || match heartbeat(&mut client, 4, "g", &member, 1).await {
-        0 => true,
-        error::COORDINATOR_LOAD_IN_PROGRESS | error::NOT_COORDINATOR | error::COORDINATOR_NOT_AVAILABLE => false,
-        other => panic!("error {other}"),
+    until("the member's heartbeat is taken", async || {
+        let (_, mut client) = cluster.connect_to_coordinator(left[0], "g", &gone).await;
+        is_taken(heartbeat(&mut client, 4, "g", &member, generation).await)
     })
     .await;
-    until("the member commits", async || committed(&mut client, 8, commit("g", &member, 1, 1, 42)).await == 0).await;
-    let group = OffsetFetchRequestGroup::default().with_group_id(group_id("g")).with_topics(None);
-    let response = client.call(8, OffsetFetchRequest::default().with_groups(vec![group])).await;
-    let partitions = response.groups[0].topics.iter().flat_map(|topic| &topic.partitions);
-    let offsets: Vec<_> = partitions.map(|one| (one.partition_index, one.committed_offset)).collect();
+    until("the member commits", async || {
+        let (_, mut client) = cluster.connect_to_coordinator(left[0], "g", &gone).await;
+        is_taken(committed(&mut client, 8, commit("g", &member, generation, 1, 42)).await)
+    })
+    .await;
+    let (mut next, mut offsets) = (0, Vec::new());
+    until("the offsets are told", async || {
+        let mut client;
+        (next, client) = cluster.connect_to_coordinator(left[0], "g", &gone).await;
+        let group = OffsetFetchRequestGroup::default().with_group_id(group_id("g")).with_topics(None);
+        let response = client.call(8, OffsetFetchRequest::default().with_groups(vec![group])).await;
+        let partitions = response.groups[0].topics.iter().flat_map(|topic| &topic.partitions);
+        offsets = partitions.map(|one| (one.partition_index, one.committed_offset)).collect();
+        is_taken(response.groups[0].error_code)
+    })
+    .await;
     assert_eq!(offsets, [(0, 41), (1, 42)]);
 
     // With one of three left nobody can be sure of anything.
@@ -170,7 +230,7 @@ async fn a_group_outlives_its_coordinator_and_its_member_notices_nothing() {
     let mut client = cluster.connect(last).await;
     // It may lead the group's shard for a moment longer than another one.
     until("the last broker sends the member away", async || {
-        heartbeat(&mut client, 4, "g", &member, 1).await == error::NOT_COORDINATOR
+        heartbeat(&mut client, 4, "g", &member, generation).await == error::NOT_COORDINATOR
     })
     .await;
     until("the last broker does not list groups", async || {
@@ -186,46 +246,59 @@ async fn a_group_outlives_its_coordinator_and_its_member_notices_nothing() {
     broker.shutdown().await;
 }
 
+/// What a broker answers to requests of group `g`, `None` for one that it lists.
+async fn sent_away(client: &mut TestClient) -> Vec<Option<i16>> {
+    let mut told = vec![
+        Some(client.call(9, join(9, "g", "")).await.error_code),
+        Some(heartbeat(client, 4, "g", "m", 1).await),
+        Some(committed(client, 8, commit("g", "", -1, 0, 1)).await),
+    ];
+    let beat = ConsumerGroupHeartbeatRequest::default()
+        .with_group_id(group_id("g"))
+        .with_member_id("m".into())
+        .with_member_epoch(1)
+        .with_rebalance_timeout_ms(-1);
+    let beaten = client.call(1, beat).await;
+    told.push(Some(beaten.error_code));
+    if beaten.error_code == error::NOT_COORDINATOR {
+        assert_eq!(beaten.error_message.as_deref(), Some("only leader can handle consumer group operations"));
+    }
+    if listed(client, &[], &[]).await.iter().any(|group| group.group_id.as_str() == "g") {
+        told.push(None);
+    }
+    let request = DeleteGroupsRequest::default().with_groups_names(vec![group_id("g")]);
+    told.push(Some(client.call(2, request).await.results[0].error_code));
+    let request = OffsetDeleteRequest::default().with_group_id(group_id("g"));
+    told.push(Some(client.call(0, request).await.error_code));
+    told
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn brokers_agree_on_the_coordinator_and_the_others_send_clients_away() {
     let cluster = Cluster::start().await;
     join_alone(&cluster, "g").await;
-    // Leadership may be moved while it is spread over the nodes, but not for ever.
-    let mut others = Vec::new();
-    until("all name the same coordinator", async || {
+    until("all name the same coordinator, and the others refuse", async || {
         let mut named = Vec::new();
         for id in 1..=3 {
             named.push(cluster.coordinator(id, "g", &[]).await);
         }
-        others = (1..=3).filter(|id| *id != named[0]).collect();
-        let serves = |id: u64| {
-            let node = cluster.brokers[&id].node();
-            let shard = shard_of_group("g", node.shard_count());
-            node.shard(shard).is_some_and(|shard| shard.serving().is_ok())
-        };
-        named.iter().all(|id| *id == named[0]) && serves(named[0])
+        let coordinator = named[0];
+        let Some(term) = cluster.coordinates(coordinator, "g") else { return false };
+        let mut is_right = named.iter().all(|id| *id == coordinator);
+        for id in (1..=3).filter(|id| *id != coordinator) {
+            let told = sent_away(&mut cluster.connect(id).await).await;
+            let expected = vec![Some(error::NOT_COORDINATOR); told.len()];
+            // While one broker coordinates, no other one may take anything. Leadership may be moved, but not for ever.
+            let is_coordinator_still = cluster.coordinates(coordinator, "g") == Some(term);
+            assert!(told == expected || !is_coordinator_still, "broker {id} answers {told:?}");
+            is_right &= told == expected;
+        }
+        is_right && cluster.coordinates(coordinator, "g") == Some(term)
     })
     .await;
-    for id in others {
-        let mut client = cluster.connect(id).await;
-        let refused = client.call(3, join(3, "g", "")).await;
-        assert_eq!(refused.error_code, error::NOT_COORDINATOR);
-        assert_eq!(heartbeat(&mut client, 4, "g", "m", 1).await, error::NOT_COORDINATOR);
-        assert_eq!(committed(&mut client, 8, commit("g", "", -1, 0, 1)).await, error::NOT_COORDINATOR);
-        let beat = ConsumerGroupHeartbeatRequest::default()
-            .with_group_id(group_id("g"))
-            .with_member_id("m".into())
-            .with_member_epoch(1)
-            .with_rebalance_timeout_ms(-1);
-        let refused = client.call(1, beat).await;
-        assert_eq!(refused.error_code, error::NOT_COORDINATOR);
-        assert_eq!(refused.error_message.as_deref(), Some("only leader can handle consumer group operations"));
-        assert!(!listed(&mut client, &[], &[]).await.iter().any(|group| group.group_id.as_str() == "g"));
-        let request = DeleteGroupsRequest::default().with_groups_names(vec![group_id("g")]);
-        assert_eq!(client.call(2, request).await.results[0].error_code, error::NOT_COORDINATOR);
-        let request = OffsetDeleteRequest::default().with_group_id(group_id("g"));
-        assert_eq!(client.call(0, request).await.error_code, error::NOT_COORDINATOR);
+    for id in 1..=3 {
         // What can be seen without the group's state is answered everywhere.
+        let mut client = cluster.connect(id).await;
         let invalid = client.call(9, JoinGroupRequest::default().with_session_timeout_ms(10_000)).await;
         assert_eq!(invalid.error_code, error::INVALID_GROUP_ID);
     }
@@ -261,11 +334,11 @@ async fn a_coordinator_that_is_named_takes_clients_from_the_first_moment() {
     until("every group has a coordinator", async || {
         let mut all_found = true;
         for id in 1..=3 {
-            if !asked.contains_key(&id) {
+            if let Entry::Vacant(entry) = asked.entry(id) {
                 if !cluster.brokers[&id].node().has_directory() {
                     continue;
                 }
-                asked.insert(id, cluster.connect(id).await);
+                entry.insert(cluster.connect(id).await);
             }
             let request = FindCoordinatorRequest::default().with_coordinator_keys(groups.clone());
             let found = asked.get_mut(&id).expect("connected").call(4, request).await.coordinators;
@@ -276,10 +349,10 @@ async fn a_coordinator_that_is_named_takes_clients_from_the_first_moment() {
                     continue;
                 }
                 let named = u64::try_from(coordinator.node_id.0).expect("a broker");
-                if !answered.contains_key(&named) {
+                if let Entry::Vacant(entry) = answered.entry(named) {
                     let mut client = cluster.connect(named).await;
                     client.call(3, ApiVersionsRequest::default()).await;
-                    answered.insert(named, client);
+                    entry.insert(client);
                 }
             }
         }

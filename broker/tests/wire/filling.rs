@@ -55,12 +55,27 @@ async fn a_broker_leads_and_serves_what_it_has_while_the_directory_s_own_shard_i
     assert_eq!((answer.topics[0].error_code, answer.topics[0].partitions.len()), (0, usize::from(SHARDS)));
     let partition = i32::from(LAST.0);
     until("it is stored at node 3", async || stored(&mut client, partition, "kept").await).await;
-    assert_eq!(values(&client.call(11, fetch("t", partition, 0, 10_000)).await)[0], "kept");
+    let mut fetched = None;
+    until("it is fetched from node 3", async || {
+        let answer = client.call(11, fetch("t", partition, 0, 10_000)).await;
+        let is_served = answer.responses[0].partitions[0].error_code == 0;
+        fetched = Some(answer);
+        is_served
+    })
+    .await;
+    assert_eq!(values(&fetched.expect("fetched"))[0], "kept");
     // That there is no such topic is known from shard 0's leader: UNKNOWN_TOPIC_OR_PARTITION.
-    assert_eq!(client.call(9, metadata(&["unheard-of"], false)).await.topics[0].error_code, 3);
+    until("it is known that there is no such topic", async || {
+        let code = client.call(9, metadata(&["unheard-of"], false)).await.topics[0].error_code;
+        // 5: LEADER_NOT_AVAILABLE.
+        assert!([3, 5].contains(&code), "error {code}");
+        code == 3
+    })
+    .await;
     // And a topic can be made here.
     TestBroker::create_topic_at(&mut client, "another", 1).await;
-    assert_eq!(client.call(9, metadata(&["another"], false)).await.topics[0].error_code, 0);
+    until("it is known here", async || client.call(9, metadata(&["another"], false)).await.topics[0].error_code == 0)
+        .await;
     for broker in cluster.brokers.values() {
         broker.shutdown().await;
     }

@@ -226,7 +226,7 @@ async fn a_member_that_falls_silent_is_removed() {
     let broker = TestBroker::start_with(|config| config.groups.session_timeout_min_ms = 1).await;
     let (mut first, mut second) = (broker.connect().await, broker.connect().await);
     let mut request = join(3, "g", "");
-    request.session_timeout_ms = 300;
+    request.session_timeout_ms = 3_000;
     let silent = first.call(3, request).await;
     let member = silent.member_id.to_string();
     first.call(3, sync(3, "g", &member, 1, &[(&member, "all")])).await;

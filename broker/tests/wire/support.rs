@@ -83,9 +83,7 @@ impl TestBroker {
             .with_name(TopicName(name.to_owned().into()))
             .with_num_partitions(partitions)
             .with_replication_factor(-1);
-        let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
-        let response = client.call(7, request).await;
-        assert_eq!(response.topics[0].error_code, 0, "{:?}", response.topics[0].error_message);
+        create(client, topic).await;
     }
 }
 
@@ -151,8 +149,31 @@ pub(crate) async fn create_configured(client: &mut TestClient, name: &str, confi
         .with_num_partitions(1)
         .with_replication_factor(-1)
         .with_configs(configs.collect());
-    let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(10_000);
-    assert_eq!(client.call(7, request).await.topics[0].error_code, 0);
+    create(client, topic).await;
+}
+
+/// Creates a topic, across elections.
+async fn create(client: &mut TestClient, topic: CreatableTopic) {
+    const REQUEST_TIMED_OUT: i16 = 7;
+    const TOPIC_ALREADY_EXISTS: i16 = 36;
+    const NOT_CONTROLLER: i16 = 41;
+    let creating = async {
+        let mut may_exist = false;
+        loop {
+            let request = CreateTopicsRequest::default().with_topics(vec![topic.clone()]).with_timeout_ms(10_000);
+            let answer = client.call(7, request).await;
+            match answer.topics[0].error_code {
+                0 => return,
+                NOT_CONTROLLER => {}
+                // Its leader went while it was under way: it may or may not have been made.
+                REQUEST_TIMED_OUT => may_exist = true,
+                TOPIC_ALREADY_EXISTS if may_exist => return,
+                other => panic!("error {other}: {:?}", answer.topics[0].error_message),
+            }
+            TokioEnv::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout::<TokioEnv, _>(PATIENCE, creating).await.expect("the topic is created");
 }
 
 /// A batch of these values.

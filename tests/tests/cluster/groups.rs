@@ -6,9 +6,10 @@ use lockstep_client::{Admin, GroupConsumer, GroupConsumerConfig};
 use lockstep_wire::private::{GroupLag, GroupLagRequest, GroupTimeline, GroupTimelineRequest};
 use serde_json::Value;
 use tests::cli::{run, stdout_of};
-use tests::{Cluster, PATIENCE, WireConnection, lockstep_binary, wait_until};
+use tests::{Cluster, PATIENCE, WireConnection, lockstep_binary, wait_until, wait_until_ok};
 
 const GROUP: &str = "workers";
+const LEADER_NOT_AVAILABLE: i16 = 5;
 const COORDINATOR_NOT_AVAILABLE: i16 = 15;
 
 /// A topic of two partitions with ten messages, which the group has read.
@@ -38,6 +39,12 @@ async fn told_by(cluster: &Cluster, id: u64) -> Option<(GroupTimeline, GroupLag)
         assert!(code == 0 || code == COORDINATOR_NOT_AVAILABLE, "error {code}");
     }
     if timeline.error_code != 0 || lag.error_code != 0 {
+        return None;
+    }
+    for partition in &lag.partitions {
+        assert!([0, LEADER_NOT_AVAILABLE].contains(&partition.error_code), "{partition:?}");
+    }
+    if lag.partitions.iter().any(|partition| partition.error_code != 0) {
         return None;
     }
     let timeline = serde_json::from_slice(&timeline.json).expect("JSON");
@@ -80,6 +87,16 @@ async fn lockstep_at(cluster: &Cluster, id: u64, arguments: &[&str]) -> Value {
     told
 }
 
+/// What the command line describes, once every partition that the group has read has a leader.
+async fn described_by(cluster: &Cluster, id: u64) -> Value {
+    wait_until_ok("the lag in every partition is known", PATIENCE, || async {
+        let described = lockstep_at(cluster, id, &["describe"]).await;
+        let is_known = described["offsets"].as_array().is_some_and(|rows| rows.iter().all(|row| row["lag"].is_i64()));
+        if is_known { Ok(described) } else { Err(described) }
+    })
+    .await
+}
+
 async fn reset_to(cluster: &Cluster, offset: i64) {
     let reset = cluster.lockstep_json(&["group", "reset", GROUP, "--to", &offset.to_string()]).await;
     let news: Vec<_> = reset["offsets"].as_array().expect("offsets").iter().map(|one| one["new"].as_i64()).collect();
@@ -90,9 +107,10 @@ async fn reset_to(cluster: &Cluster, offset: i64) {
 async fn every_node_tells_the_same_right_after_a_change_whatever_happened_to_it() {
     let mut cluster = Cluster::start(3).await;
     read_ten(&cluster).await;
-    let first = told_by(&cluster, 1).await.expect("told");
+    let told = async |id| wait_until("the node answers", PATIENCE, || told_by(&cluster, id)).await;
+    let first = told(1).await;
     for id in cluster.ids() {
-        assert_eq!(told_by(&cluster, id).await.expect("told"), first, "node {id}");
+        assert_eq!(told(id).await, first, "node {id}");
         let explained = lockstep_at(&cluster, id, &["explain"]).await;
         assert_eq!(explained, serde_json::to_value(&first.0).expect("JSON"), "node {id}");
         let events: Vec<&str> = explained["events"]
@@ -125,10 +143,10 @@ async fn every_node_tells_the_same_right_after_a_change_whatever_happened_to_it(
     }
     reset_to(&cluster, 2).await;
     cluster.restart(killed);
-    let described = lockstep_at(&cluster, left[0], &["describe"]).await;
+    let described = described_by(&cluster, left[0]).await;
     for id in cluster.ids() {
         told_now_by(&cluster, id, 2).await;
-        let now = lockstep_at(&cluster, id, &["describe"]).await;
+        let now = described_by(&cluster, id).await;
         assert_eq!(now, described, "node {id}");
         assert_eq!(now["offsets"].as_array().map(Vec::len), Some(2));
     }
@@ -171,9 +189,9 @@ async fn offsets_are_reset_exported_imported_and_deleted() {
     };
     assert!(shown(0) && shown(1), "{done}");
     assert_eq!(committed().await, BTreeMap::from([(0, 0), (1, 0)]));
-    let listed = cluster.lockstep_json(&["group", "list", "--lag"]).await;
+    let is_known = |listed: &Value| listed[0]["partitions_unknown"] == 0;
+    let listed = cluster.wait_lockstep_json("the group's lag is known", &["group", "list", "--lag"], is_known).await;
     assert_eq!((&listed[0]["group_id"], &listed[0]["lag"]), (&Value::from(GROUP), &Value::from(10)), "{listed}");
-    assert_eq!(listed[0]["partitions_unknown"], 0);
     assert!(listed[0]["lag_ms"].as_u64().is_some_and(|lag_ms| lag_ms < 600_000), "{listed}");
     stdout_of(&cluster.lockstep(&["group", "reset", GROUP, "--to", "latest", "--topic", "jobs:1"], "").await);
     assert_eq!(committed().await, BTreeMap::from([(0, 0), (1, ends[&1])]));
@@ -205,6 +223,7 @@ async fn offsets_are_reset_exported_imported_and_deleted() {
     let config = GroupConsumerConfig::new(GROUP, "reader", vec!["jobs".to_owned()]);
     let consumer = GroupConsumer::new(&client, config).expect("a consumer");
     consumer.join_group().await.expect("joined");
+    consumer.start_heartbeat().await.expect("heartbeats");
     fails(&["group", "reset", GROUP, "--to", "earliest"], "", "NON_EMPTY_GROUP").await;
     fails(&["group", "import", file], "", "NON_EMPTY_GROUP").await;
     fails(&["group", "delete", GROUP], "", "NON_EMPTY_GROUP").await;

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use lockstep_core::op::{AppendMessage, CreateTopic, PartitionAppend};
-use lockstep_core::{NodeId, Op, Reply, ShardId, TopicId};
+use lockstep_core::{NodeId, Op, Reply, ShardId, TopicError, TopicId};
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Env, Task};
+use lockstep_wire::records::ProducerStamp;
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
@@ -26,17 +28,21 @@ use crate::storage::Cache;
 use crate::storage::check::SharedPace;
 
 /// Longest wait for anything; what is waited for takes a fraction of it.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 pub(super) const ELECTION_TIMEOUT_MAX: Duration = Duration::from_millis(600);
 pub(super) const TOPIC: TopicId = TopicId([7; 16]);
+/// Who appends what an election must not make it append twice.
+const PRODUCER: i64 = 1;
+const NO_PRODUCER: ProducerStamp = ProducerStamp { producer_id: -1, producer_epoch: -1, base_sequence: -1 };
 
 /// Waits until `condition` holds.
 pub(super) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = TokioEnv::now() + PATIENCE;
     while !condition() {
         assert!(TokioEnv::now() < deadline, "waited in vain for: {what}");
-        TokioEnv::sleep(Duration::from_millis(5)).await;
+        TokioEnv::sleep(LOOK_AGAIN_AFTER).await;
     }
 }
 
@@ -94,6 +100,8 @@ pub(super) struct Cluster {
     checkpoint_journal_bytes: u64,
     nodes: BTreeMap<NodeId, TestNode>,
     addresses: BTreeMap<NodeId, String>,
+    /// The sequence that the next record of [`PRODUCER`] has.
+    next_sequence: AtomicI32,
 }
 
 impl Cluster {
@@ -123,6 +131,7 @@ impl Cluster {
             checkpoint_journal_bytes,
             nodes: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            next_sequence: AtomicI32::new(0),
         };
         for id in 1..=size {
             cluster.start_node(id).await;
@@ -232,25 +241,59 @@ impl Cluster {
         &self.nodes[&id]
     }
 
-    /// The node that serves a shard, once there is one.
-    pub(super) async fn leader(&self, shard: u16) -> NodeId {
-        let serving = || self.nodes.values().find(|node| node.shard(shard).serving().is_ok()).map(|node| node.id);
-        eventually("a leader", || serving().is_some()).await;
-        serving().unwrap_or_default()
+    /// The node that serves a shard now.
+    pub(super) fn leading(&self, shard: u16) -> Option<NodeId> {
+        self.nodes.values().find(|node| node.shard(shard).serving().is_ok()).map(|node| node.id)
     }
 
-    /// Proposes on whoever leads, again when it certainly was not proposed.
-    pub(super) async fn propose(&self, shard: u16, op: Op, payload: Bytes) -> Reply {
+    /// The node that serves a shard, once there is one.
+    pub(super) async fn leader(&self, shard: u16) -> NodeId {
+        let mut leading = None;
+        eventually("a leader", || {
+            leading = self.leading(shard);
+            leading.is_some()
+        })
+        .await;
+        leading.unwrap_or_default()
+    }
+
+    /// What is seen while one node leads in one term: looks again when an election came between. Gives the leader, too.
+    pub(super) async fn under_one_leader<T>(&self, shard: u16, mut look: impl AsyncFnMut(NodeId) -> T) -> (NodeId, T) {
         let deadline: Instant = TokioEnv::now() + PATIENCE;
         loop {
-            assert!(TokioEnv::now() < deadline, "no leader took the proposal");
+            assert!(TokioEnv::now() < deadline, "no leader stayed for it");
             let leader = self.leader(shard).await;
-            match self.node(leader).shard(shard).propose(op.clone(), payload.clone()).await {
-                Ok(reply) => return reply,
-                Err(ProposeError::NotLeader { .. } | ProposeError::Loading(_)) => {}
-                Err(error) => panic!("{error}"),
+            let term = self.node(leader).shard(shard).serving();
+            let seen = look(leader).await;
+            let is_settled = |node: &TestNode| Ok(node.shard(shard).raft_status().term) == term;
+            if self.node(leader).shard(shard).serving() == term && self.nodes.values().all(is_settled) {
+                return (leader, seen);
             }
         }
+    }
+
+    /// Does something on whoever leads, and again on whoever leads then if an election came between: it must do no harm when it is done twice.
+    pub(super) async fn on_leader<T>(
+        &self,
+        shard: u16,
+        mut act: impl AsyncFnMut(Shard<TokioEnv>) -> Result<T, ProposeError>,
+    ) -> T {
+        let deadline: Instant = TokioEnv::now() + PATIENCE;
+        loop {
+            assert!(TokioEnv::now() < deadline, "no leader stayed for it");
+            let leader = self.leader(shard).await;
+            match act(self.node(leader).shard(shard)).await {
+                Ok(done) => return done,
+                Err(ProposeError::NotLeader { .. } | ProposeError::Loading(_) | ProposeError::Unknown(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+            TokioEnv::sleep(LOOK_AGAIN_AFTER).await;
+        }
+    }
+
+    /// Proposes on whoever leads. An entry that an election may have discarded is proposed again: the op must do no harm when it is applied twice.
+    pub(super) async fn propose(&self, shard: u16, op: Op, payload: Bytes) -> Reply {
+        self.on_leader(shard, async |shard| shard.propose(op.clone(), payload.clone()).await).await
     }
 
     /// Makes [`TOPIC`] with one partition for each shard; only for clusters of one shard, where no metadata must be fed.
@@ -263,13 +306,29 @@ impl Cluster {
         assert_eq!(self.shard_count, 1);
         let configs = configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let topic = CreateTopic { topic_id: TOPIC, name: "orders".to_owned(), partitions: 1, configs };
-        let reply = self.propose(0, Op::CreateTopic(topic), Bytes::new()).await;
-        assert!(matches!(reply, Reply::Topic(Ok(_))), "{reply:?}");
+        match self.propose(0, Op::CreateTopic(topic), Bytes::new()).await {
+            // The second when it was proposed twice: nobody else makes this topic.
+            Reply::Topic(Ok(_) | Err(TopicError::AlreadyExists)) => {}
+            reply => panic!("{reply:?}"),
+        }
     }
 
     /// Appends one batch and gives its offset.
     pub(super) async fn append(&self, fill: u8, len: usize) -> i64 {
-        let (op, payload) = append_op_for(self.config(1).segment_bytes, fill, len);
+        self.append_batch(1, 1_000, |producer| batch(fill, len, producer)).await
+    }
+
+    /// Appends one batch of so many records, and gives the offset of the first. It is stored once, whatever leaders do meanwhile; one must be answered before the next.
+    pub(super) async fn append_batch(
+        &self,
+        count: u32,
+        max_timestamp_ms: i64,
+        batch: impl FnOnce(ProducerStamp) -> Bytes,
+    ) -> i64 {
+        let base_sequence = self.next_sequence.fetch_add(count as i32, Ordering::Relaxed);
+        let producer = ProducerStamp { producer_id: PRODUCER, producer_epoch: 0, base_sequence };
+        let payload = batch(producer);
+        let op = append_message(&payload, count, max_timestamp_ms, producer, self.config(1).segment_bytes);
         match self.propose(0, op, payload).await {
             Reply::Append(outcomes) => outcomes[0].as_ref().unwrap().base_offset,
             reply => panic!("{reply:?}"),
@@ -284,6 +343,14 @@ impl Cluster {
         })
         .await;
         target
+    }
+
+    /// The leader has this node as a learner, which holds all of its log.
+    pub(super) fn is_level_learner(&self, shard: u16, node: NodeId) -> bool {
+        self.leading(shard).is_some_and(|leader| {
+            let status = self.node(leader).shard(shard).raft_status();
+            status.learners.contains_key(&node) && status.matched.get(&node).copied().flatten() == Some(status.last_log)
+        })
     }
 
     /// Equal digests at the last index that all nodes remember.
@@ -331,38 +398,43 @@ pub(super) fn incarnation(id: NodeId) -> [u8; 16] {
     [id as u8; 16]
 }
 
-/// An op that appends one batch of one record of `len` bytes of `fill` to partition 0 of [`TOPIC`].
+/// An op that appends one batch of one record of `len` bytes of `fill` to partition 0 of [`TOPIC`], again whenever it is proposed again.
 pub(super) fn append_op(fill: u8, len: usize) -> (Op, Bytes) {
-    append_op_for(256 << 20, fill, len)
+    let payload = batch(fill, len, NO_PRODUCER);
+    (append_message(&payload, 1, 1_000, NO_PRODUCER, 256 << 20), payload)
 }
 
-/// The same of a broker whose segments end at another length.
-fn append_op_for(segment_bytes: u64, fill: u8, len: usize) -> (Op, Bytes) {
-    let payload = batch(fill, len);
+fn append_message(
+    payload: &Bytes,
+    count: u32,
+    max_timestamp_ms: i64,
+    producer: ProducerStamp,
+    segment_bytes: u64,
+) -> Op {
     let append = PartitionAppend {
         topic_id: TOPIC,
         partition: 0,
         payload_start: 0,
         payload_len: payload.len() as u32,
-        offset_count: 1,
-        producer_id: -1,
-        producer_epoch: -1,
-        base_sequence: -1,
-        max_timestamp_ms: 1_000,
+        offset_count: count,
+        producer_id: producer.producer_id,
+        producer_epoch: producer.producer_epoch,
+        base_sequence: producer.base_sequence,
+        max_timestamp_ms,
     };
-    (Op::AppendMessage(AppendMessage { now_ms: 1_000, segment_bytes, appends: vec![append] }), payload)
+    Op::AppendMessage(AppendMessage { now_ms: 1_000, segment_bytes, appends: vec![append] })
 }
 
 /// A record batch in Kafka's format, version 2, whose records nobody decodes.
-fn batch(fill: u8, len: usize) -> Bytes {
+fn batch(fill: u8, len: usize, producer: ProducerStamp) -> Bytes {
     let mut after_crc = Vec::new();
     after_crc.extend_from_slice(&0_i16.to_be_bytes());
     after_crc.extend_from_slice(&0_i32.to_be_bytes());
     after_crc.extend_from_slice(&1_000_i64.to_be_bytes());
     after_crc.extend_from_slice(&1_000_i64.to_be_bytes());
-    after_crc.extend_from_slice(&(-1_i64).to_be_bytes());
-    after_crc.extend_from_slice(&(-1_i16).to_be_bytes());
-    after_crc.extend_from_slice(&(-1_i32).to_be_bytes());
+    after_crc.extend_from_slice(&producer.producer_id.to_be_bytes());
+    after_crc.extend_from_slice(&producer.producer_epoch.to_be_bytes());
+    after_crc.extend_from_slice(&producer.base_sequence.to_be_bytes());
     after_crc.extend_from_slice(&1_i32.to_be_bytes());
     after_crc.resize(after_crc.len() + len, fill);
     let mut bytes = Vec::new();

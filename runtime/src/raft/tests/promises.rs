@@ -8,14 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use lockstep_core::{NodeId, Position, ShardId};
-use lockstep_env::Env;
 use lockstep_env::tokio_env::TokioEnv;
+use lockstep_env::{Env, timeout};
 use openraft::storage::RaftLogReader;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::OwnedMutexGuard;
 
-use super::cluster::{Cluster, ELECTION_TIMEOUT_MAX, eventually, incarnation};
+use super::cluster::{Cluster, ELECTION_TIMEOUT_MAX, PATIENCE, eventually, incarnation};
 use crate::peer::{IncomingRequest, Lane, PeerFault, PeerIdentity};
 use crate::raft::log_store::VoteWire;
 use crate::raft::message::{self, Ballot, BallotAnswer, Offer, OfferAnswer};
@@ -51,6 +51,14 @@ fn ballot(term: u64, candidate: NodeId, leadership_transfer: bool) -> Ballot {
     }
 }
 
+/// Stops every node, `voter` first: when the others lose their leader, it must not be there to vote for another one.
+async fn stop_all(cluster: &mut Cluster, voter: NodeId) {
+    cluster.stop_node(voter).await;
+    for node in (1..=3).filter(|node| *node != voter) {
+        cluster.stop_node(node).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voter_that_was_started_anew_keeps_its_vote_back_for_one_lease() {
     let mut cluster = Cluster::start(3, 1).await;
@@ -59,9 +67,7 @@ async fn a_voter_that_was_started_anew_keeps_its_vote_back_for_one_lease() {
     let leader = cluster.leader(0).await;
     let term = cluster.node(leader).shard(0).raft_status().term;
     let (voter, candidate) = (leader % 3 + 1, (leader + 1) % 3 + 1);
-    for node in 1..=3 {
-        cluster.stop_node(node).await;
-    }
+    stop_all(&mut cluster, voter).await;
     let began = TokioEnv::now();
     cluster.start_node(voter).await;
     let shard = cluster.node(voter).shard(0);
@@ -70,9 +76,12 @@ async fn a_voter_that_was_started_anew_keeps_its_vote_back_for_one_lease() {
             let ballot = ballot(term + 1, candidate, false);
             ask::<BallotAnswer>(&shard, candidate, kind, &ballot).await.unwrap().granted
         };
-        while !granted().await {
-            TokioEnv::sleep(Duration::from_millis(5)).await;
-        }
+        let waiting = async {
+            while !granted().await {
+                TokioEnv::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout::<TokioEnv, _>(PATIENCE, waiting).await.expect("the vote is given in the end");
         assert!(TokioEnv::now() - began >= ELECTION_TIMEOUT_MAX, "the leader may rely on the voter for so long");
     }
     cluster.stop().await;
@@ -86,9 +95,7 @@ async fn a_voter_that_was_started_anew_votes_for_the_leader_of_before_and_for_it
     let leader = cluster.leader(0).await;
     let term = cluster.node(leader).shard(0).raft_status().term;
     let (voter, heir) = (leader % 3 + 1, (leader + 1) % 3 + 1);
-    for node in 1..=3 {
-        cluster.stop_node(node).await;
-    }
+    stop_all(&mut cluster, voter).await;
     cluster.start_node(voter).await;
     let shard = cluster.node(voter).shard(0);
     let again = ask::<BallotAnswer>(&shard, leader, message::VOTE, &ballot(term + 1, leader, false)).await;
@@ -270,16 +277,11 @@ async fn a_follower_whose_disk_was_put_back_to_an_older_copy_does_not_take_the_l
 
     // What the node does about it: see node/membership.rs.
     let member = shard.raft_status().voters[&follower].clone();
-    shard.remove_member(follower).await.unwrap();
-    shard.add_learner(follower, member).await.unwrap();
+    cluster.on_leader(0, async |shard| shard.remove_member(follower).await).await;
+    cluster.on_leader(0, async |shard| shard.add_learner(follower, member.clone()).await).await;
     assert!(shard.reverted().is_empty(), "nobody expects anything of it now");
-    eventually("the learner holds the log", || {
-        let status = shard.raft_status();
-        status.learners.contains_key(&follower)
-            && status.matched.get(&follower).copied().flatten() == Some(status.last_log)
-    })
-    .await;
-    shard.promote(follower).await.unwrap();
+    eventually("the learner holds the log", || cluster.is_level_learner(0, follower)).await;
+    cluster.on_leader(0, async |shard| shard.promote(follower).await).await;
     cluster.append(21, 100).await;
     cluster.assert_equal(0).await;
     cluster.assert_same_records(&[1, 2, 3], 22).await;

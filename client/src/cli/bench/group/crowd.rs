@@ -20,7 +20,7 @@ use super::member::{Change, Member, Partition};
 use crate::cli::latency::Latencies;
 
 /// A request that was not answered, or not by the coordinator, is tried again after so long.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Longest wait for the answer to a heartbeat, which may have to wait for others of its connection.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is looked whether a group has settled. When it did is known exactly.
@@ -110,8 +110,13 @@ impl Setting {
 }
 
 /// The broker says that the coordinator is another, or not there yet.
-pub(super) fn is_elsewhere(code: i16) -> bool {
+fn is_elsewhere(code: i16) -> bool {
     [ErrorCode::NotCoordinator, ErrorCode::CoordinatorNotAvailable].iter().any(|error| error.code() == code)
+}
+
+/// The coordinator moves, or has just come: what was asked is to be asked again, perhaps elsewhere.
+pub(super) fn is_moving(code: i16) -> bool {
+    is_elsewhere(code) || code == ErrorCode::CoordinatorLoadInProgress.code()
 }
 
 /// The name of what a broker answered.
@@ -379,10 +384,10 @@ async fn live(crowd: Arc<Crowd>, mut member: Member, stop: Arc<Stop>) {
 }
 
 /// Says farewell to whoever coordinates. A member that could not is removed when its session runs out.
-async fn leave(setting: &Setting, user: usize, member: &Member) {
+pub(super) async fn leave(setting: &Setting, user: usize, member: &Member) {
     for _ in 0..FAREWELLS_MAX {
         match setting.exchange(user, member.farewell()).await {
-            Ok(answer) if !is_elsewhere(answer.error_code) => return,
+            Ok(answer) if !is_moving(answer.error_code) => return,
             Ok(answer) => setting.tally.failed(name_of(answer.error_code)),
             Err(error) => setting.tally.failed(error.to_string()),
         }

@@ -1,17 +1,17 @@
 //! `lockstep bench group join`.
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
-use lockstep_client::{Admin, Client};
+use lockstep_client::{Admin, Client, ClientError, ErrorCode};
 use lockstep_env::Env;
 use lockstep_env::tokio_env::TokioEnv;
 use serde::Serialize;
 
 use super::connections::Connections;
-use super::crowd::{Setting, is_elsewhere, name_of};
+use super::crowd::{RETRY_AFTER, Setting, is_moving, leave, name_of};
 use super::member::Member;
 use super::{ensure_partitions, group_prefix};
 use crate::cli::bench::floor::{Floor, FloorMeter};
@@ -62,8 +62,6 @@ pub(super) async fn run(client: &Client, arguments: BenchJoin) -> anyhow::Result
     let mut heartbeats_worst = 0;
     for round in 0..arguments.rounds {
         let group = format!("{prefix}-{round}");
-        // Who coordinates, and the connection, are no part of joining.
-        setting.connections.to_coordinator(&group, 0).await?;
         heartbeats_worst = heartbeats_worst.max(join(&setting, &group, arguments.limit, &latencies).await?);
     }
     meter.measure().await?;
@@ -98,15 +96,30 @@ pub(super) async fn run(client: &Client, arguments: BenchJoin) -> anyhow::Result
 /// Joins and leaves again; how many heartbeats it took.
 async fn join(setting: &Setting, group: &str, limit: Duration, latencies: &Latencies) -> anyhow::Result<usize> {
     let mut member = Member::new(group, &setting.topic);
-    let (mut began_at, mut heartbeats) = (TokioEnv::now(), 0);
-    let deadline = began_at + limit;
+    let deadline = TokioEnv::now() + limit;
+    reach_coordinator(setting, group, deadline).await?;
+    let (mut began_at, mut heartbeats, mut is_perhaps_heard) = (TokioEnv::now(), 0, false);
     loop {
-        let answer = setting.exchange(0, member.heartbeat()).await?;
+        let answer = match setting.exchange(0, member.heartbeat()).await {
+            Ok(answer) => answer,
+            Err(error) if is_passing(&error) && TokioEnv::now() < deadline => {
+                member.on_lost_answer();
+                (heartbeats, is_perhaps_heard) = (heartbeats + 1, true);
+                TokioEnv::sleep(RETRY_AFTER).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         heartbeats += 1;
-        if is_elsewhere(answer.error_code) && member.epoch() == 0 && TokioEnv::now() < deadline {
-            // Nothing was asked of the coordinator yet.
-            setting.connections.to_coordinator(group, 0).await?;
-            (began_at, heartbeats) = (TokioEnv::now(), 0);
+        if is_moving(answer.error_code) && TokioEnv::now() < deadline {
+            member.on_lost_answer();
+            TokioEnv::sleep(RETRY_AFTER).await;
+            is_perhaps_heard |= answer.error_code == ErrorCode::CoordinatorNotAvailable.code();
+            if member.epoch() == 0 && !is_perhaps_heard {
+                // Nothing was asked of the coordinator yet.
+                reach_coordinator(setting, group, deadline).await?;
+                (began_at, heartbeats) = (TokioEnv::now(), 0);
+            }
             continue;
         }
         if answer.error_code != 0 {
@@ -127,6 +140,22 @@ async fn join(setting: &Setting, group: &str, limit: Duration, latencies: &Laten
             TokioEnv::sleep(Duration::from_millis(u64::try_from(answer.heartbeat_interval_ms).unwrap_or(0))).await;
         }
     }
-    setting.exchange(0, member.farewell()).await?;
+    leave(setting, 0, &member).await;
     Ok(heartbeats)
+}
+
+/// Who coordinates, and the connection, are no part of joining.
+async fn reach_coordinator(setting: &Setting, group: &str, deadline: Instant) -> anyhow::Result<()> {
+    loop {
+        match setting.connections.to_coordinator(group, 0).await {
+            Ok(_) => return Ok(()),
+            Err(error) if is_passing(&error) && TokioEnv::now() < deadline => TokioEnv::sleep(RETRY_AFTER).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Another try may succeed: a connection broke, an answer was lost.
+fn is_passing(error: &ClientError) -> bool {
+    error.is_retriable() || matches!(error, ClientError::TimedOut { .. })
 }

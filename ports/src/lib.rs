@@ -1,4 +1,4 @@
-//! Free ports.
+//! Free ports, for tests.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
