@@ -228,7 +228,7 @@ impl<E: Env> Compaction<E> {
             log_start_offset,
             now_ms: clocks_agree.then_some(now_ms),
             horizon_ms: clocks_agree.then(|| now_ms.saturating_add(retention_ms)),
-            segment_bytes: candidate.segment_bytes.unwrap_or(self.segment_bytes),
+            group_bytes: plan.group_bytes(candidate.segment_bytes.unwrap_or(self.segment_bytes)),
         };
         let segments = rewrite(store, plan, revision, &rules, &mut pace).await;
         let segments = segments.map_err(|(name, error)| CompactionError::Segment { name, error })?;
