@@ -204,7 +204,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Takes a batch that is longer than what is read at once into the CRC32C of what comes before it. `None`: it is damaged.
-    async fn crc_of_long(
+    pub(crate) async fn crc_of_long(
         &self,
         file: &<E::Disk as Disk>::File,
         position: u64,
