@@ -343,7 +343,9 @@ fn note_keys(keys: &mut Keys, batch: &Bytes) {
 /// What the log's compacted part has once these segments have taken the place of others.
 fn bytes_after(before: &[SegmentEntry], compacted: &[CompactedSegment]) -> u64 {
     let is_replaced = |entry: &&SegmentEntry| {
-        compacted.iter().any(|new| (new.base_offset..new.next_offset).contains(&entry.name.base_offset))
+        let after = compacted.partition_point(|new| new.base_offset <= entry.name.base_offset);
+        let before = after.checked_sub(1).and_then(|before| compacted.get(before));
+        before.is_some_and(|new| entry.name.base_offset < new.next_offset)
     };
     let replaced: u64 = before.iter().filter(is_replaced).map(|entry| entry.len).sum();
     bytes_of(before) - replaced + compacted.iter().map(|new| new.len).sum::<u64>()

@@ -1,14 +1,16 @@
 //! Removing the files of partitions and segments that are gone.
 //!
 //! The last durable checkpoint may list them still, and other replicas may be fetching it: so they wait until a checkpoint that does not list them is durable,
-//! and until nobody holds a [`Pin`](super::store::Pin). To remove the files of a large topic takes seconds. Nothing else of the store waits for that, but what puts
+//! and until nobody holds a [`Pin`](super::store::Pin), or one of the partition. To remove the files of a large topic takes seconds. Nothing else of the store waits for that, but what puts
 //! other files in their place.
 
-use std::collections::VecDeque;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use lockstep_core::TopicId;
 use lockstep_env::{Disk, Env};
 
 use crate::storage::segment::{PartitionKey, SegmentName};
@@ -26,6 +28,26 @@ pub(crate) struct Dropped {
     removable: VecDeque<Gone>,
     /// Its files are being removed.
     removing: Option<Gone>,
+    /// How many need the files of a partition.
+    pinned: BTreeMap<PartitionKey, usize>,
+}
+
+/// While one is held, no file of a partition is removed: who reads one segment after the other for hours keeps nobody else's room.
+#[derive(Debug)]
+pub(crate) struct PartitionPin<E: Env> {
+    inner: Arc<Inner<E>>,
+    key: PartitionKey,
+}
+
+impl<E: Env> Drop for PartitionPin<E> {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut pinned) = lock(&self.inner.dropped).pinned.entry(self.key) {
+            *pinned.get_mut() -= 1;
+            if *pinned.get() == 0 {
+                pinned.remove();
+            }
+        }
+    }
 }
 
 /// What was dropped.
@@ -37,6 +59,12 @@ pub(crate) enum Gone {
 }
 
 impl Gone {
+    fn key(&self) -> PartitionKey {
+        match self {
+            Self::Partition(partition) | Self::Segment(partition, ..) => partition.key,
+        }
+    }
+
     fn partition(&self) -> Option<&Arc<Partition>> {
         match self {
             Self::Partition(partition) => Some(partition),
@@ -84,6 +112,13 @@ impl<E: Env> PartitionStore<E> {
         self.forget_fetched().await;
     }
 
+    /// Keeps the files of this partition from being removed, those of its deleted and replaced segments too.
+    pub(crate) fn pin_partition(&self, topic_id: TopicId, partition: u32) -> PartitionPin<E> {
+        let key = PartitionKey { topic_id, partition };
+        *lock(&self.inner.dropped).pinned.entry(key).or_default() += 1;
+        PartitionPin { inner: Arc::clone(&self.inner), key }
+    }
+
     /// Do files wait for the next checkpoint before they can be removed?
     #[must_use]
     pub fn removal_awaits_checkpoint(&self) -> bool {
@@ -128,7 +163,9 @@ impl<E: Env> Inner<E> {
             return None;
         }
         if dropped.removing.is_none() {
-            dropped.removing = dropped.removable.pop_front();
+            let is_free = |gone: &Gone| !dropped.pinned.contains_key(&gone.key());
+            let next = dropped.removable.iter().position(is_free);
+            dropped.removing = next.and_then(|next| dropped.removable.remove(next));
         }
         dropped.removing.clone()
     }

@@ -27,9 +27,10 @@ use crate::storage::batch::{BatchHeader, HEADER_LEN};
 use crate::storage::check::Damage;
 use crate::storage::flush;
 use crate::storage::read::follows;
+use crate::storage::removal::PartitionPin;
 use crate::storage::segment::SegmentEntry;
 use crate::storage::state::{FileSource, Partition};
-use crate::storage::store::{Inner, PartitionStore, Pin, lock};
+use crate::storage::store::{Inner, PartitionStore, lock};
 
 /// Where fetched segments are before they take the place of damaged ones.
 pub(crate) const REPAIRING: &str = "repairing";
@@ -71,7 +72,7 @@ pub(crate) enum Replaced {
 pub(crate) struct Repair<E: Env> {
     inner: Arc<Inner<E>>,
     /// Keeps the files of what is deleted meanwhile.
-    pin: Pin,
+    pin: PartitionPin<E>,
     partition: Arc<Partition>,
     damage: Damage,
     staged: PathBuf,
@@ -88,8 +89,8 @@ impl<E: Env> Repair<E> {
     /// Begins with nothing fetched. `None`: the partition is gone. There may be one at a time for a store.
     pub(crate) async fn begin(store: &PartitionStore<E>, damage: Damage) -> io::Result<Option<Self>> {
         let inner = Arc::clone(&store.inner);
-        let pin = store.pin();
         let name = damage.entry.name;
+        let pin = store.pin_partition(name.topic_id, name.partition);
         let Some(partition) = inner.partition(name.key()) else { return Ok(None) };
         let folder = inner.dir.join(REPAIRING);
         inner.env.disk().create_dir_all(&folder).await?;

@@ -108,6 +108,36 @@ async fn files_that_take_long_to_remove_hold_up_no_writes() {
     assert_eq!(files(KEY), 1);
 }
 
+#[tokio::test]
+async fn who_needs_one_partition_keeps_no_files_of_others() {
+    let disk = MemoryDisk::default();
+    let replica = Replica::open(&disk, options(3_000)).await.unwrap();
+    for key in [KEY, OTHER] {
+        create(&replica, key).unwrap();
+        for _ in 0..20 {
+            append(&replica, key, 1_000);
+        }
+    }
+    replica.checkpoint().await.unwrap();
+    let files = |key: PartitionKey| {
+        let directory = Path::new(STORE_DIR).join(key.directory());
+        replica.log_files().keys().filter(|path| path.starts_with(&directory)).count()
+    };
+    let before = files(KEY);
+    let pins = [0, 1].map(|_| replica.store.pin_partition(KEY.topic_id, KEY.partition));
+    for key in [KEY, OTHER] {
+        let truncate = Effect::TruncateBefore { topic_id: key.topic_id, partition: key.partition, start_offset: 20 };
+        replica.store.apply(&truncate, &Bytes::new()).unwrap();
+    }
+    for pin in pins {
+        replica.checkpoint().await.unwrap();
+        assert_eq!((files(KEY), files(OTHER)), (before, 0));
+        drop(pin);
+    }
+    replica.checkpoint().await.unwrap();
+    assert_eq!((files(KEY), files(OTHER)), (0, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_segment_that_is_read_for_its_index_holds_up_neither_other_reads_nor_writes() {
     let disk = MemoryDisk::default();
