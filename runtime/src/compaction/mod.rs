@@ -212,7 +212,7 @@ impl<E: Env> Compaction<E> {
         let Replica { store, .. } = &*self.replica;
         let applied = *self.replica.applied.borrow();
         // Files of segments that are deleted meanwhile stay until this is done.
-        let _pin = store.pin();
+        let _pin = store.pin_partition(topic_id, partition);
         // This leader has applied what all earlier terms committed, and proposes one compaction after the other.
         store.discard_staged(topic_id, partition, revision).await;
         has_room(&self.replica, plan.bytes).await?;

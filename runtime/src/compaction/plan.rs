@@ -27,10 +27,14 @@ impl Plan {
         self.segments.last().map_or(0, |last| last.next_offset)
     }
 
-    /// Segments are written together up to so many bytes, where the topic's may have `segment_bytes`: more in a log of so many that one op could not name
-    /// what comes of them. With the one that follows each is longer than that, so there are fewer than twice as many as it goes into the whole.
+    /// Segments are written together up to so many bytes, where the topic's may have `segment_bytes`: more in a log of so many that one op could perhaps not
+    /// name what comes of them. Together with the one behind it each is longer than that, so there are fewer than twice as many as it goes into the whole:
+    /// half of what an op can name, should batches not become longer.
     pub(super) fn group_bytes(&self, segment_bytes: u64) -> u64 {
-        segment_bytes.max(self.bytes.div_ceil(CompactLog::SEGMENTS_MAX as u64 / 2 - 1))
+        if self.segments.len() <= CompactLog::SEGMENTS_MAX {
+            return segment_bytes;
+        }
+        segment_bytes.max(self.bytes.div_ceil(CompactLog::SEGMENTS_MAX as u64 / 4))
     }
 }
 
@@ -147,7 +151,7 @@ mod tests {
     #[test]
     fn one_op_can_name_what_comes_of_any_log() {
         for (many, lengths) in [
-            (3, vec![100]),
+            (CompactLog::SEGMENTS_MAX, vec![100]),
             (CompactLog::SEGMENTS_MAX + 1, vec![1_000]),
             (CompactLog::SEGMENTS_MAX * 3, vec![1_000]),
             (CompactLog::SEGMENTS_MAX * 5, vec![1_000, 1, 600, 30]),
@@ -165,7 +169,7 @@ mod tests {
                 open += segment.len;
             }
             assert!(groups <= CompactLog::SEGMENTS_MAX, "{groups} of {many} segments");
-            assert_eq!(group_bytes == 1_000, many == 3, "{group_bytes} for {many}");
+            assert_eq!(group_bytes == 1_000, many == CompactLog::SEGMENTS_MAX, "{group_bytes} for {many}");
         }
     }
 }

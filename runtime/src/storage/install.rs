@@ -353,7 +353,9 @@ impl<E: Env> Installation<E> {
                 let start_offset = entries.first().map_or(0, |first| first.start_offset);
                 for segment in state.segments_with_files() {
                     let name = segment.entry.name;
-                    match entries.iter().find(|entry| entry.name == name && entry.len > 0) {
+                    let listed =
+                        entries.binary_search_by_key(&name, |entry| entry.name).ok().and_then(|at| entries.get(at));
+                    match listed.filter(|entry| entry.len > 0) {
                         Some(entry) if segment.entry.len > entry.len => cut.push((name, entry.len)),
                         Some(_) => {}
                         None => {
