@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use lockstep_core::TopicRecord;
+use lockstep_core::{BATCH_BYTES_MAX, TopicRecord};
 
 /// Largest record batch a topic takes unless it says otherwise: Kafka's default, 1 MiB and a batch header's worth.
 pub(crate) const MAX_MESSAGE_BYTES_DEFAULT: usize = 1_048_588;
@@ -109,8 +109,8 @@ pub(crate) const SETTINGS: &[TopicSetting] = &[
         MAX_MESSAGE_BYTES,
         "1048588",
         ConfigType::Int,
-        Legal::Integer { min: 0, max: 100 << 20 },
-        "The largest record batch that is accepted.",
+        Legal::Integer { min: 0, max: BATCH_BYTES_MAX as i64 },
+        "The largest record batch that is accepted; no topic takes one of more than 7 MiB.",
     ),
     setting(
         "message.timestamp.after.max.ms",
@@ -295,6 +295,7 @@ mod tests {
             ("cleanup.policy", "compact,burn", "must be one of delete, compact"),
             ("message.timestamp.type", "Now", "must be one of CreateTime, LogAppendTime"),
             ("min.cleanable.dirty.ratio", "7", "must lie between 0 and 1"),
+            ("max.message.bytes", "7340033", "must lie between 0 and 7340032"),
         ] {
             let error = check(name, value).expect_err(name);
             assert!(error.contains(says), "{error}");

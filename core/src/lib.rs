@@ -35,4 +35,4 @@ pub use op::Op;
 pub use reply::{GroupError, Reply, TopicError};
 pub use session::SessionTable;
 pub use state_machine::{Applied, ClusterStateMachine, Digest, Violation};
-pub use topic_settings::{CompactionSettings, SegmentLimits};
+pub use topic_settings::{BATCH_BYTES_MAX, CompactionSettings, SegmentLimits};

@@ -13,6 +13,9 @@ const RETENTION_MS: &str = "retention.ms";
 const SEGMENT_BYTES: &str = "segment.bytes";
 const SEGMENT_MS: &str = "segment.ms";
 
+/// Largest record batch that the cluster takes, whatever a topic says: it must fit an entry of the log, and that a frame between nodes.
+pub const BATCH_BYTES_MAX: usize = 7 << 20;
+
 /// Seven days.
 const RETENTION_MS_DEFAULT: i64 = 7 * 24 * 60 * 60 * 1_000;
 /// A day.

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use lockstep_core::{ClusterStateMachine, NodeId, Op, Position, Reply, SessionTable, ShardId, TopicId};
+use lockstep_core::{
+    BATCH_BYTES_MAX, ClusterStateMachine, NodeId, Op, Position, Reply, SessionTable, ShardId, TopicId,
+};
 use lockstep_env::{Env, Task, timeout};
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
@@ -34,8 +36,8 @@ use crate::storage::suspicion::FoundBy;
 use crate::storage::{Checkpoints, PartitionStore, ScrubCounts, SegmentEntry, StoreOptions};
 use lockstep_probe::{Mark, Mistake};
 
-/// A payload longer than this does not fit a frame between nodes.
-const PAYLOAD_BYTES_MAX: usize = 7 << 20;
+/// A payload longer than this does not fit a frame between nodes. It may consist of one batch.
+const PAYLOAD_BYTES_MAX: usize = BATCH_BYTES_MAX;
 /// Entries of one append request between nodes; its bytes are bounded too.
 const APPEND_ENTRIES_MAX: u64 = 2048;
 

@@ -103,12 +103,14 @@ async fn wrong_topics_are_refused_and_right_ones_beside_them_are_made() {
         topic("copies", 1).with_replication_factor(3),
         topic("config", 1).with_configs(vec![config("no.such.setting", "1")]),
         topic("value", 1).with_configs(vec![config("retention.ms", "soon")]),
+        // No shard takes so much at once, whatever the topic says.
+        topic("large", 1).with_configs(vec![config("max.message.bytes", "7340033")]),
         topic("twice", 1),
         topic("twice", 1),
     ];
-    assert_eq!(create(&mut client, 7, topics.clone(), true).await, [0, 17, 37, 38, 40, 40, 42]);
+    assert_eq!(create(&mut client, 7, topics.clone(), true).await, [0, 17, 37, 38, 40, 40, 40, 42]);
     assert_eq!(client.call(9, metadata(&["right"], false)).await.topics[0].error_code, 3, "it was only validated");
-    assert_eq!(create(&mut client, 7, topics, false).await, [0, 17, 37, 38, 40, 40, 42]);
+    assert_eq!(create(&mut client, 7, topics, false).await, [0, 17, 37, 38, 40, 40, 40, 42]);
     assert_eq!(client.call(9, metadata(&["right"], false)).await.topics[0].error_code, 0);
 }
 
@@ -224,6 +226,10 @@ async fn a_changed_configuration_takes_effect() {
         IncrementalAlterConfigsRequest::default().with_resources(vec![resource])
     };
     assert_eq!(client.call(1, limit("some")).await.responses[0].error_code, 40);
+    let refused = client.call(1, limit("7340033")).await.responses[0].clone();
+    let reason = refused.error_message.as_deref().unwrap_or_default();
+    assert!(refused.error_code == 40 && reason.contains("between 0 and 7340032"), "{refused:?}");
+    assert_eq!(client.call(1, limit("7340032").with_validate_only(true)).await.responses[0].error_code, 0);
     assert_eq!(client.call(1, limit("50").with_validate_only(true)).await.responses[0].error_code, 0);
     let produce = || crate::support::produce("t", 0, -1, crate::support::batch(&["a value"]));
     let error = |response: ProduceResponse| response.responses[0].partition_responses[0].error_code;

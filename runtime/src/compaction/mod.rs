@@ -212,7 +212,7 @@ impl<E: Env> Compaction<E> {
         let Replica { store, .. } = &*self.replica;
         let applied = *self.replica.applied.borrow();
         // Files of segments that are deleted meanwhile stay until this is done.
-        let _pin = store.pin();
+        let _pin = store.pin_partition(topic_id, partition);
         // This leader has applied what all earlier terms committed, and proposes one compaction after the other.
         store.discard_staged(topic_id, partition, revision).await;
         has_room(&self.replica, plan.bytes).await?;
@@ -228,7 +228,7 @@ impl<E: Env> Compaction<E> {
             log_start_offset,
             now_ms: clocks_agree.then_some(now_ms),
             horizon_ms: clocks_agree.then(|| now_ms.saturating_add(retention_ms)),
-            segment_bytes: candidate.limits.bytes.unwrap_or(self.segment_bytes),
+            group_bytes: plan.group_bytes(candidate.limits.bytes.unwrap_or(self.segment_bytes)),
         });
         let segments = rewrite(&self.replica.env, store, plan, revision, &rules, &mut pace).await;
         let segments = segments.map_err(|(name, error)| CompactionError::Segment { name, error })?;
@@ -361,7 +361,9 @@ fn note_keys(keys: &mut Keys, batch: &Bytes) {
 /// What the log's compacted part has once these segments have taken the place of others.
 fn bytes_after(before: &[SegmentEntry], compacted: &[CompactedSegment]) -> u64 {
     let is_replaced = |entry: &&SegmentEntry| {
-        compacted.iter().any(|new| (new.base_offset..new.next_offset).contains(&entry.name.base_offset))
+        let after = compacted.partition_point(|new| new.base_offset <= entry.name.base_offset);
+        let before = after.checked_sub(1).and_then(|before| compacted.get(before));
+        before.is_some_and(|new| entry.name.base_offset < new.next_offset)
     };
     let replaced: u64 = before.iter().filter(is_replaced).map(|entry| entry.len).sum();
     bytes_of(before) - replaced + compacted.iter().map(|new| new.len).sum::<u64>()

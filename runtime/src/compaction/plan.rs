@@ -26,6 +26,16 @@ impl Plan {
     pub(super) fn end(&self) -> i64 {
         self.segments.last().map_or(0, |last| last.next_offset)
     }
+
+    /// Segments are written together up to so many bytes, where the topic's may have `segment_bytes`: more in a log of so many that one op could perhaps not
+    /// name what comes of them. Together with the one behind it each is longer than that, so there are fewer than twice as many as it goes into the whole:
+    /// half of what an op can name, should batches not become longer.
+    pub(super) fn group_bytes(&self, segment_bytes: u64) -> u64 {
+        if self.segments.len() <= CompactLog::SEGMENTS_MAX {
+            return segment_bytes;
+        }
+        segment_bytes.max(self.bytes.div_ceil(CompactLog::SEGMENTS_MAX as u64 / 4))
+    }
 }
 
 /// `segments` are those with records, the one that grows too. `None`: there is nothing to do yet.
@@ -42,8 +52,7 @@ pub(super) fn plan(
         let min_lag_ms = settings.min_lag_ms;
         !is_dirty(segment) || min_lag_ms == 0 || age_ms(segment.max_timestamp_ms) >= i128::from(min_lag_ms)
     };
-    let few = closed.iter().take(CompactLog::SEGMENTS_MAX);
-    let segments: Vec<SegmentEntry> = few.take_while(is_old_enough).copied().collect();
+    let segments: Vec<SegmentEntry> = closed.iter().take_while(is_old_enough).copied().collect();
     let first_dirty = segments.iter().find(is_dirty)?;
     let waits_too_long =
         first_dirty.first_timestamp_ms >= 0 && age_ms(first_dirty.first_timestamp_ms) > i128::from(settings.max_lag_ms);
@@ -128,5 +137,39 @@ mod tests {
         let mut log = segments(&[(100, 1), (100, 1), (100, 1)]);
         log[0].start_offset = 7;
         assert_eq!(ends(&log, 0, &SETTINGS, 9), Some((7, 20)));
+    }
+
+    #[test]
+    fn what_is_dirty_behind_many_clean_segments_is_compacted_too() {
+        let many = CompactLog::SEGMENTS_MAX + 5_000;
+        let log = segments(&vec![(100, 1); many]);
+        let dirty_from = many as i64 * 10 - 3_000;
+        let due = CompactionSettings { min_dirty_ratio: 0.01, ..SETTINGS };
+        assert_eq!(ends(&log, dirty_from, &due, 9), Some((dirty_from, many as i64 * 10 - 10)));
+    }
+
+    #[test]
+    fn one_op_can_name_what_comes_of_any_log() {
+        for (many, lengths) in [
+            (CompactLog::SEGMENTS_MAX, vec![100]),
+            (CompactLog::SEGMENTS_MAX + 1, vec![1_000]),
+            (CompactLog::SEGMENTS_MAX * 3, vec![1_000]),
+            (CompactLog::SEGMENTS_MAX * 5, vec![1_000, 1, 600, 30]),
+            (CompactLog::SEGMENTS_MAX * 2, vec![1_000, 5_000_000]),
+        ] {
+            let rows: Vec<(u64, i64)> = lengths.iter().cycle().take(many + 1).map(|len| (*len, 1)).collect();
+            let plan = plan(&segments(&rows), 0, &SETTINGS, 9).expect("all of it is dirty");
+            let group_bytes = plan.group_bytes(1_000);
+            // As segments are written together when nothing of them goes, which makes the most of them.
+            let (mut groups, mut open) = (1, 0);
+            for segment in &plan.segments {
+                if open > 0 && open + segment.len > group_bytes {
+                    (groups, open) = (groups + 1, 0);
+                }
+                open += segment.len;
+            }
+            assert!(groups <= CompactLog::SEGMENTS_MAX, "{groups} of {many} segments");
+            assert_eq!(group_bytes == 1_000, many == CompactLog::SEGMENTS_MAX, "{group_bytes} for {many}");
+        }
     }
 }

@@ -11,13 +11,14 @@ use lockstep_core::op::CompactedSegment;
 use lockstep_env::Env;
 use lockstep_wire::BatchHeader as WireHeader;
 use lockstep_wire::compaction::{KeyedRecord, Thinned, delete_horizon_ms, emptied, thin, unfolded_bytes_max};
+use lockstep_wire::records::RecordsError;
 
 use super::keys::Keys;
 use super::plan::Plan;
 use super::segment_reader::SegmentReader;
 use super::takes_long;
 use crate::raft::take_turns;
-use crate::storage::batch::BatchHeader;
+use crate::storage::batch::{BatchHeader, COMPACTED_LEN_MAX};
 use crate::storage::check::Pace;
 use crate::storage::staging::Staging;
 use crate::storage::{PartitionStore, SegmentEntry, SegmentName};
@@ -35,8 +36,8 @@ pub(super) struct Rules {
     pub(super) now_ms: Option<i64>,
     /// The delete horizon of tombstones that are met for the first time. `None`: they get none now.
     pub(super) horizon_ms: Option<i64>,
-    /// Segments are written together up to so many bytes.
-    pub(super) segment_bytes: u64,
+    /// Segments are written together up to so many bytes ([`Plan::group_bytes`]).
+    pub(super) group_bytes: u64,
 }
 
 impl Rules {
@@ -67,7 +68,14 @@ impl Rules {
         }
         let horizon_ms = delete_horizon_ms(&parsed);
         let thin = |new_horizon_ms| {
-            thin(batch, unfolded_bytes_max(batch.len()), new_horizon_ms, |record| self.keep(record, horizon_ms))
+            let len_max = unfolded_bytes_max(batch.len());
+            match thin(batch, len_max, new_horizon_ms, |record| self.keep(record, horizon_ms))? {
+                // Compression may be worse than the producer's was. Whoever reads the segment takes a longer one for damage.
+                Thinned::Rewritten(longer) if longer.len() > COMPACTED_LEN_MAX => {
+                    Err(RecordsError::NotRewritten { reason: format!("it would be {} bytes long", longer.len()) })
+                }
+                thinned => Ok(thinned),
+            }
         };
         // A horizon may make it longer than it may be; without one its tombstones stay.
         thin(self.horizon_ms).or_else(|_| thin(None)).unwrap_or_else(|error| {
@@ -95,7 +103,7 @@ pub(super) async fn rewrite<E: Env>(
     let mut group: Option<Group<E>> = None;
     for entry in &plan.segments {
         let failed = |error| (entry.name, error);
-        if let Some(full) = group.take_if(|open| open.len() + entry.len > rules.segment_bytes) {
+        if let Some(full) = group.take_if(|open| open.len() + entry.len > rules.group_bytes) {
             compacted.extend(full.close().await.map_err(failed)?);
         }
         let open = group.get_or_insert_with(|| Group::new(env.clone(), revision, *entry));

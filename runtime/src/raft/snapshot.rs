@@ -23,7 +23,7 @@ use super::repair::tell_damaged;
 use super::replica::{Progress, Replica};
 use super::type_config::{Member, Membership, SnapshotMeta, StoredMembership, TypeConfig, log_id, position};
 use crate::peer::{Lane, PeerNetwork, PeerRequest};
-use crate::storage::{Checkpoints, Installation, Manifest, Pin, SegmentView};
+use crate::storage::{Checkpoints, Installation, Manifest, Pin, SegmentView, manifest};
 use lockstep_probe::Mark;
 
 /// A snapshot with its data.
@@ -32,8 +32,6 @@ pub(crate) type Snapshot<E> =
 
 /// Bytes fetched by one request: small enough to let appends of other shards through in between.
 pub(crate) const CHUNK_BYTES: u32 = 256 << 10;
-/// A manifest is refused beyond this length.
-const MANIFEST_BYTES_MAX: u64 = 1 << 30;
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A piece that does not come is asked for again so many times.
 const CHUNK_ATTEMPTS: u32 = 4;
@@ -359,7 +357,7 @@ impl<E: Env> Pull<E> {
 
     async fn manifest(&self) -> io::Result<Manifest> {
         let len = self.offer.manifest_len;
-        if len > MANIFEST_BYTES_MAX {
+        if len > manifest::BYTES_MAX {
             return Err(invalid(format!("a manifest of {len} bytes")));
         }
         let mut bytes = BytesMut::new();

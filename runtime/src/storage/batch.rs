@@ -4,6 +4,10 @@
 //! from 21 on), attributes 21..23, last offset delta 23..27, base timestamp 27..35, max timestamp 35..43, producer id 43..51,
 //! producer epoch 51..53, base sequence 53..57, record count 57..61.
 
+use lockstep_core::BATCH_BYTES_MAX;
+
+use crate::storage::segment::SegmentName;
+
 /// Length of a batch's header; no batch is shorter.
 pub(crate) const HEADER_LEN: usize = 61;
 /// Bytes before and including the length field.
@@ -11,6 +15,8 @@ const LENGTH_END: usize = 12;
 const CRC_START: usize = 17;
 /// The batch's checksum covers what begins here.
 pub(crate) const CRC_END: usize = 21;
+/// Longest batch that a compaction writes. Compression may be worse than the producer's was: this is what records may unfold to.
+pub(crate) const COMPACTED_LEN_MAX: usize = 16 << 20;
 /// Attribute bit 3 (of the low byte): timestamps are those of the append.
 const LOG_APPEND_TIME: u8 = 1 << 3;
 
@@ -56,6 +62,11 @@ impl BatchHeader {
     pub(crate) fn verifies(&self, batch: &[u8]) -> bool {
         batch.len() == self.len && batch.get(CRC_END..).is_some_and(|covered| crc32c::crc32c(covered) == self.crc32c)
     }
+}
+
+/// No batch of the segment is longer.
+pub(crate) fn len_max(segment: SegmentName) -> usize {
+    if segment.is_compacted() { COMPACTED_LEN_MAX } else { BATCH_BYTES_MAX }
 }
 
 /// Writes what the log decides into a batch as its producer sent it. The batch must be at least a header long.

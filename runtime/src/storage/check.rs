@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_env::{DiskFile, Env, OpenMode};
 
-use crate::storage::batch::{BatchHeader, CRC_END, HEADER_LEN};
+use crate::storage::batch::BatchHeader;
 use crate::storage::read::follows;
 use crate::storage::segment::{SegmentEntry, SegmentName};
 use crate::storage::store::{Inner, PartitionStore};
@@ -154,24 +154,28 @@ impl<E: Env> PartitionStore<E> {
             return Some(0);
         };
         let (mut position, mut expected) = (0, entry.name.base_offset);
+        // What was read last, and where in it the next batch begins.
+        let (mut window, mut at) = (Vec::new(), 0);
         while position < entry.len {
-            let head = file.read_at(position, HEADER_LEN).await.unwrap_or_default();
-            let left = entry.len - position;
-            let header = BatchHeader::parse(&head)
-                .filter(|header| follows(entry.name, expected, header) && header.len as u64 <= left);
-            let Some(header) = header else { return Some(position) };
-            // In pieces: a length that is wrong must not decide how much memory this takes.
-            let (mut at, mut crc32c) = (CRC_END, 0);
-            while at < header.len {
-                let piece = file.read_at(position + at as u64, (header.len - at).min(PIECE_BYTES)).await;
-                let Some(piece) = piece.ok().filter(|piece| !piece.is_empty()) else { return Some(position) };
-                crc32c = crc32c::crc32c_append(crc32c, &piece);
-                at += piece.len();
+            let left = usize::try_from(entry.len - position).unwrap_or(usize::MAX);
+            let is_whole = |rest: &[u8]| BatchHeader::parse(rest).is_some_and(|header| header.len <= rest.len());
+            if !window.get(at..).is_some_and(is_whole) {
+                window = file.read_at(position, left.min(PIECE_BYTES)).await.unwrap_or_default();
+                at = 0;
             }
-            if crc32c != header.crc32c {
+            let rest = window.get(at..).unwrap_or_default();
+            let header =
+                BatchHeader::parse(rest).filter(|header| follows(entry.name, expected, header) && header.len <= left);
+            let Some(header) = header else { return Some(position) };
+            let is_sound = match rest.get(..header.len) {
+                Some(batch) => header.verifies(batch),
+                None => self.inner.crc_of_long(&file, position, &header, 0).await.is_ok_and(|crc32c| crc32c.is_some()),
+            };
+            if !is_sound {
                 return Some(position);
             }
             position += header.len as u64;
+            at += header.len;
             expected = header.next_offset;
         }
         None

@@ -8,10 +8,7 @@ use lockstep_core::ShardId;
 use lockstep_env::{Disk, Env, Step};
 
 use crate::error::StartError;
-use crate::storage::manifest::Manifest;
-
-/// No checkpoint file is longer.
-const FILE_LEN_MAX: u64 = 4 << 30;
+use crate::storage::manifest::{self, Manifest};
 
 /// The checkpoint file of one shard, `<raft_dir>/checkpoints/<shard>`. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -34,7 +31,7 @@ impl<E: Env> Checkpoints<E> {
         // A checkpoint that was put in place just before the process died may be in the system's memory only. The journal is purged up to what
         // is read here, so it must not be gone when power fails later.
         env.disk().sync_dir(&dir).await.map_err(failed)?;
-        let manifest = match env.disk().read_file(&path, FILE_LEN_MAX).await {
+        let manifest = match env.disk().read_file(&path, manifest::BYTES_MAX).await {
             Ok(bytes) => Some(Manifest::decode(&Bytes::from(bytes)).map_err(|error| StartError::Damaged {
                 path: path.display().to_string(),
                 offset: 0,
@@ -53,6 +50,13 @@ impl<E: Env> Checkpoints<E> {
     }
 
     pub(crate) async fn write_encoded(&self, manifest: Bytes) -> io::Result<()> {
+        // The next start could not read it, nor another node.
+        if manifest.len() as u64 > manifest::BYTES_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("a checkpoint of {} bytes", manifest.len()),
+            ));
+        }
         let staged = self.env.disk().stage_file(&self.path, manifest).await?;
         self.env.reached(Step::CheckpointStaged);
         self.env.disk().put_in_place(&staged, &self.path).await

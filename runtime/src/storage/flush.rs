@@ -55,7 +55,7 @@ pub(crate) async fn run<E: Env>(store: Weak<Inner<E>>, work: Arc<Notify>, urgent
                 files_close_at = E::now() + FILE_IDLE;
             }
             if inner.unwritten.load(Ordering::Acquire) == 0 {
-                inner.remove_dropped().await;
+                inner.remove_dropped_behind();
                 break;
             }
             // Much may have come while what was there was written: nobody tells of it again.
@@ -191,9 +191,7 @@ impl<E: Env> Inner<E> {
         for some in directories.chunks(SYNCS_AT_ONCE) {
             try_join_all(some.iter().map(async |partition| {
                 let changes = partition.lock().directory_changes;
-                let directory = self.directory(partition.key);
-                let synced = self.env.disk().sync_dir(&directory).await;
-                synced.map_err(|error| self.fail(&directory, error))?;
+                self.sync_directory(&self.directory(partition.key)).await?;
                 partition.lock().directory_synced = changes;
                 io::Result::Ok(())
             }))
@@ -208,18 +206,20 @@ impl<E: Env> Inner<E> {
             let state = partition.lock();
             (state.segment(name).map_or(0, |segment| segment.written), state.generation)
         };
-        let synced = match self.file(name, generation, OpenMode::ReadWrite).await {
-            Ok(file) => file.sync_data().await,
-            Err(error) => Err(error),
-        };
+        let path = self.log_path(name);
+        let opened = self.file(name, generation, OpenMode::ReadWrite).await;
+        if let Ok(file) = &opened {
+            // A failure counts also when the file was exchanged meanwhile: what took its place may be the same one, grown.
+            self.sync_file(file, &path).await?;
+        }
         let mut state = partition.lock();
         let is_gone = state.dropped || state.segment(name).is_none();
-        let gone = is_gone && synced.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let gone = is_gone && opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         if gone || state.generation != generation {
             // The files were removed, or exchanged for others that are durable.
             return Ok(());
         }
-        synced.map_err(|error| self.fail(&self.log_path(name), error))?;
+        opened.map_err(|error| self.fail(&path, error))?;
         if let Some(segment) = state.segment_mut(name) {
             segment.synced = segment.synced.max(written);
         }
@@ -238,8 +238,7 @@ impl<E: Env> Inner<E> {
     pub(crate) async fn sync_root(&self) -> io::Result<()> {
         let changes = self.root_changes.load(Ordering::Acquire);
         if changes > self.root_synced.load(Ordering::Acquire) {
-            let synced = self.env.disk().sync_dir(&self.dir).await;
-            synced.map_err(|error| self.fail(&self.dir, error))?;
+            self.sync_directory(&self.dir).await?;
             self.root_synced.fetch_max(changes, Ordering::AcqRel);
         }
         Ok(())

@@ -192,7 +192,7 @@ impl<E: Env> Installation<E> {
                 disk.remove_file(&path).await?;
                 return Ok(fetch);
             }
-            file.sync_data().await?;
+            self.store.inner.sync_file(&file, &path).await?;
         }
         Mark::SnapshotPullResumed.reached();
         Ok(resumed)
@@ -247,7 +247,7 @@ impl<E: Env> Installation<E> {
         }
         self.open = None;
         if crc32c == fetch.entry.crc32c || Mistake::SnapshotChecksumIgnored.is_made() {
-            file.sync_data().await?;
+            self.store.inner.sync_file(&file, &path).await?;
             self.missing.remove(segment);
             self.fetched.insert(*segment, fetch.local);
             return Ok(());
@@ -268,6 +268,7 @@ impl<E: Env> Installation<E> {
         }
         let inner = Arc::clone(&self.store.inner);
         {
+            let _removing = inner.removing.lock().await;
             let _writing = inner.writing.lock().await;
             let done = self.exchange(&inner, checkpoints).await;
             done.map_err(|error| inner.fail(&self.folder, error))?;
@@ -352,7 +353,9 @@ impl<E: Env> Installation<E> {
                 let start_offset = entries.first().map_or(0, |first| first.start_offset);
                 for segment in state.segments_with_files() {
                     let name = segment.entry.name;
-                    match entries.iter().find(|entry| entry.name == name && entry.len > 0) {
+                    let listed =
+                        entries.binary_search_by_key(&name, |entry| entry.name).ok().and_then(|at| entries.get(at));
+                    match listed.filter(|entry| entry.len > 0) {
                         Some(entry) if segment.entry.len > entry.len => cut.push((name, entry.len)),
                         Some(_) => {}
                         None => {
@@ -372,6 +375,7 @@ impl<E: Env> Installation<E> {
         inner.removable(gone);
         inner.forget_files();
         lock(&inner.indexes).clear();
+        lock(&inner.without_index).clear();
         inner.wrote.notify_waiters();
         for waiter in waiters {
             waiter.notify_one();
@@ -444,13 +448,16 @@ async fn remove_if_there<D: Disk>(disk: &D, directory: &Path) -> io::Result<()> 
     }
 }
 
-/// Ends an installation that a crash interrupted: `names` are the entries of the store's directory, `manifest` its checkpoint.
+/// Ends an installation that a crash interrupted: `names` are the entries of the store's directory, `manifest` its checkpoint. Gives the folders that it was
+/// made in: what was moved out of them before the crash may not be durable where it is now, so they must stay until all directories of the checkpoint's
+/// partitions are.
 pub(crate) async fn resume<E: Env>(
     disk: &E::Disk,
     dir: &Path,
     names: &[String],
     manifest: Option<&Manifest>,
-) -> io::Result<()> {
+) -> io::Result<Vec<PathBuf>> {
+    let mut resumed = Vec::new();
     for name in names.iter().filter(|name| name.starts_with(COMPLETE)) {
         let folder = dir.join(name);
         if let Some(manifest) = manifest.filter(|manifest| *name == complete_name(&manifest.encode())) {
@@ -459,10 +466,12 @@ pub(crate) async fn resume<E: Env>(
             let targets = manifest.segments.iter().map(|entry| (entry.name, entry.len)).collect();
             let staged = staged.iter().filter_map(|name| parse_staged_name(name));
             move_in::<E>(disk, dir, &folder, staged, &targets, None).await?;
+            resumed.push(folder);
+            continue;
         }
         remove_if_there(disk, &folder).await?;
     }
-    Ok(())
+    Ok(resumed)
 }
 
 /// Moves staged files to where they belong and makes that durable. May be repeated after a crash. Where the disk is full, the store waits for

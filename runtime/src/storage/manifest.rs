@@ -24,6 +24,9 @@ pub struct Manifest {
 #[error("not a checkpoint manifest: {0}")]
 pub struct ManifestError(pub String);
 
+/// No manifest is longer: neither one that is written, nor one that another node is asked for.
+pub(crate) const BYTES_MAX: u64 = 4 << 30;
+
 const MAGIC: [u8; 8] = *b"LSMANIF3";
 const HEAD_LEN: usize = 24;
 const CRC_LEN: usize = 4;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use lockstep_env::{DiskFile, Env, OpenMode};
 
 use crate::partition::ReadError;
-use crate::storage::batch::{BatchHeader, HEADER_LEN};
+use crate::storage::batch::{self, BatchHeader, HEADER_LEN};
 use crate::storage::index;
 use crate::storage::lookup::LoadedIndex;
 use crate::storage::segment::SegmentName;
@@ -29,9 +29,10 @@ pub(crate) struct FileBatches {
 /// Where a batch begins: position and base offset.
 type Start = (u64, i64);
 
-/// May a batch come where this offset is expected?
+/// May a batch come where this offset is expected? One that is longer than any can be is none: its length must not decide how much memory is taken.
 pub(crate) fn follows(segment: SegmentName, expected: i64, header: &BatchHeader) -> bool {
-    header.base_offset == expected || segment.is_compacted() && header.base_offset > expected
+    (header.base_offset == expected || segment.is_compacted() && header.base_offset > expected)
+        && header.len <= batch::len_max(segment)
 }
 
 impl<E: Env> Inner<E> {
@@ -114,7 +115,7 @@ impl<E: Env> Inner<E> {
                     break;
                 }
                 let header = BatchHeader::parse(rest)
-                    .filter(|header| header.base_offset == expected && header.len as u64 <= left_in_file);
+                    .filter(|header| follows(source.segment, expected, header) && header.len as u64 <= left_in_file);
                 let Some(header) = header else {
                     if start.is_some() {
                         break;

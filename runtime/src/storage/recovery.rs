@@ -1,6 +1,6 @@
 //! What a store finds when it opens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,16 +54,21 @@ pub(crate) async fn recover<E: Env>(env: &E, dir: &Path, manifest: Option<&Manif
         }
     }
     let names = disk.read_dir(dir).await.map_err(|error| failed(dir, error))?;
-    install::resume::<E>(disk, dir, &names, manifest).await.map_err(|error| failed(dir, error))?;
+    let mut left_over = install::resume::<E>(disk, dir, &names, manifest).await.map_err(|error| failed(dir, error))?;
+    // What was being repaired is damaged still, or whole.
+    left_over.extend(names.iter().filter(|name| *name == REPAIRING).map(|name| dir.join(name)));
+    // The process may have died between putting files in place and making that durable. A power failure later must not take them back: by then more may have been
+    // written to them, and checkpoints list it.
+    let was_interrupted = !left_over.is_empty();
     let mut recovered = Recovered::default();
     for name in names {
-        // What was being repaired is damaged still, or whole; what was being compacted was not needed yet.
-        let is_leftover = name == REPAIRING || name == STAGING;
+        // What was being compacted was not needed yet.
+        let is_leftover = name == STAGING;
         let unlisted = PartitionKey::parse_directory(&name).filter(|key| !listed.contains_key(key));
         let path = dir.join(&name);
         if let Some(key) = unlisted {
             // Without a segment that is listed, nothing stays but what compactions left.
-            let found = cut_partition(disk, key, &path, &[]).await?;
+            let found = cut_partition(disk, key, &path, &[], false).await?;
             if !found.staged.is_empty() {
                 recovered.unclaimed.insert(key, found.staged);
                 continue;
@@ -76,7 +81,7 @@ pub(crate) async fn recover<E: Env>(env: &E, dir: &Path, manifest: Option<&Manif
     let listed: Vec<_> = listed.into_iter().collect();
     for some in listed.chunks(DIRECTORIES_AT_ONCE) {
         let states = some.iter().map(async |(key, segments)| {
-            let found = cut_partition(disk, *key, &dir.join(key.directory()), segments).await?;
+            let found = cut_partition(disk, *key, &dir.join(key.directory()), segments, was_interrupted).await?;
             let mut state = PartitionState::durable(segments.iter().copied(), 0);
             state.directory_made = found.directory_made;
             for (name, len) in found.staged {
@@ -90,6 +95,9 @@ pub(crate) async fn recover<E: Env>(env: &E, dir: &Path, manifest: Option<&Manif
             recovered.missing.extend(missing);
         }
     }
+    for path in left_over {
+        disk.remove_dir_all(&path).await.map_err(|error| failed(&path, error))?;
+    }
     Ok(recovered)
 }
 
@@ -102,12 +110,13 @@ struct Found {
     missing: Vec<SegmentName>,
 }
 
-/// Cuts the partition's files to what is listed.
+/// Cuts the partition's files to what is listed. Where `was_interrupted`, files may be in their places that are not durable there.
 async fn cut_partition<D: Disk>(
     disk: &D,
     key: PartitionKey,
     directory: &Path,
     segments: &[SegmentEntry],
+    was_interrupted: bool,
 ) -> Result<Found, StartError> {
     let names = match disk.read_dir(directory).await {
         Ok(names) => Some(names),
@@ -115,6 +124,11 @@ async fn cut_partition<D: Disk>(
         Err(error) => return Err(failed(directory, error)),
     };
     let mut found = Found { directory_made: names.is_some(), ..Found::default() };
+    let kept: BTreeSet<String> = segments
+        .iter()
+        .filter(|entry| entry.len > 0)
+        .flat_map(|entry| [entry.name.log_file(), entry.name.index_file()])
+        .collect();
     let last_revision = segments.iter().map(|entry| entry.name.revision).max().unwrap_or(0);
     for name in names.iter().flatten() {
         let compacted = name.strip_suffix(".log").and_then(|stem| SegmentName::parse_stem(key, stem));
@@ -126,13 +140,12 @@ async fn cut_partition<D: Disk>(
             continue;
         }
         let ours = name.ends_with(".log") || name.ends_with(".index");
-        let kept = segments.iter().any(|entry| entry.len > 0 && is_file_of(name, &entry.name));
-        if ours && !kept {
+        if ours && !kept.contains(name) {
             let path = directory.join(name);
             disk.remove_file(&path).await.map_err(|error| failed(&path, error))?;
         }
     }
-    if !found.staged.is_empty() {
+    if !found.staged.is_empty() || was_interrupted && found.directory_made {
         // The process may have died between putting them in place and making that durable.
         disk.sync_dir(directory).await.map_err(|error| failed(directory, error))?;
     }
@@ -164,8 +177,4 @@ async fn cut_partition<D: Disk>(
         }
     }
     Ok(found)
-}
-
-fn is_file_of(file: &str, segment: &SegmentName) -> bool {
-    file == segment.log_file() || file == segment.index_file()
 }

@@ -7,7 +7,8 @@
 //! Meanwhile the store goes on as always. What may happen, and why it does no harm:
 //!
 //! - *Appends to the segment* are written to the damaged file. When it is exchanged, nothing is being written (`writing` is held), and what was written behind the
-//!   fetched part is taken over from the damaged file, batch by batch verified.
+//!   fetched part is taken over from the damaged file, batch by batch verified: the fetched part is all that there was when the damage was found, and what came
+//!   since is what was applied. Most of it is taken over before, so that little is left while nothing can be written.
 //! - *A checkpoint* may sync the damaged file and then count as durable what it holds. Therefore all of that is durable in both files before the one
 //!   takes the other's place.
 //! - *Deletion* of the segment or its partition: a pin keeps the files; the segment is gone by the time of the exchange, and the fetched file goes too.
@@ -22,16 +23,23 @@ use bytes::Bytes;
 use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step};
 use lockstep_probe::Mistake;
 
-use crate::storage::batch::BatchHeader;
+use crate::storage::batch::{BatchHeader, HEADER_LEN};
 use crate::storage::check::Damage;
+use crate::storage::flush;
+use crate::storage::read::follows;
+use crate::storage::removal::PartitionPin;
 use crate::storage::segment::SegmentEntry;
 use crate::storage::state::{FileSource, Partition};
-use crate::storage::store::{Inner, PartitionStore, Pin, lock};
+use crate::storage::store::{Inner, PartitionStore, lock};
 
 /// Where fetched segments are before they take the place of damaged ones.
 pub(crate) const REPAIRING: &str = "repairing";
-/// No more than this is taken over from the damaged file: nothing can be written meanwhile.
-const TAKEN_OVER_BYTES_MAX: u64 = 16 << 20;
+/// No more than this is taken over from the damaged file while nothing can be written.
+const TAKEN_OVER_AT_LAST_MAX: u64 = 4 << 20;
+/// What comes meanwhile is taken over so many times before: each time there is as much less as reading is faster than appending.
+const TAKE_OVERS_MAX: usize = 16;
+/// Bytes taken over at once; a longer batch is read whole.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Why a segment was not replaced.
 #[derive(Debug, thiserror::Error)]
@@ -64,40 +72,52 @@ pub(crate) enum Replaced {
 pub(crate) struct Repair<E: Env> {
     inner: Arc<Inner<E>>,
     /// Keeps the files of what is deleted meanwhile.
-    pin: Pin,
+    pin: PartitionPin<E>,
     partition: Arc<Partition>,
     damage: Damage,
     staged: PathBuf,
     file: <E::Disk as Disk>::File,
-    /// So many bytes are here.
+    /// So many bytes are here: of those that were asked for, and then of those that were taken over.
     have: u64,
     /// CRC32C of these.
     crc32c: u32,
+    /// Offset after what was taken over.
+    next_offset: i64,
 }
 
 impl<E: Env> Repair<E> {
     /// Begins with nothing fetched. `None`: the partition is gone. There may be one at a time for a store.
     pub(crate) async fn begin(store: &PartitionStore<E>, damage: Damage) -> io::Result<Option<Self>> {
         let inner = Arc::clone(&store.inner);
-        let pin = store.pin();
         let name = damage.entry.name;
+        let pin = store.pin_partition(name.topic_id, name.partition);
         let Some(partition) = inner.partition(name.key()) else { return Ok(None) };
         let folder = inner.dir.join(REPAIRING);
         inner.env.disk().create_dir_all(&folder).await?;
         let staged = folder.join(name.staged_file());
         let file = inner.env.disk().open(&staged, OpenMode::Truncate).await?;
-        Ok(Some(Self { inner, pin, partition, damage, staged, file, have: 0, crc32c: 0 }))
+        Ok(Some(Self {
+            inner,
+            pin,
+            partition,
+            damage,
+            staged,
+            file,
+            have: 0,
+            crc32c: 0,
+            next_offset: damage.entry.next_offset,
+        }))
     }
 
     /// Where the next byte belongs, and how many are missing.
     pub(crate) fn missing(&self) -> (u64, u64) {
-        (self.have, self.damage.entry.len - self.have)
+        (self.have, self.damage.entry.len.saturating_sub(self.have))
     }
 
     /// Takes the next bytes, not more than are missing.
     pub(crate) async fn write(&mut self, chunk: Bytes) -> io::Result<()> {
         let len = chunk.len() as u64;
-        if len > self.damage.entry.len - self.have {
+        if len > self.missing().1 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         self.crc32c = crc32c::crc32c_append(self.crc32c, &chunk);
@@ -116,7 +136,7 @@ impl<E: Env> Repair<E> {
     }
 
     /// Lets the fetched bytes take the place of the damaged file, if they are the right ones.
-    pub(crate) async fn finish(self) -> Result<Replaced, RepairError> {
+    pub(crate) async fn finish(mut self) -> Result<Replaced, RepairError> {
         let replaced = self.exchange().await;
         match replaced {
             Ok(Replaced::Done) => {
@@ -130,77 +150,95 @@ impl<E: Env> Repair<E> {
         replaced
     }
 
-    async fn exchange(&self) -> Result<Replaced, RepairError> {
-        let Self { inner, damage, file, .. } = self;
-        let Damage { entry, generation } = damage;
-        let disk = inner.env.disk();
+    async fn exchange(&mut self) -> Result<Replaced, RepairError> {
+        let Damage { entry, generation } = self.damage;
         if self.have != entry.len {
             return Err(RepairError::WrongChecksum);
         }
-        if self.crc32c != entry.crc32c && !Mistake::SnapshotChecksumIgnored.is_made() {
+        let is_right = self.crc32c == entry.crc32c;
+        if !is_right && !Mistake::SnapshotChecksumIgnored.is_made() {
             return Err(RepairError::WrongChecksum);
         }
-        file.sync_data().await?;
-        // From here on nobody writes to, exchanges or removes segment files.
+        for _ in 0..TAKE_OVERS_MAX {
+            let Some((_, written, _)) = self.found() else { return Ok(Replaced::Gone) };
+            if written.saturating_sub(self.have) <= TAKEN_OVER_AT_LAST_MAX {
+                break;
+            }
+            self.take_over(written).await?;
+        }
+        let inner = Arc::clone(&self.inner);
+        inner.sync_file(&self.file, &self.staged).await?;
+        // From here on nobody writes to or exchanges segment files, and nothing is removed that can be found now.
         let _writing = inner.writing.lock().await;
         inner.check_failed()?;
-        let found = {
-            let state = self.partition.lock();
-            let segment = state.segment(entry.name);
-            segment
-                .filter(|_| !state.dropped && state.generation == *generation)
-                .map(|segment| (segment.entry, segment.written, segment.synced))
-        };
-        let Some((now, written, synced)) = found else { return Ok(Replaced::Gone) };
-        if written > entry.len {
-            self.take_over(&now, written).await?;
+        let Some((now, written, synced)) = self.found() else { return Ok(Replaced::Gone) };
+        if written > self.have {
+            let grown = written - self.have;
+            if grown > TAKEN_OVER_AT_LAST_MAX {
+                return Err(RepairError::Grown(grown));
+            }
+            self.take_over(written).await?;
+            inner.sync_file(&self.file, &self.staged).await?;
+        }
+        // Where nothing waits to be written the checksum of the whole is known; otherwise the next check will have it.
+        if is_right && written == now.len && self.crc32c != now.crc32c {
+            return Err(RepairError::DamagedSince);
         }
         if synced < written {
             // A checkpoint that synced the damaged file a moment ago relies on it until the new one is there for good.
             inner.sync_segment(&self.partition, entry.name).await?;
         }
         inner.env.reached(Step::SegmentRepairStaged);
-        let path = inner.log_path(entry.name);
-        disk.rename(&self.staged, &path).await?;
-        inner.forget_file(entry.name, *generation);
-        let directory = inner.directory(entry.name.key());
+        inner.env.disk().rename(&self.staged, &inner.log_path(entry.name)).await?;
+        inner.forget_file(entry.name, generation);
         // Without this nothing that is written to the new file could be made durable.
-        disk.sync_dir(&directory).await.map_err(|error| inner.fail(&directory, error))?;
+        inner.sync_directory(&inner.directory(entry.name.key())).await?;
         if let Some(segment) = self.partition.lock().segment_mut(entry.name) {
             segment.synced = segment.synced.max(written);
         }
         Ok(Replaced::Done)
     }
 
-    /// Copies what was written behind the fetched part since it was asked for. `writing` is held.
-    async fn take_over(&self, now: &SegmentEntry, written: u64) -> Result<(), RepairError> {
-        let entry = &self.damage.entry;
-        let len = written - entry.len;
-        if len > TAKEN_OVER_BYTES_MAX {
-            return Err(RepairError::Grown(len));
+    /// The segment as it is now, how much of it is in its file, and how much of that is durable. `None`: it is gone, or in another file.
+    fn found(&self) -> Option<(SegmentEntry, u64, u64)> {
+        let state = self.partition.lock();
+        let segment = state.segment(self.damage.entry.name)?;
+        let is_here = !state.dropped && state.generation == self.damage.generation;
+        is_here.then_some((segment.entry, segment.written, segment.synced))
+    }
+
+    /// Copies what the damaged file holds behind what is here, up to `written`. A batch ends there.
+    async fn take_over(&mut self, written: u64) -> Result<(), RepairError> {
+        let name = self.damage.entry.name;
+        let damaged = self.inner.file(name, self.damage.generation, OpenMode::ReadWrite).await?;
+        while self.have < written {
+            let left = usize::try_from(written - self.have).unwrap_or(usize::MAX);
+            let mut piece = Bytes::from(damaged.read_at(self.have, left.min(PIECE_BYTES)).await?);
+            let next = BatchHeader::parse(&piece).filter(|header| follows(name, self.next_offset, header));
+            let len = next.ok_or(RepairError::DamagedSince)?.len;
+            if len > piece.len() {
+                piece = Bytes::from(damaged.read_at(self.have, len.min(left)).await?);
+            }
+            let mut at = 0;
+            while at < piece.len() {
+                let rest = &piece[at..];
+                let header = BatchHeader::parse(rest).filter(|header| follows(name, self.next_offset, header));
+                match header.map(|header| (header, rest.get(..header.len))) {
+                    Some((header, Some(batch))) if header.verifies(batch) => {
+                        at += header.len;
+                        self.next_offset = header.next_offset;
+                    }
+                    // The next piece begins with it.
+                    Some((_, None)) if at > 0 => break,
+                    None if at > 0 && rest.len() < HEADER_LEN => break,
+                    _ => return Err(RepairError::DamagedSince),
+                }
+            }
+            let whole = piece.slice(..at);
+            self.crc32c = crc32c::crc32c_append(self.crc32c, &whole);
+            flush::write::<E>(&self.file, self.have, vec![whole], at as u64).await?;
+            self.have += at as u64;
         }
-        let damaged = self.inner.file(entry.name, self.damage.generation, OpenMode::ReadWrite).await?;
-        let bytes = Bytes::from(damaged.read_at(entry.len, len as usize).await?);
-        let (mut at, mut expected) = (0, entry.next_offset);
-        while at < bytes.len() {
-            let rest = &bytes[at..];
-            let header = BatchHeader::parse(rest)
-                .filter(|header| header.base_offset == expected)
-                .filter(|header| rest.get(..header.len).is_some_and(|batch| header.verifies(batch)));
-            let Some(header) = header else { return Err(RepairError::DamagedSince) };
-            at += header.len;
-            expected = header.next_offset;
-        }
-        let all_there = bytes.len() as u64 == len;
-        // Where nothing waits to be written the checksum of the whole is known; otherwise the next check will have it.
-        let known_wrong = written == now.len
-            && crc32c::crc32c_append(self.crc32c, &bytes) != now.crc32c
-            && self.crc32c == entry.crc32c;
-        if !all_there || known_wrong {
-            return Err(RepairError::DamagedSince);
-        }
-        self.file.write_at(entry.len, vec![bytes]).await?;
-        self.file.sync_data().await?;
         Ok(())
     }
 
@@ -210,8 +248,9 @@ impl<E: Env> Repair<E> {
         let (name, generation) = (damage.entry.name, damage.generation);
         {
             // Whoever is reading the damaged file for one is done then.
-            let _indexing = inner.indexing.lock().await;
+            let _gate = inner.indexing.enter(name).await;
             lock(&inner.indexes).remove((name, generation));
+            lock(&inner.without_index).remove(&(name, generation));
         }
         let source = {
             let state = self.partition.lock();

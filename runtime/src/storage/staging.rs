@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use lockstep_core::TopicId;
-use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step};
+use lockstep_env::{Disk, Env, OpenMode, Step};
 
 use crate::storage::flush;
 use crate::storage::segment::{PartitionKey, SegmentName};
@@ -77,7 +77,7 @@ impl<E: Env> Staging<E> {
     pub(crate) async fn finish(self) -> io::Result<()> {
         let Self { inner, partition, name, path, file, len, .. } = self;
         let disk = inner.env.disk();
-        file.sync_data().await?;
+        inner.sync_file(&file, &path).await?;
         drop(file);
         // Nobody removes the partition's directory meanwhile.
         let _writing = inner.writing.lock().await;
@@ -96,7 +96,7 @@ impl<E: Env> Staging<E> {
         inner.sync_root().await?;
         inner.env.reached(Step::CompactedSegmentStaged);
         disk.rename(&path, &inner.log_path(name)).await?;
-        disk.sync_dir(&directory).await?;
+        inner.sync_directory(&directory).await?;
         partition.lock().stage(name, len);
         Ok(())
     }
@@ -138,8 +138,11 @@ impl<E: Env> PartitionStore<E> {
     /// Removes what was staged for compactions of the partition before this one. The caller knows that none of them will ever take effect.
     pub(crate) async fn discard_staged(&self, topic_id: TopicId, partition: u32, before_revision: u64) {
         let Some(partition) = self.inner.partition(PartitionKey { topic_id, partition }) else { return };
-        let _writing = self.inner.writing.lock().await;
-        let gone = partition.lock().forget_staged_before(before_revision);
+        let gone = {
+            // One that is just being put in place is there then.
+            let _writing = self.inner.writing.lock().await;
+            partition.lock().forget_staged_before(before_revision)
+        };
         for name in gone {
             self.inner.remove_unused(&self.inner.log_path(name)).await;
         }

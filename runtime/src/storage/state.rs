@@ -349,26 +349,34 @@ impl PartitionState {
         }
         let (mut gone, mut missing) = (Vec::new(), Vec::new());
         let evict_before = compacted.last().map_or(0, |last| last.next_offset);
-        for (new, (first, last)) in compacted.iter().zip(ranges).rev() {
-            let name = SegmentName { revision, ..SegmentName::appended(key, new.base_offset) };
-            let start_offset = self.segments.get(first).map_or(new.base_offset, |first| first.entry.start_offset);
-            let entry = SegmentEntry {
-                name,
-                len: new.len,
-                crc32c: new.crc32c,
-                start_offset,
-                next_offset: new.next_offset,
-                first_timestamp_ms: new.first_timestamp_ms,
-                max_timestamp_ms: new.max_timestamp_ms,
-                max_timestamp_offset: new.max_timestamp_offset,
+        // In one pass: a log may have very many segments, and `apply` waits.
+        let mut new_ones = compacted.iter().zip(ranges).peekable();
+        for (at, segment) in std::mem::take(&mut self.segments).into_iter().enumerate() {
+            let Some((new, (first, last))) = new_ones.peek().filter(|(_, (first, _))| *first <= at) else {
+                self.segments.push_back(segment);
+                continue;
             };
-            let replaced: Vec<Segment> = self.segments.drain(first..=last).collect();
-            gone.extend(replaced.iter().map(|segment| segment.entry.name));
-            self.replaced.extend(replaced);
-            self.segments.insert(first, Segment::durable(entry));
-            if self.staged.remove(&name) != Some(new.len) {
-                missing.push(name);
+            if at == *first {
+                let name = SegmentName { revision, ..SegmentName::appended(key, new.base_offset) };
+                self.segments.push_back(Segment::durable(SegmentEntry {
+                    name,
+                    len: new.len,
+                    crc32c: new.crc32c,
+                    start_offset: segment.entry.start_offset,
+                    next_offset: new.next_offset,
+                    first_timestamp_ms: new.first_timestamp_ms,
+                    max_timestamp_ms: new.max_timestamp_ms,
+                    max_timestamp_offset: new.max_timestamp_offset,
+                }));
+                if self.staged.remove(&name) != Some(new.len) {
+                    missing.push(name);
+                }
             }
+            if at == *last {
+                new_ones.next();
+            }
+            gone.push(segment.entry.name);
+            self.replaced.push(segment);
         }
         self.hints = [(-1, -1, 0); HINTS];
         // What is in memory of the replaced ones is written, and belongs to other positions than the new ones'.

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lockstep_core::op::CompactedSegment;
-use lockstep_core::{Effect, SegmentLimits, TopicId};
+use lockstep_core::{BATCH_BYTES_MAX, Effect, SegmentLimits, TopicId};
 use lockstep_env::{Disk, DiskFile, Env, OpenMode};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::error::StartError;
 use crate::partition::PartitionLog;
@@ -19,10 +19,12 @@ use crate::storage::arena::Arena;
 use crate::storage::batch::{self, BatchHeader};
 use crate::storage::cache::Cache;
 use crate::storage::flush;
-use crate::storage::lookup::LoadedIndex;
+use crate::storage::gates::Gates;
+use crate::storage::lookup::{LoadedIndex, SCANS_AT_ONCE, ScanAgain};
 use crate::storage::lru::Lru;
 use crate::storage::manifest::Manifest;
 use crate::storage::recovery;
+use crate::storage::removal::{Dropped, Gone};
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
 use crate::storage::state::{Partition, PartitionState};
 use crate::storage::suspicion::{FoundBy, ScrubCounters, ScrubCounts, Suspicions};
@@ -68,7 +70,7 @@ pub struct PartitionStore<E: Env> {
 pub struct SegmentView {
     pub(crate) segments: Vec<(Arc<Partition>, SegmentEntry)>,
     /// So many partitions and segments had been dropped.
-    drops: u64,
+    pub(crate) drops: u64,
 }
 
 /// While one is held, no file of a dropped partition or segment is removed: another replica may be fetching it.
@@ -84,12 +86,12 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) dir: PathBuf,
     pub(crate) options: StoreOptions,
     partitions: Mutex<BTreeMap<PartitionKey, Arc<Partition>>>,
-    dropped: Mutex<Dropped>,
+    pub(crate) dropped: Mutex<Dropped>,
     /// Files of compactions that the start found in directories of partitions it does not know, with their lengths.
     pub(crate) unclaimed: Mutex<BTreeMap<PartitionKey, Vec<(SegmentName, u64)>>>,
     /// Memory for the batches that are appended.
     arena: Mutex<Arena>,
-    pins: Arc<()>,
+    pub(crate) pins: Arc<()>,
     /// Partitions with something to write, each once.
     pub(crate) queue: Mutex<VecDeque<Arc<Partition>>>,
     /// Bytes that are in memory only.
@@ -102,15 +104,22 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) urgent: Arc<Notify>,
     /// Something was written.
     pub(crate) wrote: Notify,
-    /// Held by whoever writes to, exchanges or removes segment files.
+    /// Held by whoever writes to or exchanges segment files. In the end `apply` waits for what waits for it: nothing that takes long is done meanwhile, but an
+    /// installation, during which nothing is applied.
     pub(crate) writing: tokio::sync::Mutex<()>,
+    /// Held by whoever removes the files of what was dropped, or puts other files in their place. Taken before `writing`.
+    pub(crate) removing: tokio::sync::Mutex<()>,
     /// Open segment files, by name and generation.
     pub(crate) files: Mutex<OpenFiles<E>>,
     /// Grows, while `files` is locked, with every segment file that another one has taken the place of.
     replaced_files: AtomicU64,
     pub(crate) indexes: Mutex<Lru<(SegmentName, u64), Arc<LoadedIndex>>>,
-    /// Held by whoever makes, reads or writes an index file.
-    pub(crate) indexing: tokio::sync::Mutex<()>,
+    /// Entered by whoever makes, reads or writes a segment's index file. Taken before `writing`; who has that one does not wait here.
+    pub(crate) indexing: Gates,
+    /// A permit for each segment that may be read for an index at the same time.
+    pub(crate) scans: Semaphore,
+    /// Compacted segments that were damaged when an index was to be made of them, with the generation of the partition's files.
+    pub(crate) without_index: Mutex<BTreeMap<(SegmentName, u64), ScanAgain>>,
     /// Grows with every directory made in the store's, and so much of that is durable.
     pub(crate) root_changes: AtomicU64,
     pub(crate) root_synced: AtomicU64,
@@ -127,34 +136,6 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) closing: AtomicBool,
     pub(crate) closed: AtomicBool,
     flusher: Mutex<Option<E::Task<()>>>,
-}
-
-/// Partitions and segments that are gone but whose files may still be listed by the last durable checkpoint.
-#[derive(Debug, Default)]
-struct Dropped {
-    /// How many were dropped in all.
-    count: u64,
-    /// With their number; a checkpoint whose view has seen more drops does not list them.
-    waiting: Vec<(u64, Gone)>,
-    /// Their files may go, the first ones first.
-    removable: VecDeque<Gone>,
-}
-
-/// What was dropped.
-#[derive(Debug)]
-enum Gone {
-    Partition(Arc<Partition>),
-    /// A segment of which nothing can be read any more, and the generation of the partition's files then.
-    Segment(Arc<Partition>, SegmentName, u64),
-}
-
-impl Gone {
-    fn partition(&self) -> Option<&Arc<Partition>> {
-        match self {
-            Self::Partition(partition) => Some(partition),
-            Self::Segment(..) => None,
-        }
-    }
 }
 
 impl<E: Env> fmt::Debug for Inner<E> {
@@ -203,10 +184,13 @@ impl<E: Env> PartitionStore<E> {
             urgent: Arc::new(Notify::new()),
             wrote: Notify::new(),
             writing: tokio::sync::Mutex::new(()),
+            removing: tokio::sync::Mutex::new(()),
             files: Mutex::new(Lru::new(options.open_files_max.max(1))),
             replaced_files: AtomicU64::new(0),
             indexes: Mutex::new(Lru::new(INDEX_ENTRIES_MAX)),
-            indexing: tokio::sync::Mutex::new(()),
+            indexing: Gates::default(),
+            scans: Semaphore::new(SCANS_AT_ONCE),
+            without_index: Mutex::default(),
             root_changes: AtomicU64::new(1),
             root_synced: AtomicU64::new(0),
             generation: AtomicU64::new(0),
@@ -259,7 +243,7 @@ impl<E: Env> PartitionStore<E> {
                 let batch = (payload_start as usize)
                     .checked_add(payload_len as usize)
                     .and_then(|end| payload.get(payload_start as usize..end))
-                    .filter(|batch| batch.len() >= batch::HEADER_LEN)
+                    .filter(|batch| (batch::HEADER_LEN..=BATCH_BYTES_MAX).contains(&batch.len()))
                     .ok_or_else(|| refuse("the payload has no such batch".to_owned()))?;
                 // A copy: a slice would keep the payload of the whole entry in memory, with the batches of all other partitions.
                 let batch = lock(&inner.arena).copy(batch, |batch| {
@@ -327,7 +311,7 @@ impl<E: Env> PartitionStore<E> {
     /// Notes the length of every segment as of now. To be called while nothing is being applied, together with the state machine's snapshot; takes about a millisecond for 10,000 segments.
     #[must_use]
     pub fn prepare_checkpoint(&self) -> SegmentView {
-        let drops = lock(&self.inner.dropped).count;
+        let drops = lock(&self.inner.dropped).count();
         let mut segments = Vec::new();
         for partition in lock(&self.inner.partitions).values() {
             let state = partition.lock();
@@ -344,26 +328,6 @@ impl<E: Env> PartitionStore<E> {
         }
         self.inner.save_grown_indexes(&view.segments).await;
         Ok(view.segments.iter().map(|(_, entry)| *entry).collect())
-    }
-
-    /// To be called when the checkpoint made from `view` is durable: files of partitions and segments that it no longer has are removed.
-    pub async fn checkpointed(&self, view: SegmentView) {
-        {
-            let mut dropped = lock(&self.inner.dropped);
-            let (gone, waiting) =
-                std::mem::take(&mut dropped.waiting).into_iter().partition(|(number, _)| *number < view.drops);
-            dropped.waiting = waiting;
-            let gone: Vec<_> = gone;
-            dropped.removable.extend(gone.into_iter().map(|(_, gone)| gone));
-        }
-        self.inner.remove_dropped().await;
-        self.forget_fetched().await;
-    }
-
-    /// Do files wait for the next checkpoint before they can be removed?
-    #[must_use]
-    pub fn removal_awaits_checkpoint(&self) -> bool {
-        !lock(&self.inner.dropped).waiting.is_empty()
     }
 
     /// A partition's segments with records, ascending, as its log consists of them now.
@@ -468,6 +432,8 @@ impl<E: Env> PartitionStore<E> {
         if let Some(flusher) = flusher {
             let _ = flusher.await;
         }
+        // Whatever is being removed is the last.
+        drop(self.inner.removing.lock().await);
         self.inner.forget_files();
     }
 }
@@ -478,11 +444,7 @@ impl<E: Env> Inner<E> {
     }
 
     fn partition_or_dropped(&self, key: PartitionKey) -> Option<Arc<Partition>> {
-        self.partition(key).or_else(|| {
-            let dropped = lock(&self.dropped);
-            let waiting = dropped.waiting.iter().map(|(_, gone)| gone);
-            waiting.chain(&dropped.removable).filter_map(Gone::partition).find(|gone| gone.key == key).cloned()
-        })
+        self.partition(key).or_else(|| lock(&self.dropped).partition(key))
     }
 
     /// All partitions by key, to be exchanged.
@@ -521,6 +483,16 @@ impl<E: Env> Inner<E> {
         self.wrote.notify_waiters();
         tracing::error!(%error, "segments cannot be written any more");
         error
+    }
+
+    /// Makes a file durable. After an error the store has failed: what that sync left is unknown, and that another one succeeds would prove nothing.
+    pub(crate) async fn sync_file(&self, file: &<E::Disk as Disk>::File, path: &Path) -> io::Result<()> {
+        file.sync_data().await.map_err(|error| self.fail(path, error))
+    }
+
+    /// Makes a directory durable. After an error the store has failed, as after one of [`Inner::sync_file`].
+    pub(crate) async fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.env.disk().sync_dir(path).await.map_err(|error| self.fail(path, error))
     }
 
     pub(crate) fn check_failed(&self) -> io::Result<()> {
@@ -596,10 +568,7 @@ impl<E: Env> Inner<E> {
         };
         {
             // Its tail stays and is still written: a checkpoint prepared before the drop may list it.
-            let mut dropped = lock(&self.dropped);
-            let number = dropped.count;
-            dropped.count += 1;
-            dropped.waiting.push((number, Gone::Partition(partition)));
+            lock(&self.dropped).wait(Gone::Partition(partition));
         }
         for waiter in waiters {
             waiter.notify_one();
@@ -627,14 +596,11 @@ impl<E: Env> Inner<E> {
             let is_written = state.segment(name).is_some_and(|it| it.written == it.entry.len);
             let gone = Gone::Segment(Arc::clone(&partition), name, state.generation);
             if early && is_written {
-                dropped.removable.push_back(gone);
+                dropped.release(gone);
                 self.work.notify_one();
                 continue;
             }
-            // A checkpoint prepared before this lists it with all it had.
-            let number = dropped.count;
-            dropped.count += 1;
-            dropped.waiting.push((number, gone));
+            dropped.wait(gone);
         }
         Ok(())
     }
@@ -648,10 +614,7 @@ impl<E: Env> Inner<E> {
             let generation = state.generation;
             let mut dropped = lock(&self.dropped);
             for name in gone {
-                // A checkpoint prepared before this lists it.
-                let number = dropped.count;
-                dropped.count += 1;
-                dropped.waiting.push((number, Gone::Segment(Arc::clone(&partition), name, generation)));
+                dropped.wait(Gone::Segment(Arc::clone(&partition), name, generation));
             }
             missing
         };
@@ -707,64 +670,5 @@ impl<E: Env> Inner<E> {
     /// Forgets a partition's tail.
     pub(crate) fn forget_tail(&self, state: &mut PartitionState) {
         self.unwritten.fetch_sub(state.forget_tail(), Ordering::AcqRel);
-    }
-
-    /// Lets files go: those of these partitions, which were taken out of the map, and of all that was dropped.
-    pub(crate) fn removable(&self, partitions: Vec<Arc<Partition>>) {
-        let mut dropped = lock(&self.dropped);
-        let waiting = std::mem::take(&mut dropped.waiting);
-        dropped.removable.extend(waiting.into_iter().map(|(_, gone)| gone));
-        dropped.removable.extend(partitions.into_iter().map(Gone::Partition));
-    }
-
-    /// Removes the files of what was dropped and no checkpoint lists, unless they are pinned.
-    pub(crate) async fn remove_dropped(&self) {
-        let _writing = self.writing.lock().await;
-        loop {
-            let gone = {
-                let mut dropped = lock(&self.dropped);
-                if Arc::strong_count(&self.pins) > 1 {
-                    return;
-                }
-                dropped.removable.pop_front()
-            };
-            let partition = match gone {
-                Some(Gone::Partition(partition)) => partition,
-                Some(Gone::Segment(partition, name, generation)) => {
-                    self.remove_segment(&partition, name, generation).await;
-                    continue;
-                }
-                None => return,
-            };
-            self.forget_tail(&mut partition.lock());
-            match self.env.disk().remove_dir_all(&self.directory(partition.key)).await {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                // The next start tries again.
-                Err(error) => {
-                    tracing::warn!(partition = partition.key.directory(), %error, "files of a deleted partition stay");
-                }
-            }
-        }
-    }
-
-    /// Removes the files of a segment that was deleted, unless they were exchanged since then.
-    async fn remove_segment(&self, partition: &Partition, name: SegmentName, generation: u64) {
-        // Whoever would write its index finds the segment gone, or is done with it.
-        let _indexing = self.indexing.lock().await;
-        if !partition.lock().forget_deleted(name, generation) {
-            return;
-        }
-        lock(&self.files).remove((name, generation));
-        lock(&self.indexes).remove((name, generation));
-        for path in [self.log_path(name), self.index_path(name)] {
-            match self.env.disk().remove_file(&path).await {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    // The next start tries again.
-                    tracing::warn!(path = %path.display(), %error, "a file of deleted records stays");
-                }
-                _ => {}
-            }
-        }
     }
 }

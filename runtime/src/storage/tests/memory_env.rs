@@ -11,6 +11,7 @@ use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Connection, Disk, DiskFile, Env, Listener, OpenMode};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
 const SECTOR_BYTES: usize = 512;
 const ROOT: usize = 0;
@@ -41,7 +42,15 @@ struct Machine {
     power_off_at: Option<u64>,
     full_at: Option<u64>,
     syncs_fail: bool,
+    /// So many syncs succeed, and then one fails.
+    one_sync_fails_after: Option<u64>,
     opened: u64,
+    bytes_read: u64,
+    longest_read: usize,
+    /// Removals wait while it is held.
+    removals: Arc<RwLock<()>>,
+    /// Reads of this file wait while it is held.
+    reads: Option<(usize, Arc<RwLock<()>>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -71,17 +80,7 @@ impl Default for MemoryDisk {
         let directories: Names = [("data".to_owned(), 1), ("raft".to_owned(), 2)].into();
         let empty = Node::Directory { names: Names::new(), durable: Names::new() };
         let root = Node::Directory { names: directories.clone(), durable: directories };
-        Self {
-            machine: Arc::new(Mutex::new(Machine {
-                nodes: vec![root, empty.clone(), empty],
-                moves: Vec::new(),
-                operations: 0,
-                power_off_at: None,
-                full_at: None,
-                syncs_fail: false,
-                opened: 0,
-            })),
-        }
+        Self { machine: Arc::new(Mutex::new(Machine::new(vec![root, empty.clone(), empty]))) }
     }
 }
 
@@ -98,6 +97,32 @@ fn apply_change(content: &mut Vec<u8>, change: &Change) {
 }
 
 impl Machine {
+    fn new(nodes: Vec<Node>) -> Self {
+        Self {
+            nodes,
+            moves: Vec::new(),
+            operations: 0,
+            power_off_at: None,
+            full_at: None,
+            syncs_fail: false,
+            one_sync_fails_after: None,
+            opened: 0,
+            bytes_read: 0,
+            longest_read: 0,
+            removals: Arc::default(),
+            reads: None,
+        }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.operation()?;
+        let fails_now = self.one_sync_fails_after.take_if(|after| *after == 0).is_some();
+        if let Some(after) = &mut self.one_sync_fails_after {
+            *after -= 1;
+        }
+        if self.syncs_fail || fails_now { Err(io::Error::other("the disk is broken")) } else { Ok(()) }
+    }
+
     fn operation(&mut self) -> io::Result<()> {
         if self.power_off_at.is_some_and(|at| self.operations >= at) {
             return Err(io::Error::other("the power is off"));
@@ -228,6 +253,39 @@ impl MemoryDisk {
         self.machine().syncs_fail = true;
     }
 
+    /// So many syncs succeed from now on, and then one fails.
+    pub(crate) fn fail_one_sync_after(&self, syncs: u64) {
+        self.machine().one_sync_fails_after = Some(syncs);
+    }
+
+    /// Has it failed?
+    pub(crate) fn a_sync_failed(&self) -> bool {
+        self.machine().one_sync_fails_after.is_none()
+    }
+
+    /// Nothing is removed while this is held.
+    pub(crate) async fn hold_removals(&self) -> OwnedRwLockWriteGuard<()> {
+        let removals = Arc::clone(&self.machine().removals);
+        removals.write_owned().await
+    }
+
+    /// This file is not read while this is held.
+    pub(crate) async fn hold_reads(&self, path: &Path) -> OwnedRwLockWriteGuard<()> {
+        let reads = Arc::new(RwLock::new(()));
+        {
+            let mut machine = self.machine();
+            let node = machine.find(path).unwrap();
+            machine.reads = Some((node, Arc::clone(&reads)));
+        }
+        reads.write_owned().await
+    }
+
+    /// Bytes read so far, and the most that was asked for at once.
+    pub(crate) fn reads(&self) -> (u64, usize) {
+        let machine = self.machine();
+        (machine.bytes_read, machine.longest_read)
+    }
+
     /// How often a file was opened.
     pub(crate) fn opened(&self) -> u64 {
         self.machine().opened
@@ -255,20 +313,20 @@ impl MemoryDisk {
         machine.names(directory, true).remove(&name);
     }
 
+    /// What a restart finds after the process was killed: all that it did, though not all of it is durable.
+    pub(crate) fn after_kill(&self) -> Self {
+        let machine = self.machine();
+        let mut after = Machine::new(machine.nodes.clone());
+        after.moves.clone_from(&machine.moves);
+        Self { machine: Arc::new(Mutex::new(after)) }
+    }
+
     /// What a restart finds after the power was cut now.
     pub(crate) fn after_power_cut(&self, seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let kept = [0.0, 0.1, 0.5, 0.5, 0.9, 1.0][random.random_range(0..6)];
         let machine = self.machine();
-        let mut after = Machine {
-            nodes: machine.nodes.clone(),
-            moves: Vec::new(),
-            operations: 0,
-            power_off_at: None,
-            full_at: None,
-            syncs_fail: false,
-            opened: 0,
-        };
+        let mut after = Machine::new(machine.nodes.clone());
         for change in &machine.moves {
             if random.random_bool(kept) {
                 after.apply_move(change, true);
@@ -364,6 +422,8 @@ impl Disk for MemoryDisk {
 
     async fn remove_file(&self, path: &Path) -> io::Result<()> {
         tokio::task::yield_now().await;
+        let removals = Arc::clone(&self.machine().removals);
+        let _allowed = removals.read().await;
         let mut machine = self.machine();
         machine.find(path)?;
         machine.operation()?;
@@ -374,6 +434,8 @@ impl Disk for MemoryDisk {
 
     async fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
         tokio::task::yield_now().await;
+        let removals = Arc::clone(&self.machine().removals);
+        let _allowed = removals.read().await;
         let mut machine = self.machine();
         machine.find(path)?;
         let (directory, name) = machine.find_parent(path)?;
@@ -384,10 +446,7 @@ impl Disk for MemoryDisk {
         tokio::task::yield_now().await;
         let mut machine = self.machine();
         let node = machine.find(path)?;
-        machine.operation()?;
-        if machine.syncs_fail {
-            return Err(io::Error::other("the disk is broken"));
-        }
+        machine.sync()?;
         let touches = |change: &Move| {
             change.removed.as_ref().is_some_and(|removed| removed.0 == node)
                 || change.added.as_ref().is_some_and(|added| added.0 == node)
@@ -413,10 +472,17 @@ impl Disk for MemoryDisk {
 impl DiskFile for MemoryFile {
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         tokio::task::yield_now().await;
-        let machine = self.machine.lock().unwrap();
+        let held = self.machine.lock().unwrap().reads.clone().filter(|(node, _)| *node == self.node);
+        if let Some((_, reads)) = held {
+            drop(reads.read().await);
+        }
+        let mut machine = self.machine.lock().unwrap();
         let Node::File { content, .. } = &machine.nodes[self.node] else { panic!("a directory was opened") };
         let from = usize::try_from(offset).unwrap().min(content.len());
-        Ok(content[from..content.len().min(from.saturating_add(len))].to_vec())
+        let read = content[from..content.len().min(from.saturating_add(len))].to_vec();
+        machine.bytes_read += read.len() as u64;
+        machine.longest_read = machine.longest_read.max(len);
+        Ok(read)
     }
 
     async fn write_at(&self, offset: u64, buffers: Vec<Bytes>) -> io::Result<()> {
@@ -435,10 +501,7 @@ impl DiskFile for MemoryFile {
     async fn sync_data(&self) -> io::Result<()> {
         tokio::task::yield_now().await;
         let mut machine = self.machine.lock().unwrap();
-        machine.operation()?;
-        if machine.syncs_fail {
-            return Err(io::Error::other("the disk is broken"));
-        }
+        machine.sync()?;
         let Node::File { content, durable, unsynced } = &mut machine.nodes[self.node] else {
             panic!("a directory was opened")
         };

@@ -2,6 +2,7 @@
 
 pub(crate) mod batch;
 mod crash;
+mod failed_syncs;
 mod install;
 mod lifecycle;
 mod memory_env;
@@ -9,3 +10,4 @@ mod read;
 mod real_disk;
 mod repair;
 mod scenario;
+mod stalls;

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lockstep_core::TopicId;
+use lockstep_core::{Effect, TopicId};
 
 use crate::partition::ReadError;
 use crate::storage::check::{Checked, Damage, Pace};
 use crate::storage::repair::{Repair, RepairError, Replaced};
 use crate::storage::segment::SegmentName;
 use crate::storage::suspicion::FoundBy;
+use crate::storage::tests::batch::batch;
 use crate::storage::tests::memory_env::{MemoryDisk, MemoryEnv};
 use crate::storage::tests::scenario::{
     Entry, Key, Replica, STORE_DIR, Shape, assert_same_files, model, random_entries, reference_files, small,
@@ -333,4 +334,82 @@ async fn an_index_made_from_the_damaged_log_is_made_again() {
     assert_eq!(disk.files()[&index_path], good_index);
     here.check_reads(&model(&entries)).await;
     assert_eq!(log.offset_for_time(950, 0).await.unwrap(), there.log(KEY).offset_for_time(950, 0).await.unwrap());
+}
+
+/// Appends so many batches of half a MiB.
+fn append_large(replica: &Replica, batches: usize) {
+    for _ in 0..batches {
+        let base_offset = replica.log(KEY).end_offset();
+        let payload = bytes::Bytes::from(batch(1, base_offset, &vec![base_offset as u8; 512 << 10]));
+        let effect = Effect::Append {
+            topic_id: KEY.0,
+            partition: KEY.1,
+            payload_start: 0,
+            payload_len: payload.len() as u32,
+            base_offset,
+            next_offset: base_offset + 1,
+            leader_epoch: 1,
+            log_append_time_ms: None,
+            limits: lockstep_core::SegmentLimits::default(),
+        };
+        replica.store.apply(&effect, &payload).unwrap();
+    }
+}
+
+/// One large segment, which grows.
+async fn large(disk: &MemoryDisk) -> Replica {
+    let options = crate::storage::StoreOptions::new(64 << 20, crate::storage::Cache::new(0));
+    let mut replica = Replica::open(disk, options).await.unwrap();
+    let create = Effect::CreatePartition { topic_id: KEY.0, partition: KEY.1 };
+    replica.store.apply(&create, &bytes::Bytes::new()).unwrap();
+    append_large(&replica, 4);
+    replica.applied = 1;
+    replica.checkpoint().await.unwrap();
+    replica
+}
+
+#[tokio::test]
+async fn a_segment_that_grows_fast_is_repaired_all_the_same() {
+    let disk = MemoryDisk::default();
+    let here = large(&disk).await;
+    let there = large(&MemoryDisk::default()).await;
+    let entry = here.store.segments(KEY.0, KEY.1)[0];
+    damage(&disk, entry.name, 90);
+    let damage = found(&here, entry.name).await;
+    let repair = fetch(&here, &there, damage, 256 << 10).await;
+    append_large(&here, 60);
+    here.store.flush().await.unwrap();
+    append_large(&here, 3);
+    assert_eq!(repair.finish().await.unwrap(), Replaced::Done);
+    append_large(&here, 2);
+    here.checkpoint().await.unwrap();
+    assert_eq!(here.store.segments(KEY.0, KEY.1).len(), 1);
+    assert!(is_sound(&here, entry.name).await);
+    append_large(&there, 65);
+    there.store.flush().await.unwrap();
+    assert_same_files(&here.log_files(), &there.log_files(), "after the repair");
+}
+
+#[tokio::test]
+async fn a_length_that_is_wrong_decides_nothing_about_memory() {
+    let disk = MemoryDisk::default();
+    let here = large(&disk).await;
+    append_large(&here, 100);
+    here.checkpoint().await.unwrap();
+    let entry = here.store.segments(KEY.0, KEY.1)[0];
+    let log = here.log(KEY);
+    // Byte 8 of the second batch is the highest one of its length: 16 MiB more, of 50 that there are.
+    let second = (512 << 10) + 61;
+    damage(&disk, entry.name, second + 8);
+    let mut content = disk.files()[&path_of(entry.name)].clone();
+    content[second as usize + 8] = 1;
+    disk.set_content(&path_of(entry.name), content);
+    let read = log.read(1, 100, true).await;
+    assert!(matches!(read, Err(ReadError::Damaged { position, .. }) if position == second), "{read:?}");
+    assert_eq!(here.store.suspicions().take(), BTreeMap::from([(entry.name, FoundBy::Reader)]));
+    assert!(log.offset_for_time(5, 0).await.is_err());
+    let damage = found(&here, entry.name).await;
+    assert_eq!(here.store.locate_damage(&damage).await, Some(second));
+    let (_, longest) = disk.reads();
+    assert!(longest <= 4 << 20, "{longest} bytes were read at once");
 }
