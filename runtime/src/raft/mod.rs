@@ -50,7 +50,7 @@ pub use group_watch::GroupWaiter;
 pub(crate) use handler::{Handler, stopped_fault};
 pub(crate) use kept_vote::KeptVote;
 pub(crate) use leadership::{Leadership, STOPPED};
-pub(crate) use log_store::{LogStore, stored_vote};
+pub(crate) use log_store::{LogStore, drop_superseded, stored_vote};
 pub(crate) use message::StageAsk;
 pub(crate) use network::NetworkFactory;
 pub use promises::{Choice, Promised, Promises};
