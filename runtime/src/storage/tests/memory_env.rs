@@ -42,6 +42,7 @@ struct Machine {
     full_at: Option<u64>,
     syncs_fail: bool,
     opened: u64,
+    written: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -80,6 +81,7 @@ impl Default for MemoryDisk {
                 full_at: None,
                 syncs_fail: false,
                 opened: 0,
+                written: 0,
             })),
         }
     }
@@ -233,6 +235,11 @@ impl MemoryDisk {
         self.machine().opened
     }
 
+    /// Bytes written to files so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.machine().written
+    }
+
     /// All files with their content.
     pub(crate) fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = BTreeMap::new();
@@ -268,6 +275,7 @@ impl MemoryDisk {
             full_at: None,
             syncs_fail: false,
             opened: 0,
+            written: 0,
         };
         for change in &machine.moves {
             if random.random_bool(kept) {
@@ -423,7 +431,9 @@ impl DiskFile for MemoryFile {
         tokio::task::yield_now().await;
         let mut machine = self.machine.lock().unwrap();
         machine.operation_that_takes_room()?;
-        machine.changed(self.node, Change::Write(offset as usize, buffers.concat()));
+        let bytes = buffers.concat();
+        machine.written += bytes.len() as u64;
+        machine.changed(self.node, Change::Write(offset as usize, bytes));
         Ok(())
     }
 
