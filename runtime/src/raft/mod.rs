@@ -5,6 +5,7 @@
 
 mod acknowledged;
 mod append_stream;
+mod catch_up;
 mod completion;
 pub(crate) mod directory_watch;
 mod duties;
