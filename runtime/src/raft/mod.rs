@@ -17,6 +17,7 @@ mod handler;
 pub(crate) mod heartbeats;
 mod kept_vote;
 mod leadership;
+mod log_bound;
 mod log_store;
 mod message;
 mod network;
