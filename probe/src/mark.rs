@@ -186,6 +186,10 @@ marks! {
     OfferHeldUntilDurable,
     /// A start ended the installation of a checkpoint that a crash had interrupted.
     InstallationResumed,
+    /// A start found entries of a former leader where the leader's checkpoint, adopted just before a crash, has its end.
+    SupersededLogDropped,
+    /// A member that answers, but lags by more than the log may hold for it, was given a checkpoint instead.
+    LaggingMemberCutOff,
     /// A read met files that were just exchanged for those of a checkpoint.
     ReadOfExchangedFiles,
     /// All records of a partition were deleted.

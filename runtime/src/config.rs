@@ -51,7 +51,8 @@ pub struct NodeConfig {
     pub compaction_bytes_per_second: u64,
     /// Keys that one compaction remembers at most, in about 40 bytes each: what comes behind so many different ones is left to the next.
     pub compaction_keys_max: usize,
-    /// How fast a node fetches segments from others: of a leader's checkpoint, when it has fallen far behind or lost its disk, and of compacted logs.
+    /// How fast a node fetches segments from others: of a leader's checkpoint, when it has fallen far behind or lost its disk, and of compacted logs. A
+    /// checkpoint is fetched faster than that where clients write faster, or the node would never catch up.
     pub fetch_bytes_per_second: u64,
     /// Every segment is compared with its checksum once in so much time, and repaired from another node when it differs. Zero: never; what
     /// readers find damaged is repaired all the same.

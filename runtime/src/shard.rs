@@ -106,6 +106,7 @@ impl<E: Env> Shard<E> {
         let store = PartitionStore::open(env.clone(), &dir, options, manifest.as_ref()).await?;
         drop(manifest);
         let log = context.journal.shard(id);
+        raft::drop_superseded(&log, progress.last.as_ref());
         let replica = Arc::new(Replica::new(
             env,
             id,

@@ -27,6 +27,7 @@ const TOO_RARE: &[Mark] = &[
     Mark::FetchShortOfRoom,
     Mark::ForgottenDuplicateRecognised,
     Mark::InitialDelayExtended,
+    Mark::LaggingMemberCutOff,
     Mark::MemberFenced,
     Mark::OffsetsExpired,
     Mark::OutOfOrderSequenceRefused,
@@ -46,6 +47,7 @@ const TOO_RARE: &[Mark] = &[
     Mark::SnapshotPullBegunAnew,
     Mark::StaleGenerationRefused,
     Mark::StaleStaticMemberFenced,
+    Mark::SupersededLogDropped,
 ];
 
 /// Failures that are shown in full.

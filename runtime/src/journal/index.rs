@@ -109,6 +109,23 @@ impl ShardIndex {
         self.held_bytes
     }
 
+    /// The part of them that those from `index` on take.
+    pub(super) fn held_bytes_from(&self, index: u64) -> u64 {
+        let number = match index.checked_sub(self.first) {
+            None => 0,
+            Some(number) => usize::try_from(number).unwrap_or(usize::MAX).min(self.slots.len()),
+        };
+        let charges =
+            |slots: std::collections::vec_deque::Iter<'_, Slot>| slots.map(|slot| u64::from(slot.charge)).sum();
+        // A log may have millions of entries: the shorter part is counted.
+        if number < self.slots.len() / 2 {
+            let before: u64 = charges(self.slots.range(..number));
+            self.held_bytes - before
+        } else {
+            charges(self.slots.range(number..))
+        }
+    }
+
     fn slot_number(&self, index: u64) -> Option<usize> {
         let number = usize::try_from(index.checked_sub(self.first)?).ok()?;
         (number < self.slots.len()).then_some(number)
@@ -313,6 +330,17 @@ mod tests {
             [(_, Source::File { .. }), (_, Source::File { .. }), (_, Source::Memory(_)), (_, Source::Memory(_))]
         ));
         assert_eq!(index.held_bytes(), 4 * 200 + 6 * 132);
+    }
+
+    #[test]
+    fn bytes_are_counted_from_an_entry_on() {
+        let mut index = ShardIndex::default();
+        assert_eq!(index.held_bytes_from(0), 0);
+        append(&mut index, 0, 10);
+        index.purge(Position { term: 1, index: 3 });
+        for (from, entries) in [(0, 6), (4, 6), (5, 5), (6, 4), (8, 2), (9, 1), (10, 0), (99, 0)] {
+            assert_eq!(index.held_bytes_from(from), entries * 132, "from {from}");
+        }
     }
 
     #[test]

@@ -69,6 +69,12 @@ impl<E: Env> ShardLog<E> {
         self.index(|log| log.term_at(index))
     }
 
+    /// Journal bytes held by the entries from `index` on.
+    #[must_use]
+    pub(crate) fn bytes_from(&self, index: u64) -> u64 {
+        self.index(|log| log.held_bytes_from(index))
+    }
+
     /// Is this entry durable, with all before it? What was purged is so elsewhere: see [`ShardLog::purge`].
     #[must_use]
     pub fn is_durable(&self, position: Position) -> bool {

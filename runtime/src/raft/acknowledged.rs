@@ -17,6 +17,8 @@ pub(crate) struct Acknowledged(Mutex<State>);
 struct State {
     upto: Option<LogId>,
     reverted: bool,
+    /// It is to be sent no more entries up to here.
+    cut_off: Option<u64>,
 }
 
 impl Acknowledged {
@@ -37,6 +39,23 @@ impl Acknowledged {
         let reverts = !state.reverted && state.upto.is_some_and(|upto| missing <= upto);
         state.reverted |= reverts;
         reverts
+    }
+
+    /// The last entry that it acknowledged.
+    pub(crate) fn upto(&self) -> Option<LogId> {
+        self.lock().upto
+    }
+
+    /// The log is to hold no entries up to `index`, whether or not it has them.
+    pub(crate) fn cut_off(&self, index: u64) {
+        self.lock().cut_off = Some(index);
+    }
+
+    /// Is the next entry for it one that the log is to hold no more? Said once, for each time that [`Acknowledged::cut_off`] was called.
+    pub(crate) fn take_cut_off(&self) -> bool {
+        let mut state = self.lock();
+        let next = state.upto.map_or(0, |upto| upto.index + 1);
+        state.cut_off.take().is_some_and(|index| next <= index)
     }
 
     /// Does it no longer have what it acknowledged? Nothing that it says counts then.
@@ -61,6 +80,18 @@ mod tests {
         assert!(!follower.refuse(at(9)) && !follower.is_reverted());
         follower.acknowledge(Some(at(5)));
         assert!(!follower.refuse(at(6)) && !follower.is_reverted());
+    }
+
+    #[test]
+    fn a_member_is_cut_off_once_unless_it_has_caught_up() {
+        let follower = Acknowledged::default();
+        follower.acknowledge(Some(at(5)));
+        assert!(!follower.take_cut_off());
+        follower.cut_off(6);
+        assert!(follower.take_cut_off() && !follower.take_cut_off());
+        follower.cut_off(6);
+        follower.acknowledge(Some(at(6)));
+        assert!(!follower.take_cut_off());
     }
 
     #[test]

@@ -8,11 +8,12 @@ use bytes::Bytes;
 use lockstep_core::op::{LeaveConsumerGroup, RebalancePartitions};
 use lockstep_core::view::GroupState;
 use lockstep_core::{NodeId, Op, SessionTable};
-use lockstep_env::{Env, select, timeout};
+use lockstep_env::{Disk, Env, select, timeout};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 
 use super::leadership::Leadership;
+use super::log_bound::{self, Bound};
 use super::proposals::Proposals;
 use super::replica::Replica;
 use super::type_config::Member;
@@ -40,6 +41,11 @@ const PURGE_PATIENCE: Duration = Duration::from_secs(1);
 const JOURNAL_FILES_MIN: u64 = 3;
 /// Entries kept in the log for members that lag a little, at most; bounded by bytes too.
 const TAIL_ENTRIES_MAX: u64 = 20_000;
+/// A member that answers may lag by so many times the bytes after which a checkpoint is taken, before it is given a snapshot instead of entries: a few seconds of
+/// what a disk can write, with small checkpoints, half a minute with large ones.
+const LAG_CHECKPOINTS: u64 = 4;
+/// A member may lag by this part of the bytes after which a checkpoint is taken in any case, however long the journal is.
+const LAG_FRACTION: u64 = 8;
 
 /// The leader's part: sessions, assignments, and honesty towards those who wait.
 pub(crate) struct LeaderDuties<E: Env> {
@@ -266,6 +272,11 @@ pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, 
     let files_max = (bytes_max.saturating_mul(1 + u64::from(context.shard_count) / 2)
         / context.config.journal_file_bytes.max(1))
     .max(JOURNAL_FILES_MIN);
+    // Beyond that it is too long whatever members lack.
+    let lag_files_max = (bytes_max.saturating_mul(LAG_CHECKPOINTS) / context.config.journal_file_bytes.max(1)
+        + JOURNAL_FILES_MIN)
+        .max(files_max.saturating_mul(2));
+    let member_patience = context.config.election_timeout_max * 2;
     let mut removal_awaited_since: Option<Instant> = None;
     loop {
         E::sleep(CHECKPOINT_LOOK_EVERY).await;
@@ -282,11 +293,20 @@ pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, 
         if !large && !in_the_way && !removal_due {
             continue;
         }
-        let covered = {
+        let covered = covered(&raft);
+        // While members lag the log stays long; more checkpoints would not make it shorter.
+        let checkpoint_due = removal_due
+            || covered.is_none_or(|covered| {
+                let grown = large && log.bytes_from(covered + 1) >= bytes_max / 4 * 3;
+                grown || in_the_way && log.purged().is_some_and(|purged| purged.index >= covered)
+            });
+        let covered = if checkpoint_due {
+            removal_awaited_since = None;
             let Ok(_turn) = context.checkpoints.acquire().await else { return };
             cover(&raft, &replica).await
+        } else {
+            covered
         };
-        removal_awaited_since = None;
         let Some(covered) = covered else { continue };
         // Whoever lags only a little is spared a snapshot; but a shard in the way gives up all it can.
         let keep = if in_the_way {
@@ -297,19 +317,39 @@ pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, 
             let average = (held / entries).max(1);
             (bytes_max / 8 / average).min(TAIL_ENTRIES_MAX)
         };
-        if let Some(upto) = covered.checked_sub(keep) {
+        let Some(upto) = covered.checked_sub(keep) else { continue };
+        let scarce = context.journal.files() as u64 > lag_files_max && context.journal.pinned_by() == Some(context.id)
+            || is_short_of_room(&replica).await;
+        let allowance = if scarce { bytes_max / LAG_FRACTION } else { bytes_max.saturating_mul(LAG_CHECKPOINTS) };
+        let waiting = log_bound::waiting(&raft, &replica, &log, member_patience);
+        let bound = Bound::new(upto, &waiting, allowance, |index| log.bytes_from(index));
+        let purged = log.purged().map(|purged| purged.index);
+        if let Some(upto) = bound.upto.filter(|upto| purged.is_none_or(|purged| purged < *upto)) {
             if raft.trigger().purge_log(upto).await.is_err() {
                 return;
+            }
+            for member in bound.too_far {
+                replica.acknowledged(member).cut_off(upto);
             }
             wait_for::<E>(&raft, PURGE_PATIENCE, |metrics| metrics.purged.is_some_and(|at| at.index >= upto)).await;
         }
     }
 }
 
+/// Has the journal's disk less room than its reserve?
+async fn is_short_of_room<E: Env>(replica: &Replica<E>) -> bool {
+    let free = replica.env.disk().free_bytes(&replica.raft_dir).await;
+    free.is_ok_and(|free| free < replica.disk_reserve_bytes)
+}
+
+/// The last index that a checkpoint covers.
+fn covered<E: Env>(raft: &Raft<E>) -> Option<u64> {
+    raft.metrics().borrow_watched().snapshot.map(|at| at.index)
+}
+
 /// Makes sure that a checkpoint covers what is applied now; the last index that one covers.
 async fn cover<E: Env>(raft: &Raft<E>, replica: &Replica<E>) -> Option<u64> {
     let target = replica.applied.borrow().index;
-    let covered = |raft: &Raft<E>| raft.metrics().borrow_watched().snapshot.map(|at| at.index);
     if covered(raft).is_some_and(|at| at >= target) {
         return covered(raft);
     }

@@ -98,6 +98,28 @@ pub(crate) fn stored_vote<E: Env>(log: &ShardLog<E>) -> io::Result<Option<Vote>>
     Ok(Some(wire.into()))
 }
 
+/// Drops what the log holds of another history than the checkpoint's, at a start.
+///
+/// A leader's snapshot becomes this node's checkpoint durably before the journal drops the entries whose place it takes: a former leader's, which may go
+/// on beyond its end. A crash in between leaves both. The checkpoint ends with a committed entry, so if the log has another one there, or ends before it,
+/// neither that one nor what follows it was ever committed; what comes before is in the checkpoint. Entries of the history that went on
+/// after it are in the journal behind the record that dropped these.
+pub(crate) fn drop_superseded<E: Env>(log: &ShardLog<E>, checkpoint: Option<&LogId>) {
+    let Some(end) = checkpoint.map(position) else { return };
+    // At a start every entry that the log has is durable.
+    if log.is_durable(end) {
+        return;
+    }
+    if let Some(last) = log.last().filter(|last| last.index >= end.index) {
+        Mark::SupersededLogDropped.reached();
+        tracing::warn!(
+            target: "raft", ?last, checkpoint = ?end,
+            "the journal holds entries of a former leader in the place of the checkpoint's last: they are dropped"
+        );
+    }
+    log.purge(end);
+}
+
 fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
     let from = match range.start_bound() {
         Bound::Included(from) => *from,

@@ -5,6 +5,7 @@
 
 mod acknowledged;
 mod append_stream;
+mod catch_up;
 mod comparison;
 mod completion;
 pub(crate) mod directory_watch;
@@ -18,6 +19,7 @@ mod handler;
 pub(crate) mod heartbeats;
 mod kept_vote;
 mod leadership;
+mod log_bound;
 mod log_store;
 mod message;
 mod network;
@@ -55,7 +57,7 @@ pub use group_watch::GroupWaiter;
 pub(crate) use handler::{Handler, stopped_fault};
 pub(crate) use kept_vote::KeptVote;
 pub(crate) use leadership::{Leadership, STOPPED};
-pub(crate) use log_store::{LogStore, stored_vote};
+pub(crate) use log_store::{LogStore, drop_superseded, stored_vote};
 pub(crate) use message::StageAsk;
 pub(crate) use network::NetworkFactory;
 pub use promises::{Choice, Promised, Promises};

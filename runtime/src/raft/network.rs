@@ -25,7 +25,7 @@ use super::replica::Replica;
 use super::snapshot::{Outgoing, Snapshot, SnapshotData};
 use super::type_config::{LogId, Member, TypeConfig, Vote, log_id, position};
 use crate::peer::{Lane, PeerError, PeerNetwork, PeerRequest};
-use lockstep_probe::Mistake;
+use lockstep_probe::{Mark, Mistake};
 
 /// Append requests under way to one follower. Each takes at most 256 KiB, or one entry.
 const PIPELINE_DEPTH: usize = 8;
@@ -101,6 +101,11 @@ impl<E: Env> Clone for Network<E> {
 
 fn garbled<E: Env>(error: &(impl std::error::Error + 'static)) -> Failure<E> {
     RPCError::Network(NetworkError::new(error))
+}
+
+/// The log is about to be purged beyond what a member has.
+fn cut_off<E: Env>() -> Failure<E> {
+    RPCError::Network(NetworkError::new(&io::Error::other("it lags by more than the log may hold")))
 }
 
 /// A member that no longer has what it acknowledged cannot be asked anything.
@@ -217,6 +222,19 @@ impl<E: Env> Network<E> {
         })
     }
 
+    /// Is the member to be given a snapshot instead of the entries that it lacks?
+    fn is_cut_off(&self) -> bool {
+        let cut_off = self.acknowledged.take_cut_off();
+        if cut_off {
+            Mark::LaggingMemberCutOff.reached();
+            tracing::warn!(
+                target: "raft", node = self.replica.node_id, shard = %self.replica.id, member = self.target,
+                "a member of the raft group lags by more than the log may hold: it is given a snapshot"
+            );
+        }
+        cut_off
+    }
+
     fn append_timeout(&self, option: &RPCOption) -> Duration {
         match self.lane {
             Lane::Control => option.soft_ttl(),
@@ -305,8 +323,13 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Network<E> {
                 network.append(request, timeout).map(move |answer| (previous, last, answer))
             })
             .buffered(PIPELINE_DEPTH);
-        let stream = futures_util::stream::unfold(Some(answers), |answers| async move {
-            let mut answers = answers?;
+        let begun = (self.clone(), answers, false);
+        let stream = futures_util::stream::unfold(Some(begun), |state| async move {
+            let (network, mut answers, with_entries) = state?;
+            // Of requests without entries, be they heartbeats or news of a commit, openraft forgets that they failed.
+            if with_entries && network.is_cut_off() {
+                return Some((Err(cut_off()), None));
+            }
             let (previous, last, answer) = answers.next().await?;
             match answer {
                 Ok(answer) => {
@@ -314,7 +337,7 @@ impl<E: Env> RaftNetworkV2<TypeConfig<E>> for Network<E> {
                     let result = answer.into_stream_result(previous, last);
                     // What follows a refusal or a part was sent in vain.
                     let more = result.is_ok() && !partial;
-                    Some((Ok(result), more.then_some(answers)))
+                    Some((Ok(result), more.then_some((network, answers, with_entries || last > previous))))
                 }
                 Err(error) => Some((Err(error), None)),
             }

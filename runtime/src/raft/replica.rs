@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::acknowledged::Acknowledged;
 use super::append_stream::CommitNews;
+use super::catch_up::CatchUp;
 use super::directory_watch::{DirectoryWatch, NewestDirectory};
 use super::group_watch::GroupWatch;
 use super::snapshot::{Incoming, Outgoing};
@@ -46,6 +47,8 @@ pub(crate) struct Replica<E: Env> {
     acknowledged: Mutex<BTreeMap<NodeId, Arc<Acknowledged>>>,
     /// The snapshot that this node is fetching.
     pub(crate) incoming: Mutex<Option<Arc<Incoming>>>,
+    /// The rounds in which it fetches snapshots.
+    catch_up: Mutex<CatchUp>,
     /// The files of a compaction that this node is fetching.
     staging: Mutex<Option<Arc<StagingPull>>>,
     compactions: Mutex<CompactionCounts>,
@@ -128,6 +131,7 @@ impl<E: Env> Replica<E> {
             outgoing: Mutex::default(),
             acknowledged: Mutex::default(),
             incoming: Mutex::default(),
+            catch_up: Mutex::default(),
             staging: Mutex::default(),
             compactions: Mutex::default(),
             disk_reserve_bytes,
@@ -276,6 +280,10 @@ impl<E: Env> Replica<E> {
 
     pub(crate) fn lock_staging(&self) -> MutexGuard<'_, Option<Arc<StagingPull>>> {
         lock(&self.staging)
+    }
+
+    pub(crate) fn lock_catch_up(&self) -> MutexGuard<'_, CatchUp> {
+        lock(&self.catch_up)
     }
 
     pub(crate) fn lock_incoming(&self) -> MutexGuard<'_, Option<Arc<Incoming>>> {

@@ -328,6 +328,9 @@ impl<E: Env> Pull<E> {
             "fetching a raft snapshot from the leader"
         );
         let mut installation = Installation::begin(&self.replica.store, manifest).await?;
+        let lacks = installation.missing().iter().map(|range| range.len).sum();
+        let rate = self.replica.lock_catch_up().begin(E::now(), lacks);
+        let mut pace = self.replica.fetches.promise::<E>(rate);
         for _ in 0..ROUNDS_MAX {
             let missing = installation.missing();
             if missing.is_empty() {
@@ -341,7 +344,8 @@ impl<E: Env> Pull<E> {
                     let len = (end - offset).min(u64::from(CHUNK_BYTES)) as u32;
                     let chunk = self.chunk(ChunkOf::Segment(range.segment), offset, len).await?;
                     offset += chunk.len() as u64;
-                    self.replica.fetches.took::<E>(chunk.len()).await;
+                    self.replica.lock_catch_up().fetched(chunk.len());
+                    pace.took::<E>(chunk.len()).await;
                     let written = installation.write_chunk(&range.segment, offset - chunk.len() as u64, chunk).await;
                     if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
                         // The leader's own copy is damaged. It will offer the snapshot again, and by then it may be repaired.

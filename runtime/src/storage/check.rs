@@ -5,8 +5,8 @@
 //! noted with the length under the partition's lock, what is missing of them in the file is written, and then the file's beginning is read.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lockstep_env::{DiskFile, Env, OpenMode};
@@ -14,7 +14,7 @@ use lockstep_env::{DiskFile, Env, OpenMode};
 use crate::storage::batch::BatchHeader;
 use crate::storage::read::follows;
 use crate::storage::segment::{SegmentEntry, SegmentName};
-use crate::storage::store::{Inner, PartitionStore};
+use crate::storage::store::{Inner, PartitionStore, lock};
 
 /// Bytes read at once.
 const PIECE_BYTES: usize = 256 << 10;
@@ -68,19 +68,102 @@ impl Pace {
     }
 }
 
-/// A pace that all shards of a node keep together.
+/// How fast all shards of a node together fetch from others: at most so many bytes a second, unless some have been promised more.
 #[derive(Clone, Debug)]
-pub(crate) struct SharedPace(Arc<tokio::sync::Mutex<Pace>>);
+pub(crate) struct SharedPace(Arc<Mutex<Shared>>);
+
+#[derive(Debug)]
+struct Shared {
+    bytes_per_second: u64,
+    /// The sum of what was promised.
+    promised: u64,
+    /// Nothing that nobody was promised before then.
+    next: Instant,
+}
+
+/// Whoever was promised nothing gets this part of the configured rate in any case, however much was promised to others.
+const UNPROMISED_FRACTION: u64 = 4;
+
+/// Whoever was promised a rate and could not keep to it for a moment makes up for so much.
+const MADE_UP_FOR: Duration = Duration::from_millis(100);
 
 impl SharedPace {
     /// At most so many bytes a second.
     pub(crate) fn new<E: Env>(bytes_per_second: u64) -> Self {
-        Self(Arc::new(tokio::sync::Mutex::new(Pace::slow::<E>(bytes_per_second))))
+        Self(Arc::new(Mutex::new(Shared { bytes_per_second: bytes_per_second.max(1), promised: 0, next: E::now() })))
     }
 
     /// To be called after each piece of so many bytes.
     pub(crate) async fn took<E: Env>(&self, bytes: usize) {
-        self.0.lock().await.read::<E>(bytes).await;
+        let now = E::now();
+        let next = {
+            let mut shared = lock(&self.0);
+            shared.next = shared.slot(now, bytes);
+            shared.next
+        };
+        E::sleep_until(next).await;
+    }
+
+    /// Room for so many bytes a second besides what others do, until it is dropped. All that was promised counts against the configured rate, as long as
+    /// that suffices.
+    pub(crate) fn promise<E: Env>(&self, bytes_per_second: u64) -> PromisedPace {
+        let mut shared = lock(&self.0);
+        shared.promised = shared.promised.saturating_add(bytes_per_second);
+        PromisedPace { shared: self.clone(), bytes_per_second, next: E::now() }
+    }
+}
+
+impl Shared {
+    /// Until when so many bytes take that nobody was promised.
+    fn slot(&self, now: Instant, bytes: usize) -> Instant {
+        let least = (self.bytes_per_second / UNPROMISED_FRACTION).max(1);
+        let rate = self.bytes_per_second.saturating_sub(self.promised).max(least);
+        after(self.next.max(now), bytes, rate)
+    }
+}
+
+/// When so many bytes have gone from `from` on.
+fn after(from: Instant, bytes: usize, bytes_per_second: u64) -> Instant {
+    from + Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64)
+}
+
+/// The pace of one who was promised a rate, and has part in what nobody was promised.
+#[derive(Debug)]
+pub(crate) struct PromisedPace {
+    shared: SharedPace,
+    bytes_per_second: u64,
+    next: Instant,
+}
+
+impl PromisedPace {
+    /// To be called after each piece of so many bytes.
+    pub(crate) async fn took<E: Env>(&mut self, bytes: usize) {
+        let now = E::now();
+        // A promise holds for what was held up a little elsewhere, too: the way here, and the disk.
+        let since = self.next.max(now.checked_sub(MADE_UP_FOR).unwrap_or(now));
+        let own = (self.bytes_per_second > 0).then(|| after(since, bytes, self.bytes_per_second));
+        let next = {
+            let mut shared = lock(&self.shared.0);
+            let unpromised = shared.slot(now, bytes);
+            match own.filter(|own| *own <= unpromised) {
+                Some(own) => {
+                    self.next = own;
+                    own
+                }
+                None => {
+                    shared.next = unpromised;
+                    unpromised
+                }
+            }
+        };
+        E::sleep_until(next).await;
+    }
+}
+
+impl Drop for PromisedPace {
+    fn drop(&mut self) {
+        let mut shared = lock(&self.shared.0);
+        shared.promised = shared.promised.saturating_sub(self.bytes_per_second);
     }
 }
 
@@ -199,5 +282,54 @@ impl<E: Env> Inner<E> {
         }
         let segment = state.segment(name).filter(|segment| segment.entry.len > 0)?;
         Some((segment.entry, segment.written, state.generation))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockstep_env::tokio_env::TokioEnv;
+
+    const PIECE: usize = 1 << 10;
+
+    /// Bytes that each of these fetches in ten seconds, all at the same time.
+    async fn fetched_in_ten_seconds(paces: Vec<PromisedPace>) -> Vec<u64> {
+        let end = TokioEnv::now() + Duration::from_secs(10);
+        let fetching = paces.into_iter().map(|mut pace| async move {
+            let mut bytes = 0;
+            while TokioEnv::now() < end {
+                pace.took::<TokioEnv>(PIECE).await;
+                bytes += PIECE as u64;
+            }
+            bytes
+        });
+        futures_util::future::join_all(fetching).await
+    }
+
+    fn is_about(bytes: u64, expected: u64) -> bool {
+        bytes.abs_diff(expected) <= expected / 20
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shards_share_the_configured_rate_as_long_as_it_suffices() {
+        let shared = SharedPace::new::<TokioEnv>(100 << 10);
+        let paces = vec![shared.promise::<TokioEnv>(40 << 10), shared.promise::<TokioEnv>(0)];
+        let fetched = fetched_in_ten_seconds(paces).await;
+        assert!(fetched[0] >= 400 << 10, "{fetched:?}");
+        assert!(is_about(fetched.iter().sum(), 1_000 << 10), "{fetched:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_shard_gets_what_it_was_promised_and_nobody_starves() {
+        let shared = SharedPace::new::<TokioEnv>(100 << 10);
+        let promised = [300 << 10, 50 << 10, 0];
+        let fetched = fetched_in_ten_seconds(promised.map(|rate| shared.promise::<TokioEnv>(rate)).into()).await;
+        for (fetched, promised) in fetched.iter().zip(promised) {
+            assert!(*fetched >= promised * 10 && *fetched > 50 << 10, "{fetched} of {promised} a second");
+        }
+        assert!(is_about(fetched.iter().sum(), 3_750 << 10), "{fetched:?}");
+        // Nobody needs more now.
+        let fetched = fetched_in_ten_seconds(vec![shared.promise::<TokioEnv>(0)]).await;
+        assert!(is_about(fetched[0], 1_000 << 10), "{fetched:?}");
     }
 }

@@ -1,14 +1,16 @@
 //! A replica that takes over another's checkpoint.
 //!
 //! What is fetched goes to `<store>/installing/`, one file for each segment, named `<partition's directory>.<segment's stem>.<first
-//! byte's position>`. Once all of it is there, verified and durable, the folder is renamed to `install-<CRC32C>-<length>` of the encoded manifest,
+//! byte's position>`, and also `.<segment's length>-<segment's CRC32C>` from when it is whole, as the checksum says, and durable. Once all of it is there, verified and durable, the folder is renamed to `install-<CRC32C>-<length>` of the encoded manifest,
 //! then the manifest becomes the shard's checkpoint, and then the files are moved (or, where the segment's first part was here already, appended)
 //! to where they belong. A start that finds such a folder does the last step if the checkpoint is that manifest, and removes the folder otherwise;
 //! the old segments were not touched before.
 //!
 //! What was fetched when an installation is given up, or the process dies, stays: the next one moves it to `fetched-before/` and goes on from there, if it
-//! is about the same segments. It copies what it takes from there: had a sync failed then, another sync of the same file would prove nothing. A node that has
-//! written a checkpoint of its own since then does not need any of it, and removes it.
+//! is about the same segments. It takes over as they are the files that are whole, by their names; were they copied, each interruption would cost as much
+//! reading and writing as there is here already. A segment that has grown since goes on behind the part that was whole. The file that was being written it
+//! copies: had its sync failed then, another sync of the same file would prove nothing. A node that has written a checkpoint of its own since then does not
+//! need any of it, and removes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -73,6 +75,17 @@ struct Fetch {
     crc32c: u32,
     /// Some of them were fetched by an earlier installation: a crash may have damaged them, or they may be another leader's.
     resumed: bool,
+    /// Those are in a file that was whole then, and is named so until more is written to it.
+    whole_before: bool,
+}
+
+/// What an earlier installation left of a segment.
+#[derive(Clone, Copy, Debug)]
+enum LeftOver {
+    /// Unfinished, or a sync failed.
+    Part,
+    /// The segment, whole and durable, when it was so long and had this CRC32C.
+    Whole { len: u64, crc32c: u32 },
 }
 
 impl<E: Env> Drop for Installation<E> {
@@ -126,20 +139,20 @@ impl<E: Env> Installation<E> {
                 None => (0, 0),
             };
             let fetch = if len < entry.len {
-                Fetch { entry: *entry, local: len, have: len, crc32c, resumed: false }
+                Fetch { entry: *entry, local: len, have: len, crc32c, resumed: false, whole_before: false }
             } else if crc32c == entry.crc32c {
                 continue;
             } else {
-                Fetch { entry: *entry, local: 0, have: 0, crc32c: 0, resumed: false }
+                Fetch { entry: *entry, local: 0, have: 0, crc32c: 0, resumed: false, whole_before: false }
             };
-            let fetch = if left_over.remove(&staged_name(&entry.name, fetch.local)) {
-                match self.resume(fetch, &before).await {
+            let fetch = match left_over.remove(&(entry.name, fetch.local)) {
+                None => fetch,
+                Some(LeftOver::Whole { len, crc32c }) => self.take_over(fetch, len, crc32c, &before).await?,
+                Some(LeftOver::Part) => match self.resume(fetch, &before).await {
                     // Whatever is wrong with it, the leader has it all.
                     Err(error) if error.kind() != io::ErrorKind::StorageFull => fetch,
                     resumed => resumed?,
-                }
-            } else {
-                fetch
+                },
             };
             if fetch.have < entry.len {
                 self.missing.insert(entry.name, fetch);
@@ -152,15 +165,36 @@ impl<E: Env> Installation<E> {
         inner.flush().await
     }
 
-    /// Begins with an empty folder; what was in it is in another one afterwards: the names of these files.
-    async fn set_aside(&self, before: &Path) -> io::Result<BTreeSet<String>> {
+    /// Begins with an empty folder; what was in it is in another one afterwards: what that is, by the segment and the position of its first byte.
+    async fn set_aside(&self, before: &Path) -> io::Result<BTreeMap<(SegmentName, u64), LeftOver>> {
         let disk = self.store.inner.env.disk();
         disk.create_dir_all(&self.folder).await?;
         disk.create_dir_all(before).await?;
         for name in disk.read_dir(&self.folder).await? {
             disk.rename(&self.folder.join(&name), &before.join(&name)).await?;
         }
-        Ok(disk.read_dir(before).await?.into_iter().collect())
+        let mut left_over = BTreeMap::new();
+        for name in disk.read_dir(before).await? {
+            if let Some((segment, from)) = parse_staged_name(&name) {
+                // A whole one that is beside it is worth more.
+                left_over.entry((segment, from)).or_insert(LeftOver::Part);
+            } else if let Some((whole, from)) = parse_whole_name(&name) {
+                left_over.insert((whole.name, from), LeftOver::Whole { len: whole.len, crc32c: whole.crc32c });
+            }
+        }
+        Ok(left_over)
+    }
+
+    /// Goes on from a segment that an earlier installation had fetched whole, unless the leader's is another one, or shorter.
+    async fn take_over(&self, fetch: Fetch, len: u64, crc32c: u32, before: &Path) -> io::Result<Fetch> {
+        let differs = len == fetch.entry.len && crc32c != fetch.entry.crc32c;
+        if differs || len > fetch.entry.len || len <= fetch.local {
+            return Ok(fetch);
+        }
+        let name = whole_name(&SegmentEntry { len, crc32c, ..fetch.entry }, fetch.local);
+        self.store.inner.env.disk().rename(&before.join(&name), &self.folder.join(&name)).await?;
+        Mark::SnapshotPullResumed.reached();
+        Ok(Fetch { have: len, crc32c, resumed: true, whole_before: true, ..fetch })
     }
 
     /// Goes on from what an earlier installation has fetched of a segment, unless that cannot be right.
@@ -193,9 +227,16 @@ impl<E: Env> Installation<E> {
                 return Ok(fetch);
             }
             self.store.inner.sync_file(&file, &path).await?;
+            self.name_whole(&fetch.entry, fetch.local).await?;
         }
         Mark::SnapshotPullResumed.reached();
         Ok(resumed)
+    }
+
+    /// A fetched segment is whole and was synced: says so by its file's name.
+    async fn name_whole(&self, entry: &SegmentEntry, from: u64) -> io::Result<()> {
+        let staged = self.folder.join(staged_name(&entry.name, from));
+        self.store.inner.env.disk().rename(&staged, &self.folder.join(whole_name(entry, from))).await
     }
 
     /// The manifest being installed.
@@ -232,6 +273,12 @@ impl<E: Env> Installation<E> {
         let file = match &self.open {
             Some((name, file)) if name == segment => file.clone(),
             _ => {
+                if fetch.whole_before {
+                    // Whether what follows becomes durable is not known yet.
+                    let whole = SegmentEntry { len: fetch.have, crc32c: fetch.crc32c, ..fetch.entry };
+                    disk.rename(&self.folder.join(whole_name(&whole, fetch.local)), &path).await?;
+                    self.missing.insert(*segment, Fetch { whole_before: false, ..fetch });
+                }
                 let mode = if fetch.have == fetch.local { OpenMode::Truncate } else { OpenMode::ReadWrite };
                 let file = disk.open(&path, mode).await?;
                 self.open = Some((*segment, file.clone()));
@@ -242,12 +289,13 @@ impl<E: Env> Installation<E> {
         let have = fetch.have + chunk.len() as u64;
         let crc32c = crc32c::crc32c_append(fetch.crc32c, &chunk);
         if have < fetch.entry.len {
-            self.missing.insert(*segment, Fetch { have, crc32c, ..fetch });
+            self.missing.insert(*segment, Fetch { have, crc32c, whole_before: false, ..fetch });
             return Ok(());
         }
         self.open = None;
         if crc32c == fetch.entry.crc32c || Mistake::SnapshotChecksumIgnored.is_made() {
             self.store.inner.sync_file(&file, &path).await?;
+            self.name_whole(&fetch.entry, fetch.local).await?;
             self.missing.remove(segment);
             self.fetched.insert(*segment, fetch.local);
             return Ok(());
@@ -255,7 +303,8 @@ impl<E: Env> Installation<E> {
         drop(file);
         disk.remove_file(&path).await?;
         let whole = fetch.local == 0 && !fetch.resumed;
-        self.missing.insert(*segment, Fetch { local: 0, have: 0, crc32c: 0, resumed: false, ..fetch });
+        let anew = Fetch { local: 0, have: 0, crc32c: 0, resumed: false, whole_before: false, ..fetch };
+        self.missing.insert(*segment, anew);
         if whole { Err(invalid("wrong checksum")) } else { Ok(()) }
     }
 
@@ -307,7 +356,7 @@ impl<E: Env> Installation<E> {
         // From here on the new state is what a start finds.
         inner.env.reached(Step::SnapshotAdopted);
         let fetched = self.fetched.iter().map(|(name, from)| (*name, *from));
-        let targets = self.manifest.segments.iter().map(|entry| (entry.name, entry.len)).collect();
+        let targets = self.manifest.segments.iter().map(|entry| (entry.name, *entry)).collect();
         move_in(disk, &inner.dir, &complete, fetched, &targets, Some(inner)).await?;
         self.exchange_state(inner).await?;
         disk.remove_dir_all(&complete).await
@@ -437,6 +486,27 @@ fn parse_staged_name(name: &str) -> Option<(SegmentName, u64)> {
     (staged_name(&segment, from) == name).then_some((segment, from))
 }
 
+/// The name of a fetched segment's file once it is whole and durable.
+fn whole_name(entry: &SegmentEntry, from: u64) -> String {
+    format!("{}.{}-{:08x}", staged_name(&entry.name, from), entry.len, entry.crc32c)
+}
+
+/// What such a name says of its segment, and the position of the file's first byte.
+fn parse_whole_name(name: &str) -> Option<(Whole, u64)> {
+    let (staged, whole) = name.rsplit_once('.')?;
+    let (segment, from) = parse_staged_name(staged)?;
+    let (len, crc32c) = whole.split_once('-')?;
+    let whole = Whole { name: segment, len: len.parse().ok()?, crc32c: u32::from_str_radix(crc32c, 16).ok()? };
+    (format!("{staged}.{}-{:08x}", whole.len, whole.crc32c) == name).then_some((whole, from))
+}
+
+/// A segment as it was when it was whole.
+struct Whole {
+    name: SegmentName,
+    len: u64,
+    crc32c: u32,
+}
+
 fn complete_name(encoded_manifest: &[u8]) -> String {
     format!("{COMPLETE}{:08x}-{}", crc32c::crc32c(encoded_manifest), encoded_manifest.len())
 }
@@ -463,8 +533,9 @@ pub(crate) async fn resume<E: Env>(
         if let Some(manifest) = manifest.filter(|manifest| *name == complete_name(&manifest.encode())) {
             Mark::InstallationResumed.reached();
             let staged = disk.read_dir(&folder).await?;
-            let targets = manifest.segments.iter().map(|entry| (entry.name, entry.len)).collect();
-            let staged = staged.iter().filter_map(|name| parse_staged_name(name));
+            let targets = manifest.segments.iter().map(|entry| (entry.name, *entry)).collect();
+            let staged =
+                staged.iter().filter_map(|name| parse_whole_name(name)).map(|(whole, from)| (whole.name, from));
             move_in::<E>(disk, dir, &folder, staged, &targets, None).await?;
             resumed.push(folder);
             continue;
@@ -481,7 +552,7 @@ async fn move_in<E: Env>(
     dir: &Path,
     folder: &Path,
     staged: impl Iterator<Item = (SegmentName, u64)>,
-    targets: &BTreeMap<SegmentName, u64>,
+    targets: &BTreeMap<SegmentName, SegmentEntry>,
     store: Option<&Inner<E>>,
 ) -> io::Result<()> {
     let wait = async |path: &Path, error: io::Error| match store {
@@ -491,8 +562,8 @@ async fn move_in<E: Env>(
     let mut moves = Vec::new();
     let mut directories = BTreeSet::new();
     for (segment, from) in staged {
-        let Some(len) = targets.get(&segment).copied().filter(|len| *len >= from) else { continue };
-        moves.push((segment, from, len));
+        let Some(entry) = targets.get(&segment).filter(|entry| entry.len >= from) else { continue };
+        moves.push((*entry, from));
         if from == 0 {
             directories.insert(dir.join(segment.key().directory()));
         }
@@ -504,9 +575,10 @@ async fn move_in<E: Env>(
     }
     // A file must not move durably into a directory that a crash may take away.
     disk.sync_dir(dir).await?;
-    for (segment, from, len) in moves {
+    for (entry, from) in moves {
+        let (segment, len) = (entry.name, entry.len);
         let directory = dir.join(segment.key().directory());
-        let from_path = folder.join(staged_name(&segment, from));
+        let from_path = folder.join(whole_name(&entry, from));
         let to_path = directory.join(segment.log_file());
         if from == 0 {
             match disk.remove_file(&directory.join(segment.index_file())).await {

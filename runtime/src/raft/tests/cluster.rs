@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,9 @@ use crate::config::{Durability, NodeConfig};
 use crate::error::ProposeError;
 use crate::journal::{Journal, JournalOptions};
 use crate::node::Clocks;
-use crate::peer::{IncomingRequest, PeerFault, PeerHandler, PeerIdentity, PeerNetwork, PeerOptions, PeerReply};
+use crate::peer::{IncomingRequest, Lane, PeerFault, PeerHandler, PeerIdentity, PeerNetwork, PeerOptions, PeerReply};
 use crate::raft::heartbeats::LOOKS_PER_INTERVAL;
+use crate::raft::message;
 use crate::raft::{Member, ShardContext, stopped_fault};
 use crate::shard::Shard;
 use crate::storage::Cache;
@@ -48,14 +49,47 @@ pub(super) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
 
 type Shards = Arc<Mutex<BTreeMap<ShardId, Shard<TokioEnv>>>>;
 
-struct Dispatch(Shards);
+/// How a node answers entries: one request after another, so slowly, or not at all.
+#[derive(Default)]
+struct Slowness {
+    millis: AtomicU64,
+    refuses_next: AtomicBool,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Slowness {
+    async fn wait(&self) {
+        let millis = self.millis.load(Ordering::SeqCst);
+        if millis > 0 {
+            let _turn = self.turn.lock().await;
+            TokioEnv::sleep(Duration::from_millis(millis)).await;
+        }
+    }
+}
+
+struct Dispatch {
+    shards: Shards,
+    slowness: Arc<Slowness>,
+}
 
 impl PeerHandler for Dispatch {
     fn handle(&self, from: PeerIdentity, request: IncomingRequest) -> BoxFuture<'static, Result<PeerReply, PeerFault>> {
-        match self.0.lock().unwrap().get(&ShardId(request.shard)) {
-            Some(shard) => shard.handle_raft(from, request),
-            None => Box::pin(std::future::ready(Err(stopped_fault(ShardId(request.shard))))),
-        }
+        let slowness = (request.kind == message::APPEND && request.lane == Lane::Bulk).then(|| self.slowness.clone());
+        let shard = ShardId(request.shard);
+        let answering = match self.shards.lock().unwrap().get(&shard) {
+            Some(hosted) => hosted.handle_raft(from, request),
+            None => Box::pin(std::future::ready(Err(stopped_fault(shard)))),
+        };
+        Box::pin(async move {
+            let answer = answering.await;
+            if let Some(slowness) = slowness {
+                slowness.wait().await;
+                if slowness.refuses_next.swap(false, Ordering::SeqCst) {
+                    return Err(stopped_fault(shard));
+                }
+            }
+            answer
+        })
     }
 
     fn gossip(&self) -> Bytes {
@@ -70,12 +104,24 @@ pub(super) struct TestNode {
     shards: Shards,
     peers: PeerNetwork<TokioEnv>,
     pub(super) journal: Journal<TokioEnv>,
+    slowness: Arc<Slowness>,
     beat: <TokioEnv as Env>::Task<()>,
 }
 
 impl TestNode {
     pub(super) fn shard(&self, id: u16) -> Shard<TokioEnv> {
         self.shards.lock().unwrap()[&ShardId(id)].clone()
+    }
+
+    /// From now on each request with entries waits for the one before it and takes so long to be answered.
+    pub(super) fn answer_slowly(&self, pause: Duration) {
+        self.slowness.millis.store(pause.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// The answer to one request with entries gets lost.
+    pub(super) async fn lose_an_answer(&self) {
+        self.slowness.refuses_next.store(true, Ordering::SeqCst);
+        eventually("an answer is lost", || !self.slowness.refuses_next.load(Ordering::SeqCst)).await;
     }
 
     async fn stop(self) {
@@ -176,9 +222,11 @@ impl Cluster {
         };
         let journal = Journal::open(env.clone(), &config.raft_dir.join("journal"), options).await.unwrap();
         let shards = Shards::default();
+        let slowness = Arc::<Slowness>::default();
+        let dispatch = Dispatch { shards: shards.clone(), slowness: slowness.clone() };
         let nowhere = (1..=self.size).map(|peer| (peer, "127.0.0.1:1".to_owned())).collect();
         let options = PeerOptions::new(id, incarnation(id), [1; 16], "127.0.0.1:0".to_owned(), nowhere);
-        let peers = PeerNetwork::start(env.clone(), options, Arc::new(Dispatch(shards.clone()))).await.unwrap();
+        let peers = PeerNetwork::start(env.clone(), options, Arc::new(dispatch)).await.unwrap();
         self.addresses.insert(id, peers.local_address().to_owned());
         for node in self.nodes.values() {
             node.peers.redirect(id, self.addresses[&id].clone());
@@ -224,7 +272,7 @@ impl Cluster {
                 TokioEnv::sleep(interval / LOOKS_PER_INTERVAL).await;
             }
         });
-        self.nodes.insert(id, TestNode { id, shards, peers, journal, beat });
+        self.nodes.insert(id, TestNode { id, shards, peers, journal, slowness, beat });
     }
 
     pub(super) async fn stop_node(&mut self, id: NodeId) {

@@ -3,6 +3,7 @@
 mod cluster;
 mod compaction;
 mod groups;
+mod lagging;
 mod promises;
 mod recovery;
 mod repair;

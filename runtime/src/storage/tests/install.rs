@@ -130,6 +130,42 @@ async fn what_was_fetched_before_an_interruption_is_not_fetched_again() {
 }
 
 #[tokio::test]
+async fn segments_that_were_whole_before_an_interruption_are_not_copied() {
+    for seed in 110..120 {
+        let entries = random_entries(seed, Shape { drops: false, deletes: false, ..SHAPE });
+        let (mut leader, first) = leader(&entries[..100]).await;
+        let longest = first.segments.iter().map(|entry| entry.len).max().unwrap();
+        let mut follower = Replica::open(&MemoryDisk::default(), small()).await.unwrap();
+        let mut fetched = 0;
+        for part in 1..4 {
+            let before = follower.disk.written();
+            let mut installation = Installation::begin(&follower.store, first.clone()).await.unwrap();
+            let copied = follower.disk.written() - before;
+            assert!(copied <= longest, "seed {seed}: {copied} bytes of {fetched} were copied");
+            fetched += fetch_some(&mut installation, &leader, seed + part, total(&first) / 4).await.unwrap();
+            drop(installation);
+            if part % 2 == seed % 2 {
+                follower.store.close().await;
+                follower = Replica::open(&follower.disk, small()).await.unwrap();
+            }
+        }
+        // What has grown since goes on where it was whole, also when that is interrupted.
+        leader.apply(&entries).unwrap();
+        let second = leader.checkpoint().await.unwrap();
+        let before = follower.disk.written();
+        let mut installation = Installation::begin(&follower.store, second.clone()).await.unwrap();
+        let some = fetch_some(&mut installation, &leader, seed, 2 * longest).await.unwrap();
+        drop(installation);
+        let rest = install(&mut follower, &leader, &second, seed).await.unwrap();
+        let installed = follower.disk.written() - before;
+        // Beside what was fetched: two files that were being written, the new checkpoint, and indexes.
+        let beside = 2 * longest + second.encode().len() as u64 + (8 << 10);
+        assert!(installed <= some + rest + beside, "seed {seed}: {installed} written for {some} and {rest}");
+        check_installed(follower, small(), &mut leader, &entries, entries.len()).await;
+    }
+}
+
+#[tokio::test]
 async fn a_lagging_node_fetches_only_the_rest() {
     for seed in 10..20 {
         let entries = random_entries(seed, Shape { deletes: false, ..SHAPE });

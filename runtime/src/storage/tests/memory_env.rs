@@ -51,6 +51,7 @@ struct Machine {
     removals: Arc<RwLock<()>>,
     /// Reads of this file wait while it is held.
     reads: Option<(usize, Arc<RwLock<()>>)>,
+    written: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +112,7 @@ impl Machine {
             longest_read: 0,
             removals: Arc::default(),
             reads: None,
+            written: 0,
         }
     }
 
@@ -289,6 +291,11 @@ impl MemoryDisk {
     /// How often a file was opened.
     pub(crate) fn opened(&self) -> u64 {
         self.machine().opened
+    }
+
+    /// Bytes written to files so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.machine().written
     }
 
     /// All files with their content.
@@ -489,7 +496,9 @@ impl DiskFile for MemoryFile {
         tokio::task::yield_now().await;
         let mut machine = self.machine.lock().unwrap();
         machine.operation_that_takes_room()?;
-        machine.changed(self.node, Change::Write(offset as usize, buffers.concat()));
+        let bytes = buffers.concat();
+        machine.written += bytes.len() as u64;
+        machine.changed(self.node, Change::Write(offset as usize, bytes));
         Ok(())
     }
 
