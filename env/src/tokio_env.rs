@@ -17,6 +17,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -374,17 +375,20 @@ fn failed_sync(error: io::Error) -> io::Error {
 fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     // A caller may ask for more than there is: the file's length bounds what is allocated.
     let available = file.metadata()?.len().saturating_sub(offset);
-    let mut content = vec![0; usize::try_from(available).unwrap_or(usize::MAX).min(len)];
-    let mut filled = 0;
-    while filled < content.len() {
-        match file.read_at(&mut content[filled..], offset + filled as u64) {
+    let wanted = usize::try_from(available).unwrap_or(usize::MAX).min(len);
+    // Not zeroed before: the allocator has zeros of this size from the system as new pages, one page fault for each, which took several times as long
+    // as the read itself (`runtime/benches/segment_reads.rs`).
+    let mut content = Vec::with_capacity(wanted);
+    while content.len() < wanted {
+        let next = offset + content.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut content), next) {
             Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    content.truncate(filled);
+    // The buffer may have come out larger than was asked for.
+    content.truncate(wanted);
     Ok(content)
 }
 

@@ -1,8 +1,7 @@
 //! Power fails at each write, sync and change of a directory of a workload, one run for each of them: what was acknowledged before is there after the
 //! next start, and nothing that was never written.
 //!
-//! One broker, so that nothing can be fetched from elsewhere. `cargo test` makes every fourth cut; all of them, 1,228 as this is written, are made by
-//! `cargo test --profile simulation -p sim --test power_cuts -- --ignored`.
+//! One broker, so that nothing can be fetched from elsewhere. All cuts are made, 1,194 as this is written: half a minute of one core.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,8 +33,6 @@ const OPERATIONS: usize = 500;
 const UNDER_WAY: usize = 4;
 /// Each fifth operation is a commit.
 const COMMIT_EVERY: usize = 5;
-/// Cuts between those that `cargo test` makes.
-const STRIDE: usize = 4;
 
 /// Files so short that many are begun, closed, recycled and deleted.
 fn options() -> ClusterOptions {
@@ -215,20 +212,12 @@ fn run(seed: u64, cut: Option<u64>) -> u64 {
     done.unwrap_or_else(|panic| panic!("power fails with change {cut:?}, seed {seed}: {panic}"))
 }
 
-fn cut_each(stride: usize) {
-    let changes = run(0, None);
-    let cuts: Vec<u64> = (0..changes).step_by(stride).collect();
-    println!("{changes} changes, {} cuts", cuts.len());
-    on_all_cores(&cuts, cores(), |cut| run(0, Some(*cut)));
-}
-
 #[test]
-fn nothing_acknowledged_is_lost_when_power_fails() {
-    cut_each(STRIDE);
-}
-
-#[test]
-#[ignore = "half a minute with optimisation, minutes without"]
 fn nothing_acknowledged_is_lost_whenever_power_fails() {
-    cut_each(1);
+    let changes = run(0, None);
+    println!("{changes} changes");
+    // A workload that ended early would leave little to cut.
+    assert!(changes as usize > OPERATIONS, "only {changes} changes for {OPERATIONS} operations");
+    let cuts: Vec<u64> = (0..changes).collect();
+    on_all_cores(&cuts, cores(), |cut| run(0, Some(*cut)));
 }

@@ -174,16 +174,37 @@ async fn producing_and_consuming_are_measured() {
     let cluster = Cluster::start(3).await;
     let processes = process_ids(&cluster);
     let many = ["produce", "--producers", "4", "--in-flight", "8", "--batch-size", "1", "--count", "100"];
-    let report = bench(&cluster, &[&many[..], &["--partitions", "3", "--broker-pids", &processes]].concat()).await;
-    assert_eq!(report["records"], 100, "{report}");
+    let more = ["--partitions", "3", "--throughput-floor", "--broker-pids", &processes];
+    let report = bench(&cluster, &[&many[..], &more].concat()).await;
+    assert_eq!((&report["records"], &report["ended_by"]), (&Value::from(100), &Value::from("records")), "{report}");
     assert_eq!(report["producers"], 4, "{report}");
     assert_eq!(report["broker_cpu_percent_each"].as_object().map(serde_json::Map::len), Some(3), "{report}");
     for part in ["disk", "majority", "round_trip"] {
         assert!(report["floor"][part]["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{part} in {report}");
     }
-    let read = bench(&cluster, &["consume", "--records", "500", "--partitions", "3", "--rounds", "2"]).await;
-    assert_eq!(read["records"], 1_000, "{read}");
-    assert!(read["megabytes_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{read}");
+    for field in ["replicated_records_per_second", "loopback_megabytes_per_second"] {
+        assert!(report["throughput_floor"][field].as_f64().is_some_and(|rate| rate > 1.0), "{field} in {report}");
+    }
+    assert!(report["share_of_replicated"].as_f64().is_some_and(|share| share > 0.0), "{report}");
+    let short = ["produce", "--count", "1000000000", "--seconds", "1", "--in-flight", "1"];
+    let ended = bench(&cluster, &short).await;
+    assert_eq!(ended["ended_by"], "seconds", "{ended}");
+    assert!(ended["throughput_floor"].is_null(), "not a run of throughput: {ended}");
+    let consume = ["consume", "--records", "500", "--partitions", "3", "--rounds", "2"];
+    let read = bench(&cluster, &[&consume[..], &["--broker-pids", &processes]].concat()).await;
+    assert_eq!((&read["records"], &read["ended_by"]), (&Value::from(1_000), &Value::from("rounds")), "{read}");
+    for field in ["megabytes_per_second", "loopback_megabytes_per_second", "share_of_loopback"] {
+        assert!(read[field].as_f64().is_some_and(|rate| rate > 0.0), "{field} in {read}");
+    }
+    assert!(read["wait"]["p99_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{read}");
+    assert!(read["floor"]["round_trip"]["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{read}");
+    assert_eq!(read["broker_cpu_percent_each"].as_object().map(serde_json::Map::len), Some(3), "{read}");
+    let endless = bench(&cluster, &["consume", "--records", "500", "--rounds", "1000000000", "--seconds", "1"]).await;
+    assert_eq!(endless["ended_by"], "seconds", "{endless}");
+    let files = std::fs::read_dir(cluster.directory()).expect("a directory").flatten();
+    let left: Vec<_> =
+        files.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with('.')).collect();
+    assert!(left.is_empty(), "what the disk was measured with is left behind: {left:?}");
     let refused = cluster.lockstep(&["bench", "produce", "--producers", "2", "--in-flight", "1"], "").await;
     assert_eq!(refused.status.code(), Some(1));
 }
@@ -193,13 +214,18 @@ async fn idle_partitions_and_the_machine_are_measured() {
     let cluster = Cluster::start(3).await;
     let sizes = ["--partitions", "25", "--partitions-per-topic", "10", "--seconds", "1"];
     let processes = process_ids(&cluster);
-    let idle = [&["bench", "cluster"], &sizes[..], &["--broker-pids", &processes]].concat();
-    let report = cluster.lockstep_json_within(BENCH_PATIENCE, &idle).await;
+    let idle = [&["cluster"], &sizes[..], &["--single-records", "20", "--broker-pids", &processes]].concat();
+    let report = bench(&cluster, &idle).await;
     for when in ["before", "after"] {
         let resident = report[when]["resident_bytes_each"].as_object().expect("memory of each broker");
         assert_eq!(resident.len(), 3, "{report}");
         assert!(resident.values().all(|bytes| bytes.as_u64().is_some_and(|bytes| bytes > 1 << 20)), "{report}");
     }
+    for when in ["single_records_before", "single_records_after"] {
+        assert_eq!(report[when]["records"], 20, "{report}");
+        assert!(report[when]["acknowledgement"]["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{report}");
+    }
+    assert!(report["floor"]["majority"]["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{report}");
     wait_for_nothing(&cluster, "topic").await;
     let floor = bench(&cluster, &["floor"]).await;
     for field in ["replicated_records_per_second", "loopback_megabytes_per_second"] {
@@ -243,13 +269,16 @@ async fn what_heartbeats_cost_is_measured() {
 #[tokio::test(flavor = "multi_thread")]
 async fn joins_and_commits_are_measured() {
     let cluster = Cluster::start(3).await;
+    let processes = process_ids(&cluster);
     let joins = bench_group(&cluster, &["join", "--rounds", "5", "--partitions", "6"]).await;
     assert_eq!(joins["rounds"], 5, "{joins}");
     assert!(joins["assigned"]["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{joins}");
     for (in_flight, connections) in [("1", 1), ("40", 6)] {
         let sizes = ["commit", "--in-flight", in_flight, "--connections", "6", "--groups", "7", "--partitions", "6"];
-        let commits = bench_group(&cluster, &[&sizes[..], &["--seconds", "1"]].concat()).await;
+        let commits =
+            bench_group(&cluster, &[&sizes[..], &["--seconds", "1", "--broker-pids", &processes]].concat()).await;
         assert_eq!(commits["connections"], connections, "{commits}");
+        assert_eq!(commits["broker_cpu_percent_each"].as_object().map(serde_json::Map::len), Some(3), "{commits}");
         // The coordinator may move, as clients know.
         let moving = ["NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS"];
         let refusal = commits["refusal"].as_str();

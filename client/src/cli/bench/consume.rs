@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use lockstep_client::{
     Client, Consumer, FetchConfig, OffsetAt, Producer, ProducerConfig, ProducerRecord, StartAt, TopicPartition,
 };
-use lockstep_env::Env;
 use lockstep_env::tokio_env::TokioEnv;
+use lockstep_env::{Env, timeout};
 use serde::Serialize;
 
+use super::floor::{Floor, FloorMeter, LoopbackMeter};
 use super::process::CpuMeter;
-use super::{BrokerArguments, OutputArguments, ensure_topic, filler, print_broker_cpu};
+use super::{BrokerArguments, OutputArguments, Quantiles, ensure_topic, filler, print_broker_cpu};
+use crate::cli::latency::Latencies;
 use crate::cli::output::print_json;
 use crate::cli::parse_duration;
 
@@ -38,6 +40,9 @@ pub(crate) struct BenchConsume {
     /// How often the topic is read from its beginning to its end
     #[arg(long, default_value_t = 10)]
     rounds: u32,
+    /// How long to read at most; filling the topic may take as long again
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
     /// Longest wait for the next message
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     limit: Duration,
@@ -51,57 +56,106 @@ pub(crate) struct BenchConsume {
 struct Report {
     /// Of all rounds together.
     records: u64,
+    /// Those that came to the end of the topic.
     rounds: u32,
+    /// What there was enough of: `rounds` or `seconds`.
+    ended_by: &'static str,
     seconds: f64,
     records_per_second: f64,
     /// Keys and values, without what goes along with them.
     megabytes_per_second: f64,
     /// Of the best round: what others do on the machine shows least in it.
     best_megabytes_per_second: f64,
+    /// Polls that found no messages and waited for an answer to bring some; the others found what was fetched meanwhile, and take no time.
+    waits: u64,
+    wait: Quantiles,
     broker_cpu_percent_each: BTreeMap<u32, f64>,
+    floor: Floor,
+    loopback_megabytes_per_second: f64,
+    /// Of what one loopback connection carries.
+    share_of_loopback: f64,
+}
+
+/// What was read.
+#[derive(Default)]
+struct Tally {
+    records: u64,
+    bytes: u64,
+    rounds: u32,
+    best_bytes_per_second: f64,
 }
 
 pub(super) async fn run(client: &Client, arguments: BenchConsume) -> anyhow::Result<()> {
-    if arguments.partitions < 1 || arguments.records == 0 || arguments.rounds == 0 {
-        bail!("--partitions, --records and --rounds must be at least 1");
+    if arguments.partitions < 1 || arguments.records == 0 || arguments.rounds == 0 || arguments.seconds == 0 {
+        bail!("--partitions, --records, --rounds and --seconds must be at least 1");
     }
+    let time = Duration::from_secs(arguments.seconds);
     ensure_topic(client, &arguments.topic, arguments.partitions).await?;
-    fill(client, &arguments).await?;
+    match timeout::<TokioEnv, _>(time, fill(client, &arguments)).await {
+        Ok(filled) => filled?,
+        Err(_) => bail!("filling the topic takes longer than {} s (--seconds)", arguments.seconds),
+    }
     let ends = ends(client, &arguments.topic).await?;
+    let meter = FloorMeter::new(client.env(), &arguments.output.floor_dir);
+    let mut loopback = LoopbackMeter::new(client.env());
+    meter.measure().await?;
+    loopback.measure().await?;
+    let (mut tally, waits) = (Tally::default(), Latencies::new());
     let cpu = CpuMeter::begin(&arguments.brokers.broker_pids)?;
-    let (mut records, mut bytes, mut best) = (0, 0, 0.0_f64);
     let began_at = TokioEnv::now();
-    for _ in 0..arguments.rounds {
-        let round_began_at = TokioEnv::now();
-        let (round_records, round_bytes) = read(client, &arguments, &ends).await?;
-        records += round_records;
-        bytes += round_bytes;
-        best = best.max(round_bytes as f64 / (TokioEnv::now() - round_began_at).as_secs_f64());
+    let deadline = began_at + time;
+    while tally.rounds < arguments.rounds && TokioEnv::now() < deadline {
+        read(client, &arguments, &ends, deadline, &waits, &mut tally).await?;
     }
     let took = TokioEnv::now() - began_at;
+    let broker_cpu_percent_each = cpu.percent_each(took)?;
+    meter.measure().await?;
+    loopback.measure().await?;
+    let seconds = took.as_secs_f64();
+    let bytes_per_second = tally.bytes as f64 / seconds;
     let report = Report {
-        records,
-        rounds: arguments.rounds,
-        seconds: took.as_secs_f64(),
-        records_per_second: records as f64 / took.as_secs_f64(),
-        megabytes_per_second: bytes as f64 / took.as_secs_f64() / 1e6,
-        best_megabytes_per_second: best / 1e6,
-        broker_cpu_percent_each: cpu.percent_each(took)?,
+        records: tally.records,
+        rounds: tally.rounds,
+        ended_by: if tally.rounds == arguments.rounds { "rounds" } else { "seconds" },
+        seconds,
+        records_per_second: tally.records as f64 / seconds,
+        megabytes_per_second: bytes_per_second / 1e6,
+        // Without a whole round there is none to be the best.
+        best_megabytes_per_second: tally.best_bytes_per_second.max(bytes_per_second) / 1e6,
+        waits: waits.count(),
+        wait: Quantiles::of(&waits),
+        broker_cpu_percent_each,
+        floor: meter.floor(),
+        loopback_megabytes_per_second: loopback.bytes_per_second() / 1e6,
+        share_of_loopback: bytes_per_second / loopback.bytes_per_second(),
     };
     if arguments.output.json {
         return print_json(&report);
     }
-    writeln!(
-        io::stdout(),
-        "{records} records in {:.2} s: {:.0} records/s, {:.1} MB/s, {:.1} MB/s in the best of {} rounds",
-        report.seconds,
-        report.records_per_second,
-        report.megabytes_per_second,
-        report.best_megabytes_per_second,
-        report.rounds
-    )?;
-    print_broker_cpu(&report.broker_cpu_percent_each)?;
+    report.print(arguments.rounds)?;
     Ok(())
+}
+
+impl Report {
+    fn print(&self, rounds_wanted: u32) -> io::Result<()> {
+        writeln!(
+            io::stdout(),
+            "{} records in {:.2} s: {:.0} records/s, {:.1} MB/s, {:.1} MB/s in the best of {} rounds",
+            self.records,
+            self.seconds,
+            self.records_per_second,
+            self.megabytes_per_second,
+            self.best_megabytes_per_second,
+            self.rounds
+        )?;
+        if self.rounds < rounds_wanted {
+            writeln!(io::stdout(), "ended by --seconds, before all {rounds_wanted} rounds were read")?;
+        }
+        self.wait.print("wait for an answer")?;
+        print_broker_cpu(&self.broker_cpu_percent_each)?;
+        self.floor.print()?;
+        LoopbackMeter::print(self.loopback_megabytes_per_second * 1e6, Some(self.share_of_loopback))
+    }
 }
 
 /// Where every partition ends now.
@@ -126,21 +180,36 @@ async fn fill(client: &Client, arguments: &BenchConsume) -> anyhow::Result<()> {
     producer.flush().await.context("filling the topic")
 }
 
-/// Reads everything once: how many messages there were, and their bytes.
+/// Reads everything once, or as much as there is time for.
 async fn read(
     client: &Client,
     arguments: &BenchConsume,
     ends: &BTreeMap<TopicPartition, i64>,
-) -> anyhow::Result<(u64, u64)> {
+    deadline: Instant,
+    waits: &Latencies,
+    tally: &mut Tally,
+) -> anyhow::Result<()> {
     let consumer = Consumer::new(client, FetchConfig::default());
+    let began_at = TokioEnv::now();
     consumer.assign_topic(&arguments.topic, StartAt::Place(OffsetAt::Earliest)).await?;
     let mut left: BTreeMap<i32, i64> =
         ends.iter().filter(|(_, end)| **end > 0).map(|(at, end)| (at.partition, *end)).collect();
-    let (mut records, mut bytes) = (0, 0);
+    let mut bytes = 0;
     while !left.is_empty() {
-        let messages = consumer.poll(TAKEN_AT_ONCE, arguments.limit).await?;
+        let mut messages = consumer.poll(TAKEN_AT_ONCE, Duration::ZERO).await?;
+        if messages.is_empty() {
+            let waits_since = TokioEnv::now();
+            let patience = arguments.limit.min(deadline.saturating_duration_since(waits_since));
+            messages = consumer.poll(TAKEN_AT_ONCE, patience).await?;
+            if !messages.is_empty() {
+                waits.add(TokioEnv::now() - waits_since);
+            }
+        }
         // All of them are of one partition.
         let Some(last) = messages.last() else {
+            if TokioEnv::now() >= deadline {
+                return Ok(());
+            }
             bail!(
                 "no message within {} s, {} partitions are not read to their end",
                 arguments.limit.as_secs(),
@@ -150,11 +219,19 @@ async fn read(
         if left.get(&last.partition).is_some_and(|end| last.offset + 1 >= *end) {
             left.remove(&last.partition);
         }
-        records += messages.len() as u64;
         let len = |message: &lockstep_client::Message| {
             message.key.as_ref().map_or(0, bytes::Bytes::len) + message.value.as_ref().map_or(0, bytes::Bytes::len)
         };
-        bytes += messages.iter().map(len).sum::<usize>() as u64;
+        let polled_bytes = messages.iter().map(len).sum::<usize>() as u64;
+        bytes += polled_bytes;
+        tally.bytes += polled_bytes;
+        tally.records += messages.len() as u64;
+        if TokioEnv::now() >= deadline && !left.is_empty() {
+            return Ok(());
+        }
     }
-    Ok((records, bytes))
+    tally.rounds += 1;
+    let bytes_per_second = bytes as f64 / (TokioEnv::now() - began_at).as_secs_f64();
+    tally.best_bytes_per_second = tally.best_bytes_per_second.max(bytes_per_second);
+    Ok(())
 }

@@ -27,7 +27,7 @@ pub(crate) enum BenchCommand {
     /// Measures consumer groups: rebalances, heartbeats, joins, commits
     #[command(subcommand)]
     Group(group::BenchGroup),
-    /// Creates many partitions and measures what brokers spend on them while nothing happens
+    /// Creates many partitions and measures what brokers spend on them while nothing happens, and single records beside them
     Cluster(cluster::BenchCluster),
     /// Measures what disk and network take by themselves
     Floor(OutputArguments),

@@ -13,7 +13,7 @@ use lockstep_env::Env;
 use lockstep_env::tokio_env::TokioEnv;
 use serde::Serialize;
 
-use super::floor::{Floor, FloorMeter};
+use super::floor::{Floor, FloorMeter, ThroughputFloor, ThroughputMeter};
 use super::process::CpuMeter;
 use super::{BrokerArguments, OutputArguments, Quantiles, ensure_topic, filler, print_broker_cpu};
 use crate::cli::latency::Latencies;
@@ -41,10 +41,10 @@ pub(crate) struct BenchProduce {
     /// Bytes of a batch, before compression; 1 puts each record into a batch of its own
     #[arg(long, default_value_t = ProducerConfig::default().batch_len_max)]
     batch_size: usize,
-    /// How long to send
-    #[arg(long, default_value_t = 10, conflicts_with = "count")]
-    seconds: u64,
-    /// Send so many records, however long it takes
+    /// How long to send at most [default: 10, and 600 with --count]
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Send no more records than these
     #[arg(long)]
     count: Option<u64>,
     /// How long a batch waits for more records while the broker is not busy
@@ -53,15 +53,40 @@ pub(crate) struct BenchProduce {
     /// How batches are compressed
     #[arg(long, value_enum, default_value = "none")]
     compression: CompressionArgument,
+    /// Measure what disk and network could carry, too, and print which part of it came: some seconds more, 192 MiB of disk meanwhile [default: true
+    /// where it is throughput that is measured: with 100 records or more in flight, for 5 seconds or longer, and 50,000 records or more]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    throughput_floor: Option<bool>,
     #[command(flatten)]
     brokers: BrokerArguments,
     #[command(flatten)]
     output: OutputArguments,
 }
 
+/// From these on a run is one of throughput, and long enough to measure its floor as well.
+const THROUGHPUT_IN_FLIGHT: usize = 100;
+const THROUGHPUT_SECONDS: u64 = 5;
+const THROUGHPUT_RECORDS: u64 = 50_000;
+
+impl BenchProduce {
+    fn seconds(&self) -> u64 {
+        self.seconds.unwrap_or(if self.count.is_some() { 600 } else { 10 })
+    }
+
+    fn measures_throughput(&self) -> bool {
+        self.throughput_floor.unwrap_or_else(|| {
+            self.in_flight >= THROUGHPUT_IN_FLIGHT
+                && self.seconds() >= THROUGHPUT_SECONDS
+                && self.count.is_none_or(|count| count >= THROUGHPUT_RECORDS)
+        })
+    }
+}
+
 #[derive(Serialize)]
 struct Report {
     records: u64,
+    /// What there was enough of: `records` or `seconds`.
+    ended_by: &'static str,
     record_size: usize,
     in_flight: usize,
     producers: usize,
@@ -72,6 +97,10 @@ struct Report {
     /// Of one core, by process; empty without their ids.
     broker_cpu_percent_each: BTreeMap<u32, f64>,
     floor: Floor,
+    /// `null` where it was not measured.
+    throughput_floor: Option<ThroughputFloor>,
+    /// Bytes of records, of those that the disk could take.
+    share_of_replicated: Option<f64>,
 }
 
 pub(super) async fn run(client: &Client, arguments: BenchProduce) -> anyhow::Result<()> {
@@ -80,7 +109,12 @@ pub(super) async fn run(client: &Client, arguments: BenchProduce) -> anyhow::Res
     }
     ensure_topic(client, &arguments.topic, arguments.partitions).await?;
     let meter = FloorMeter::new(client.env(), &arguments.output.floor_dir);
+    let mut throughput =
+        arguments.measures_throughput().then(|| ThroughputMeter::new(client.env(), &arguments.output.floor_dir));
     meter.measure().await?;
+    if let Some(throughput) = &mut throughput {
+        throughput.measure().await?;
+    }
     let config = ProducerConfig {
         linger: arguments.linger,
         compression: Compression::from(arguments.compression),
@@ -96,19 +130,27 @@ pub(super) async fn run(client: &Client, arguments: BenchProduce) -> anyhow::Res
     let broker_cpu_percent_each = cpu.percent_each(took)?;
     let seconds = took.as_secs_f64();
     meter.measure().await?;
+    if let Some(throughput) = &mut throughput {
+        throughput.measure().await?;
+    }
     let records = latencies.count();
     let records_per_second = records as f64 / seconds;
+    let bytes_per_second = records_per_second * arguments.record_size as f64;
+    let throughput_floor = throughput.map(|throughput| throughput.floor());
     let report = Report {
         records,
+        ended_by: if arguments.count == Some(records) { "records" } else { "seconds" },
         record_size: arguments.record_size,
         in_flight: arguments.in_flight,
         producers: arguments.producers,
         seconds,
         records_per_second,
-        megabytes_per_second: records_per_second * arguments.record_size as f64 / 1e6,
+        megabytes_per_second: bytes_per_second / 1e6,
         acknowledgement: Quantiles::of(&latencies),
         broker_cpu_percent_each,
         floor: meter.floor(),
+        share_of_replicated: throughput_floor.as_ref().map(|floor| floor.share_of_replicated(bytes_per_second)),
+        throughput_floor,
     };
     if arguments.output.json {
         return print_json(&report);
@@ -119,9 +161,15 @@ pub(super) async fn run(client: &Client, arguments: BenchProduce) -> anyhow::Res
         arguments.record_size,
         report.megabytes_per_second
     )?;
+    if let Some(count) = arguments.count.filter(|&count| count != records) {
+        writeln!(io::stdout(), "ended after {} seconds, before all {count} records were sent", arguments.seconds())?;
+    }
     report.acknowledgement.print("acknowledgement")?;
     print_broker_cpu(&report.broker_cpu_percent_each)?;
     report.floor.print()?;
+    if let Some(floor) = &report.throughput_floor {
+        floor.print(report.share_of_replicated)?;
+    }
     Ok(())
 }
 
@@ -149,8 +197,7 @@ async fn measure(
         Some(count) => i64::try_from(count).unwrap_or(i64::MAX),
         None => i64::MAX,
     }));
-    let deadline = TokioEnv::now() + Duration::from_secs(arguments.seconds);
-    let has_deadline = arguments.count.is_none();
+    let deadline = TokioEnv::now() + Duration::from_secs(arguments.seconds());
     let failed = Arc::new(AtomicBool::new(false));
     // Not all zeros: a compressing disk or codec would make too much of them.
     let seed = Arc::new(AtomicU64::new(TokioEnv::random_u64()));
@@ -163,8 +210,8 @@ async fn measure(
             TokioEnv::spawn(async move {
                 let mut record = ProducerRecord::new(topic, filler(seed.fetch_add(1, Ordering::Relaxed), record_size));
                 while !failed.load(Ordering::Relaxed)
+                    && TokioEnv::now() < deadline
                     && left.fetch_sub(1, Ordering::Relaxed) > 0
-                    && !(has_deadline && TokioEnv::now() >= deadline)
                 {
                     record.timestamp = None;
                     let sent_at = TokioEnv::now();

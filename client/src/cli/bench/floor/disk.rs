@@ -22,7 +22,9 @@ const FILE_LEN: u64 = 4 << 20;
 const WRITES: u64 = 400;
 /// Records of a batch whose throughput is measured.
 const BATCH_RECORDS: usize = 1_000;
-const BATCHES: u64 = 128;
+/// Batches at most, and for how long.
+const BATCHES: u64 = 64;
+const BATCHES_TIME: Duration = Duration::from_secs(2);
 const BATCH_FILE_LEN: u64 = 32 << 20;
 
 /// Files that are removed when the measurement is over.
@@ -97,8 +99,8 @@ pub(super) async fn measure_writes(
     measured.with_context(|| format!("measuring the disk in {}", directory.display()))
 }
 
-/// Records of 1 KiB a second that three nodes can store if nothing but the disk takes time.
-pub(super) async fn measure_replication(env: &TokioEnv, directory: &Path) -> anyhow::Result<f64> {
+/// Records of 1 KiB that three nodes stored while nothing but the disk took time, and how long that was.
+pub(super) async fn measure_replication(env: &TokioEnv, directory: &Path) -> anyhow::Result<(u64, Duration)> {
     let journals = Files::create(env, directory, NODES, BATCH_FILE_LEN).await?;
     let segments = match Files::create(env, directory, NODES, BATCH_FILE_LEN).await {
         Ok(segments) => segments,
@@ -111,22 +113,24 @@ pub(super) async fn measure_replication(env: &TokioEnv, directory: &Path) -> any
     let nodes: Vec<(File, File)> = journals.files.iter().cloned().zip(segments.files.iter().cloned()).collect();
     let began_at = TokioEnv::now();
     let measured = async {
-        for index in 0..BATCHES {
-            let offset = offset_of(index, &content, BATCH_FILE_LEN);
+        let mut batches = 0;
+        while batches < BATCHES && TokioEnv::now() - began_at < BATCHES_TIME {
+            let offset = offset_of(batches, &content, BATCH_FILE_LEN);
             let write = |(journal, segment): (File, File), content: Bytes| async move {
                 journal.write_and_sync(offset, vec![content.clone()]).await?;
                 segment.write_at(offset, vec![content]).await
             };
             time_of_majority(&nodes, &content, write).await?;
+            batches += 1;
         }
-        std::io::Result::Ok(())
+        std::io::Result::Ok(batches)
     };
     let measured = measured.await;
-    let took = (TokioEnv::now() - began_at).as_secs_f64();
+    let took = TokioEnv::now() - began_at;
     journals.remove().await?;
     segments.remove().await?;
-    measured.with_context(|| format!("measuring the disk in {}", directory.display()))?;
-    Ok(BATCHES as f64 * BATCH_RECORDS as f64 / took)
+    let batches = measured.with_context(|| format!("measuring the disk in {}", directory.display()))?;
+    Ok((batches * BATCH_RECORDS as u64, took))
 }
 
 /// Where a write goes in a file that is written over from its beginning when it is full.

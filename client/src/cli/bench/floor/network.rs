@@ -1,6 +1,7 @@
 //! Loopback by itself.
 
 use std::io;
+use std::time::Duration;
 
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Connection, Env, Listener};
@@ -11,7 +12,9 @@ use super::RECORD_LEN;
 use crate::cli::latency::Latencies;
 
 const ROUND_TRIPS: u64 = 2_000;
-const BULK_LEN: u64 = 4 << 30;
+/// What is sent at most, and for how long.
+const BULK_LEN: u64 = 2 << 30;
+const BULK_TIME: Duration = Duration::from_secs(2);
 /// Bytes written and read at a time.
 const BULK_BUFFER_LEN: usize = 256 << 10;
 
@@ -46,8 +49,8 @@ pub(super) async fn measure_round_trip(env: &TokioEnv, latencies: &Latencies) ->
     Ok(())
 }
 
-/// Bytes a second that one connection carries. Sender and receiver have a thread each, as a broker and its client have.
-pub(super) async fn measure_bulk(env: &TokioEnv) -> io::Result<f64> {
+/// Bytes that one connection carried, and how long it took. Sender and receiver have a thread each, as a broker and its client have.
+pub(super) async fn measure_bulk(env: &TokioEnv) -> io::Result<(u64, Duration)> {
     let mut listener = env.listen("127.0.0.1:0").await?;
     let address = listener.local_address()?;
     let sender = std::thread::spawn({
@@ -67,16 +70,17 @@ pub(super) async fn measure_bulk(env: &TokioEnv) -> io::Result<f64> {
             read => received += read as u64,
         }
     }
-    let took = (TokioEnv::now() - began_at).as_secs_f64();
+    let took = TokioEnv::now() - began_at;
     sender.join().map_err(|_| io::Error::other("the sender panicked"))??;
-    Ok(received as f64 / took)
+    Ok((received, took))
 }
 
 async fn send(connecting: impl Future<Output = io::Result<Connection<TokioEnv>>>) -> io::Result<()> {
     let mut connection = connecting.await?;
     let content = filler(4, BULK_BUFFER_LEN);
+    let ends_at = TokioEnv::now() + BULK_TIME;
     let mut left = BULK_LEN;
-    while left > 0 {
+    while left > 0 && TokioEnv::now() < ends_at {
         connection.writer.write_all(&content).await?;
         left = left.saturating_sub(content.len() as u64);
     }

@@ -22,7 +22,8 @@ use super::crowd::{Crowd, Setting, name_of};
 use super::pipeline::{Pipeline, Requests};
 use super::{ensure_partitions, group_prefix};
 use crate::cli::bench::floor::{Floor, FloorMeter};
-use crate::cli::bench::{OutputArguments, Quantiles};
+use crate::cli::bench::process::CpuMeter;
+use crate::cli::bench::{BrokerArguments, OutputArguments, Quantiles, print_broker_cpu};
 use crate::cli::latency::Latencies;
 use crate::cli::output::print_json;
 use crate::cli::parse_duration;
@@ -56,6 +57,8 @@ pub(crate) struct BenchCommit {
     #[arg(long, default_value = "60s", value_parser = parse_duration)]
     limit: Duration,
     #[command(flatten)]
+    brokers: BrokerArguments,
+    #[command(flatten)]
     output: OutputArguments,
 }
 
@@ -71,6 +74,8 @@ struct Report {
     refused: u64,
     /// Why a commit was refused last.
     refusal: Option<String>,
+    /// Of one core, by process; empty without their ids.
+    broker_cpu_percent_each: BTreeMap<u32, f64>,
     floor: Floor,
 }
 
@@ -88,7 +93,7 @@ pub(super) async fn run(client: &Client, arguments: BenchCommit) -> anyhow::Resu
     let crowds: Vec<Arc<Crowd>> = (0..groups).map(|group| Crowd::new(&setting, format!("{prefix}-{group}"))).collect();
     let measured = measure(client, &arguments, &setting, &crowds).await;
     join_all(crowds.iter().map(|crowd| crowd.disband())).await;
-    let (took, results) = measured?;
+    let Measured { took, results, broker_cpu_percent_each } = measured?;
     meter.measure().await?;
     let refused = results.refused.load(Ordering::Relaxed);
     let commits = results.latencies.count().saturating_sub(refused);
@@ -102,6 +107,7 @@ pub(super) async fn run(client: &Client, arguments: BenchCommit) -> anyhow::Resu
         acknowledgement: Quantiles::of(&results.latencies),
         refused,
         refusal: results.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        broker_cpu_percent_each,
         floor: meter.floor(),
     };
     if arguments.output.json {
@@ -118,6 +124,7 @@ pub(super) async fn run(client: &Client, arguments: BenchCommit) -> anyhow::Resu
     if let Some(refusal) = &report.refusal {
         writeln!(io::stdout(), "refused {}, the last with {refusal}", report.refused)?;
     }
+    print_broker_cpu(&report.broker_cpu_percent_each)?;
     report.floor.print()?;
     Ok(())
 }
@@ -128,12 +135,18 @@ struct Results {
     refusal: Mutex<Option<String>>,
 }
 
+struct Measured {
+    took: Duration,
+    results: Arc<Results>,
+    broker_cpu_percent_each: BTreeMap<u32, f64>,
+}
+
 async fn measure(
     client: &Client,
     arguments: &BenchCommit,
     setting: &Arc<Setting>,
     crowds: &[Arc<Crowd>],
-) -> anyhow::Result<(Duration, Arc<Results>)> {
+) -> anyhow::Result<Measured> {
     let members: Vec<String> = crowds.iter().map(|crowd| crowd.join()).collect();
     let deadline = TokioEnv::now() + arguments.limit;
     let mut requests: BTreeMap<String, Vec<Request>> = BTreeMap::new();
@@ -150,6 +163,7 @@ async fn measure(
     let results =
         Arc::new(Results { latencies: Latencies::new(), refused: AtomicU64::new(0), refusal: Mutex::new(None) });
     let pipelines = arguments.connections.min(arguments.in_flight);
+    let cpu = CpuMeter::begin(&arguments.brokers.broker_pids)?;
     let began_at = TokioEnv::now();
     let ends_at = began_at + Duration::from_secs(arguments.seconds);
     let mut tasks = Vec::with_capacity(pipelines);
@@ -162,7 +176,8 @@ async fn measure(
     for task in tasks {
         task.await.context("a connection's task failed")??;
     }
-    Ok((TokioEnv::now() - began_at, results))
+    let took = TokioEnv::now() - began_at;
+    Ok(Measured { took, results, broker_cpu_percent_each: cpu.percent_each(took)? })
 }
 
 /// The commits of one connection: its broker's groups in turn, and their partitions.
