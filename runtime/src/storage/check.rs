@@ -215,6 +215,7 @@ impl<E: Env> PartitionStore<E> {
         };
         counters.segments.fetch_add(1, Ordering::Relaxed);
         if sound {
+            inner.found_sound(name, generation);
             return Ok(Checked::Sound);
         }
         // Files of deleted records are removed, and an installation exchanges and shortens files, only after the state has changed. What is listed

@@ -85,10 +85,14 @@ impl<E: Env> Inner<E> {
         }
         let from_file = index.covered;
         if from_file < asked && self.may_scan(source) {
-            {
+            let scanned = {
                 let _permit = self.scans.acquire().await;
-                self.scan(source, &mut index).await?;
+                self.scan(source, &mut index).await
+            };
+            if scanned.is_err() {
+                self.scanned(source, false);
             }
+            scanned?;
             let listed = self.partition(name.key()).is_some_and(|partition| partition.lock().lists(name));
             let is_worth_a_file = anew || name.is_compacted() || asked - from_file >= SCANNED_BYTES_WORTH_A_FILE;
             if listed && index.covered == asked && is_worth_a_file {
@@ -144,6 +148,13 @@ impl<E: Env> Inner<E> {
         let longer = |again: &ScanAgain| (again.pause * 2).min(DAMAGED_LOOK_AFTER_MAX);
         let pause = without_index.get(&key).map_or(DAMAGED_LOOK_AFTER_MIN, longer);
         without_index.insert(key, ScanAgain { at: E::now() + pause, pause });
+    }
+
+    /// A segment is as it should be: whoever found it damaged may look again.
+    pub(crate) fn found_sound(&self, name: SegmentName, generation: u64) {
+        if lock(&self.without_index).remove(&(name, generation)).is_some() {
+            lock(&self.indexes).remove((name, generation));
+        }
     }
 
     fn keep_index(&self, name: SegmentName, generation: u64, loaded: &Arc<LoadedIndex>) {

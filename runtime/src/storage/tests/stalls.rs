@@ -270,3 +270,23 @@ async fn a_damaged_compacted_segment_is_read_for_its_index_less_and_less_often_u
     assert_eq!(repair.finish().await.unwrap(), Replaced::Done);
     assert!(!log.read(100, 100, true).await.unwrap().is_empty(), "it is looked at at once");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_compacted_segment_that_only_seemed_damaged_is_read_again_once_it_is_found_sound() {
+    let disk = MemoryDisk::default();
+    let (here, name) = compacted(&disk).await;
+    let path = path_of(name);
+    let good = disk.files()[&path].clone();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    disk.set_content(&path, bad);
+    let log = here.log((KEY.topic_id, KEY.partition));
+    for _ in 0..100 {
+        assert!(log.read(100, 100, true).await.is_err());
+        MemoryEnv::sleep(Duration::from_secs(1)).await;
+    }
+    disk.set_content(&path, good);
+    let checked = here.store.check_segment(name, &mut Pace::fast::<MemoryEnv>()).await.unwrap();
+    assert!(matches!(checked, Checked::Sound), "{checked:?}");
+    assert!(!log.read(100, 100, true).await.unwrap().is_empty(), "nobody looks again");
+}
