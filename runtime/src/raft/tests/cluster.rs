@@ -200,6 +200,8 @@ impl Cluster {
         let peers = (1..=self.size).map(|peer| (peer, String::new())).collect();
         let mut config = NodeConfig {
             cache_bytes: 8 << 20,
+            // The disk of the machine that tests is not what is tested.
+            disk_reserve_bytes: 0,
             shards: self.shard_count,
             checkpoint_journal_bytes: self.checkpoint_journal_bytes,
             journal_file_bytes: 1 << 20,

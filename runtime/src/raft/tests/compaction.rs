@@ -28,7 +28,6 @@ fn compacting(config: &mut NodeConfig) {
     config.compaction_check_interval = Duration::from_millis(20);
     // Nothing is read from memory.
     config.cache_bytes = 0;
-    config.disk_reserve_bytes = 0;
 }
 
 fn forgetful(config: &mut NodeConfig) {
