@@ -26,8 +26,8 @@ const SEGMENT_MS_DEFAULT: u64 = 7 * 24 * 60 * 60 * 1_000;
 /// When a batch begins a new segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SegmentLimits {
-    /// The segment would grow beyond so many bytes with it. `None`: the topic does not say.
-    pub bytes: Option<u64>,
+    /// The segment would grow beyond so many bytes with it; at least 1.
+    pub bytes: u64,
     /// The batch's largest timestamp is later than that of the segment's first batch by more than so many milliseconds.
     pub ms: u64,
 }
@@ -45,13 +45,6 @@ pub struct CompactionSettings {
     pub delete_retention_ms: u64,
 }
 
-impl Default for SegmentLimits {
-    /// Those of a topic that says nothing.
-    fn default() -> Self {
-        Self { bytes: None, ms: SEGMENT_MS_DEFAULT }
-    }
-}
-
 impl TopicRecord {
     /// `segment.bytes`, or else `default_bytes`, and `segment.ms`.
     #[must_use]
@@ -61,7 +54,7 @@ impl TopicRecord {
         let ms = at_least_1(SEGMENT_MS).unwrap_or(SEGMENT_MS_DEFAULT);
         // The segment that grows is never compacted: it must end in time.
         let ms = self.compaction().map_or(ms, |compaction| ms.min(compaction.max_lag_ms.max(1)));
-        SegmentLimits { bytes: Some(at_least_1(SEGMENT_BYTES).unwrap_or(default_bytes).max(1)), ms }
+        SegmentLimits { bytes: at_least_1(SEGMENT_BYTES).unwrap_or(default_bytes).max(1), ms }
     }
 
     /// `retention.ms`: milliseconds for which records are kept; `None`: for ever.
@@ -123,7 +116,7 @@ mod tests {
     #[test]
     fn what_is_not_set_is_kafkas_default() {
         let topic = topic(&[]);
-        assert_eq!(topic.segment_limits(77), SegmentLimits { bytes: Some(77), ms: 604_800_000 });
+        assert_eq!(topic.segment_limits(77), SegmentLimits { bytes: 77, ms: 604_800_000 });
         assert_eq!((topic.retention_ms(), topic.retention_bytes()), (Some(604_800_000), None));
     }
 
@@ -159,7 +152,7 @@ mod tests {
         let set = &[("retention.ms", "5"), ("retention.bytes", " 7 "), ("segment.bytes", "14"), ("segment.ms", "1")];
         let kept = topic(set);
         assert_eq!((kept.retention_ms(), kept.retention_bytes()), (Some(5), Some(7)));
-        assert_eq!(kept.segment_limits(77), SegmentLimits { bytes: Some(14), ms: 1 });
+        assert_eq!(kept.segment_limits(77), SegmentLimits { bytes: 14, ms: 1 });
         for (policy, deletes) in [("compact", false), ("compact, delete", true), ("delete", true)] {
             let mut topic = topic(set);
             topic.configs.insert("cleanup.policy".to_string(), policy.to_string());

@@ -31,7 +31,7 @@ pub struct NodeConfig {
     pub checkpoint_journal_bytes: u64,
     /// Size of a journal file, preallocated.
     pub journal_file_bytes: u64,
-    /// Size at which a partition's segment is closed and a new one begun.
+    /// Size at which a partition's segment is closed and a new one begun, for what this node proposes as a leader, unless the topic says otherwise.
     pub segment_bytes: u64,
     /// Recently appended batches kept in memory for readers, over all partitions of the node.
     pub cache_bytes: u64,

@@ -101,7 +101,7 @@ impl<E: Env> Shard<E> {
                 reason: error.to_string(),
             })?,
         };
-        let options = StoreOptions::new(config.segment_bytes, context.cache.clone());
+        let options = StoreOptions::new(context.cache.clone());
         let dir = config.data_dir.join(id.to_string());
         let store = PartitionStore::open(env.clone(), &dir, options, manifest.as_ref()).await?;
         drop(manifest);

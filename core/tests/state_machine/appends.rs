@@ -37,7 +37,7 @@ fn offsets_are_given_in_order_partition_by_partition() {
             next_offset: 5,
             leader_epoch: 1,
             log_append_time_ms: None,
-            limits: SegmentLimits { bytes: Some(SEGMENT_BYTES), ms: 604_800_000 },
+            limits: SegmentLimits { bytes: SEGMENT_BYTES, ms: 604_800_000 },
         }
     );
     assert_eq!(shard.state.partition(topic_id(1), 0).unwrap().next_offset, 5);
@@ -239,10 +239,10 @@ fn a_batch_goes_by_the_topics_segment_settings_at_its_position() {
         Effect::Append { limits, .. } => limits,
         ref other => panic!("not an append: {other:?}"),
     };
-    let by_broker = SegmentLimits { bytes: Some(SEGMENT_BYTES), ms: 604_800_000 };
+    let by_broker = SegmentLimits { bytes: SEGMENT_BYTES, ms: 604_800_000 };
     assert_eq!(limits(&mut shard), by_broker);
     shard.topic_op(&set_configs(1, &[("segment.bytes", "1000"), ("segment.ms", "60000")])).0.unwrap();
-    assert_eq!(limits(&mut shard), SegmentLimits { bytes: Some(1000), ms: 60_000 });
+    assert_eq!(limits(&mut shard), SegmentLimits { bytes: 1000, ms: 60_000 });
     shard.topic_op(&set_configs(1, &[])).0.unwrap();
     assert_eq!(limits(&mut shard), by_broker);
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_core::op::{AdvanceLogStart, CompactLog, CompactedSegment};
-use lockstep_core::{CompactionSettings, Op, Reply, SegmentLimits, TopicId};
+use lockstep_core::{CompactionSettings, Op, Reply, TopicId};
 use lockstep_env::{Env, select};
 use lockstep_probe::{Mark, Mistake};
 use lockstep_wire::compaction::{unfolded_bytes_max, visit_records};
@@ -79,7 +79,7 @@ struct Candidate {
     topic_id: TopicId,
     partition: u32,
     settings: CompactionSettings,
-    limits: SegmentLimits,
+    segment_bytes: u64,
     log_start_offset: i64,
     compacted_to: i64,
 }
@@ -228,7 +228,7 @@ impl<E: Env> Compaction<E> {
             log_start_offset,
             now_ms: clocks_agree.then_some(now_ms),
             horizon_ms: clocks_agree.then(|| now_ms.saturating_add(retention_ms)),
-            group_bytes: plan.group_bytes(candidate.limits.bytes.unwrap_or(self.segment_bytes)),
+            group_bytes: plan.group_bytes(candidate.segment_bytes),
         });
         let segments = rewrite(&self.replica.env, store, plan, revision, &rules, &mut pace).await;
         let segments = segments.map_err(|(name, error)| CompactionError::Segment { name, error })?;
@@ -319,7 +319,7 @@ impl<E: Env> Compaction<E> {
             topic_id,
             partition,
             settings: topic.compaction()?,
-            limits: topic.segment_limits(self.segment_bytes),
+            segment_bytes: topic.segment_limits(self.segment_bytes).bytes,
             log_start_offset: view.log_start_offset,
             compacted_to: view.compacted_to,
         })

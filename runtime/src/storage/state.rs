@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use crate::storage::batch::BatchHeader;
 use crate::storage::index::{self, IndexEntry};
 use crate::storage::segment::{PartitionKey, SegmentEntry, SegmentName};
+use lockstep_core::SegmentLimits;
 use lockstep_core::op::CompactedSegment;
 use lockstep_probe::Mistake;
 
@@ -212,22 +213,18 @@ impl PartitionState {
 
     /// Does a batch begin a new segment? That depends on nothing but the batches before it and the limits that come with it. The rules are
     /// those of Kafka's `LogSegment::shouldRoll`.
-    fn rolls(&self, header: &BatchHeader, segment_bytes: u64, segment_ms: u64) -> bool {
+    fn rolls(&self, header: &BatchHeader, limits: SegmentLimits) -> bool {
         self.segments.back().is_none_or(|Segment { entry, .. }| {
-            let too_long = entry.len.saturating_add(header.len as u64) > segment_bytes;
+            let too_long = entry.len.saturating_add(header.len as u64) > limits.bytes;
             let age_ms = i128::from(header.max_timestamp_ms) - i128::from(entry.first_timestamp_ms);
-            let too_old = entry.first_timestamp_ms >= 0 && age_ms > i128::from(segment_ms);
+            let too_old = entry.first_timestamp_ms >= 0 && age_ms > i128::from(limits.ms);
             entry.len > 0 && (too_long || too_old)
         })
     }
 
     /// CRC32C of the segment that the next batch will go to.
-    pub(crate) fn crc_before(&self, header: &BatchHeader, segment_bytes: u64, segment_ms: u64) -> u32 {
-        if self.rolls(header, segment_bytes, segment_ms) {
-            0
-        } else {
-            self.segments.back().map_or(0, |segment| segment.entry.crc32c)
-        }
+    pub(crate) fn crc_before(&self, header: &BatchHeader, limits: SegmentLimits) -> u32 {
+        if self.rolls(header, limits) { 0 } else { self.segments.back().map_or(0, |segment| segment.entry.crc32c) }
     }
 
     /// Appends a stamped batch; `crc32c` is that of its segment with it.
@@ -236,12 +233,12 @@ impl PartitionState {
         key: PartitionKey,
         batch: Bytes,
         header: &BatchHeader,
-        (segment_bytes, segment_ms): (u64, u64),
+        limits: SegmentLimits,
         crc32c: u32,
     ) {
         assert!(header.base_offset == self.end_offset() && header.len == batch.len(), "a batch follows the one before");
         let len = batch.len() as u64;
-        if self.rolls(header, segment_bytes, segment_ms) {
+        if self.rolls(header, limits) {
             self.begin_segment(key, header.base_offset);
         }
         let Some(Segment { entry, recent, .. }) = self.segments.back_mut() else { return };

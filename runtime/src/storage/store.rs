@@ -42,9 +42,6 @@ const INDEX_ENTRIES_MAX: usize = 32 << 10;
 /// How a store keeps its segments.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// A segment is closed before it would grow beyond this many bytes (one batch may be larger), unless its topic says otherwise. The same on every
-    /// replica, or their files differ.
-    pub segment_bytes: u64,
     /// The node's budget for batches in memory.
     pub cache: Arc<Cache>,
     /// Open files that a store keeps at most.
@@ -54,8 +51,8 @@ pub struct StoreOptions {
 impl StoreOptions {
     /// Defaults for the rest.
     #[must_use]
-    pub fn new(segment_bytes: u64, cache: Arc<Cache>) -> Self {
-        Self { segment_bytes, cache, open_files_max: 64 }
+    pub fn new(cache: Arc<Cache>) -> Self {
+        Self { cache, open_files_max: 64 }
     }
 }
 
@@ -634,21 +631,20 @@ impl<E: Env> Inner<E> {
         limits: SegmentLimits,
     ) -> Result<(), String> {
         let partition = self.partition(key).ok_or_else(|| "it does not exist".to_owned())?;
-        let (segment_bytes, segment_ms) = (limits.bytes.unwrap_or(self.options.segment_bytes), limits.ms);
         let len = batch.len() as u64;
         let crc_before = {
             let state = partition.lock();
             if state.end_offset() != header.base_offset {
                 return Err(format!("at offset {}, but the log ends at {}", header.base_offset, state.end_offset()));
             }
-            state.crc_before(header, segment_bytes, segment_ms)
+            state.crc_before(header, limits)
         };
         // Only `apply` appends, one entry at a time, so the segment is the same still. Readers need not wait for the checksum.
         let crc = crc32c::crc32c_append(crc_before, &batch);
         let before = self.unwritten.fetch_add(len, Ordering::AcqRel);
         let (newly_queued, waiters) = {
             let mut state = partition.lock();
-            state.append(key, batch, header, (segment_bytes, segment_ms), crc);
+            state.append(key, batch, header, limits, crc);
             (!std::mem::replace(&mut state.queued, true), state.waiters())
         };
         if newly_queued {

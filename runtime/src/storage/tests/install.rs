@@ -7,9 +7,9 @@ use rand::{RngExt, SeedableRng};
 
 use crate::storage::tests::memory_env::{MemoryDisk, MemoryEnv};
 use crate::storage::tests::scenario::{
-    Entry, Replica, Shape, assert_same_files, model, random_entries, reference_files, small,
+    Entry, Options, Replica, Shape, assert_same_files, model, random_entries, reference_files, small,
 };
-use crate::storage::{Cache, Installation, Manifest, StoreOptions};
+use crate::storage::{Cache, Installation, Manifest};
 
 const SHAPE: Shape = Shape { entries: 150, content_max: 2_000, drops: true, deletes: true };
 
@@ -69,13 +69,7 @@ fn total(manifest: &Manifest) -> u64 {
 }
 
 /// The follower is at the manifest, keeps up from there, and a restart finds it all.
-async fn check_installed(
-    mut follower: Replica,
-    options: StoreOptions,
-    leader: &mut Replica,
-    entries: &[Entry],
-    at: usize,
-) {
+async fn check_installed(mut follower: Replica, options: Options, leader: &mut Replica, entries: &[Entry], at: usize) {
     follower.check_reads(&model(&entries[..at])).await;
     assert_same_files(&follower.log_files(), &leader.log_files(), "installed");
     follower.apply(entries).unwrap();
@@ -225,7 +219,7 @@ async fn a_local_part_that_differs_is_fetched_too() {
         next_offset: end + 1,
         leader_epoch: 9,
         log_append_time_ms: None,
-        limits: lockstep_core::SegmentLimits::default(),
+        limits: follower.limits(),
     };
     follower.store.apply(&effect, &other.into()).unwrap();
     follower.checkpoint().await.unwrap();
@@ -238,7 +232,7 @@ async fn other_segment_sizes_give_way_to_the_leaders() {
     for (seed, segment_bytes) in [(40, 1_000), (41, 7_000), (42, 100_000)] {
         let entries = random_entries(seed, SHAPE);
         let (leader, manifest) = leader(&entries[..100]).await;
-        let options = StoreOptions::new(segment_bytes, Cache::new(1_000));
+        let options = Options::new(segment_bytes, Cache::new(1_000));
         let mut follower = Replica::open(&MemoryDisk::default(), options.clone()).await.unwrap();
         follower.apply(&entries[..70]).unwrap();
         follower.checkpoint().await.unwrap();

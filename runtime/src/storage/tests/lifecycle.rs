@@ -11,13 +11,13 @@ use tokio::sync::Notify;
 
 use crate::error::StartError;
 use crate::partition::ReadError;
+use crate::storage::SegmentName;
 use crate::storage::segment::PartitionKey;
 use crate::storage::staging::Staging;
 use crate::storage::store::URGENT_BYTES;
 use crate::storage::tests::batch::batch;
 use crate::storage::tests::memory_env::{MemoryDisk, MemoryEnv};
-use crate::storage::tests::scenario::{Replica, Shape, random_entries, small};
-use crate::storage::{SegmentName, StoreOptions};
+use crate::storage::tests::scenario::{Options, Replica, Shape, random_entries, small};
 
 const TOPIC: TopicId = TopicId([7; 16]);
 
@@ -44,7 +44,7 @@ fn append_content(replica: &Replica, partition: u32, base_offset: i64, content: 
         next_offset: base_offset + 1,
         leader_epoch: 1,
         log_append_time_ms: None,
-        limits: SegmentLimits::default(),
+        limits: replica.limits(),
     };
     replica.store.apply(&effect, &payload)
 }
@@ -121,7 +121,7 @@ async fn effects_that_contradict_the_log_are_refused() {
             next_offset,
             leader_epoch: 1,
             log_append_time_ms: Some(5),
-            limits: SegmentLimits::default(),
+            limits: replica.limits(),
         };
         assert!(replica.store.apply(&effect, &payload).is_err(), "{effect:?}");
     }
@@ -190,7 +190,7 @@ fn truncate(replica: &Replica, start_offset: i64) -> Result<(), String> {
 
 /// Partition 0 with so many segments of one record each.
 async fn segments_of_one(disk: &MemoryDisk, count: i64) -> Replica {
-    let options = StoreOptions { segment_bytes: 1, ..small() };
+    let options = Options { segment_bytes: 1, ..small() };
     let mut replica = Replica::open(disk, options).await.unwrap();
     replica.store.apply(&create(0), &Bytes::new()).unwrap();
     for offset in 0..count {
@@ -294,13 +294,13 @@ async fn a_segment_ends_when_a_batch_is_too_late_or_too_long_for_it() {
         replica.store.apply(&effect, &payload).unwrap();
         replica.store.segments(TOPIC, 0).iter().map(|entry| entry.name.base_offset).collect::<Vec<_>>()
     };
-    let ms = |ms| SegmentLimits { bytes: None, ms };
+    let ms = |ms| SegmentLimits { ms, ..replica.limits() };
     assert_eq!(send(1_000, ms(100)), [0]);
     assert_eq!(send(1_100, ms(100)), [0], "as late as it may be");
     assert_eq!(send(50, ms(100)), [0], "earlier than the first");
     assert_eq!(send(1_101, ms(100)), [0, 3]);
     assert_eq!(send(5_000, ms(10_000)), [0, 3], "the setting at this position counts");
-    let short = SegmentLimits { bytes: Some(2 * (61 + 7)), ms: 10_000 };
+    let short = SegmentLimits { bytes: 2 * (61 + 7), ms: 10_000 };
     assert_eq!(send(5_000, short), [0, 3, 5]);
     assert_eq!(send(5_000, short), [0, 3, 5]);
     assert_eq!(send(5_000, short), [0, 3, 5, 7]);

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use crate::partition::ReadError;
+use crate::storage::Cache;
 use crate::storage::batch::BatchHeader;
 use crate::storage::tests::memory_env::MemoryDisk;
-use crate::storage::tests::scenario::{ModelBatch, ModelLog, Replica, Shape, model, random_entries, small};
-use crate::storage::{Cache, StoreOptions};
+use crate::storage::tests::scenario::{ModelBatch, ModelLog, Options, Replica, Shape, model, random_entries, small};
 
 /// What a read must give.
 fn expected(batches: &[ModelBatch], offset: i64, bytes_max: usize, at_least_one: bool) -> Vec<u8> {
@@ -75,7 +75,7 @@ proptest! {
         let log = &model[&(lockstep_core::TopicId([1; 16]), 0)];
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
-            let options = StoreOptions::new(segment_bytes, Cache::new(cache_bytes));
+            let options = Options::new(segment_bytes, Cache::new(cache_bytes));
             let disk = MemoryDisk::default();
             let mut replica = Replica::open(&disk, options.clone()).await.unwrap();
             let mut flush_at = flush_at;
@@ -98,9 +98,9 @@ proptest! {
 }
 
 /// A log of several segments with several index entries each, on disk only.
-async fn cold(disk: &MemoryDisk) -> (Replica, ModelLog, StoreOptions) {
+async fn cold(disk: &MemoryDisk) -> (Replica, ModelLog, Options) {
     let entries = random_entries(77, Shape { entries: 300, content_max: 40_000, drops: false, deletes: false });
-    let options = StoreOptions::new(400_000, Cache::new(0));
+    let options = Options::new(400_000, Cache::new(0));
     let mut replica = Replica::open(disk, options.clone()).await.unwrap();
     replica.apply(&entries).unwrap();
     replica.checkpoint().await.unwrap();

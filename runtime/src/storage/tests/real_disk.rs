@@ -3,7 +3,7 @@
 use lockstep_core::{Position, ShardId};
 use lockstep_env::tokio_env::TokioEnv;
 
-use crate::storage::tests::scenario::{Model, Shape, model, random_entries};
+use crate::storage::tests::scenario::{Model, Shape, model, random_entries, resolved};
 use crate::storage::{Cache, Checkpoints, Installation, Manifest, PartitionStore, StoreOptions};
 
 async fn check_reads(store: &PartitionStore<TokioEnv>, model: &Model) {
@@ -20,7 +20,7 @@ async fn check_reads(store: &PartitionStore<TokioEnv>, model: &Model) {
 async fn a_store_is_opened_again_and_installed_elsewhere() {
     let entries = random_entries(9, Shape { entries: 200, content_max: 30_000, drops: true, deletes: true });
     let expected = model(&entries);
-    let options = StoreOptions::new(100_000, Cache::new(50_000));
+    let options = StoreOptions::new(Cache::new(50_000));
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let shard = ShardId(0);
     let dir = here.path().join("data").join("0");
@@ -31,7 +31,7 @@ async fn a_store_is_opened_again_and_installed_elsewhere() {
     for entry in &entries {
         for effect in &entry.effects {
             store.writable().await;
-            store.apply(effect, &entry.payload).unwrap();
+            store.apply(&resolved(effect, 100_000), &entry.payload).unwrap();
         }
     }
     let view = store.prepare_checkpoint();

@@ -305,7 +305,7 @@ async fn a_crash_in_the_middle_of_a_repair_leaves_one_file_or_the_other() {
 #[tokio::test]
 async fn an_index_made_from_the_damaged_log_is_made_again() {
     let entries = random_entries(77, Shape { entries: 300, content_max: 40_000, drops: false, deletes: false });
-    let options = crate::storage::StoreOptions::new(100_000, crate::storage::Cache::new(0));
+    let options = super::scenario::Options::new(100_000, crate::storage::Cache::new(0));
     let disk = MemoryDisk::default();
     let other = MemoryDisk::default();
     let mut replicas = Vec::new();
@@ -350,7 +350,7 @@ fn append_large(replica: &Replica, batches: usize) {
             next_offset: base_offset + 1,
             leader_epoch: 1,
             log_append_time_ms: None,
-            limits: lockstep_core::SegmentLimits::default(),
+            limits: replica.limits(),
         };
         replica.store.apply(&effect, &payload).unwrap();
     }
@@ -358,7 +358,7 @@ fn append_large(replica: &Replica, batches: usize) {
 
 /// One large segment, which grows.
 async fn large(disk: &MemoryDisk) -> Replica {
-    let options = crate::storage::StoreOptions::new(64 << 20, crate::storage::Cache::new(0));
+    let options = super::scenario::Options::new(64 << 20, crate::storage::Cache::new(0));
     let mut replica = Replica::open(disk, options).await.unwrap();
     let create = Effect::CreatePartition { topic_id: KEY.0, partition: KEY.1 };
     replica.store.apply(&create, &bytes::Bytes::new()).unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::{Effect, Position, SegmentLimits, ShardId, TopicId};
@@ -58,7 +59,7 @@ pub(crate) fn random_entries(seed: u64, shape: Shape) -> Vec<Entry> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut ends: BTreeMap<Key, i64> = BTreeMap::new();
     let mut starts: BTreeMap<Key, i64> = BTreeMap::new();
-    let mut limits = SegmentLimits::default();
+    let mut limits = UNSAID;
     let mut topics = 0u8;
     let mut entries = Vec::new();
     let mut term = 1;
@@ -90,7 +91,7 @@ pub(crate) fn random_entries(seed: u64, shape: Shape) -> Vec<Entry> {
         }
         if shape.deletes && random.random_bool(0.05) {
             let bytes = random.random_bool(0.5).then(|| random.random_range(100..5_000));
-            limits = SegmentLimits { bytes, ms: random.random_range(1..300) };
+            limits = SegmentLimits { bytes: bytes.unwrap_or(UNSAID.bytes), ms: random.random_range(1..300) };
         }
         for _ in 0..random.random_range(1..4) {
             let at = random.random_range(0..ends.len());
@@ -171,31 +172,63 @@ pub(crate) fn model(entries: &[Entry]) -> Model {
 pub(crate) struct Replica {
     pub(crate) disk: MemoryDisk,
     pub(crate) store: PartitionStore<MemoryEnv>,
+    pub(crate) segment_bytes: u64,
     pub(crate) checkpoints: Checkpoints<MemoryEnv>,
     pub(crate) applied: usize,
 }
 
 pub(crate) const STORE_DIR: &str = "/data/3";
 
+/// What topics say that say nothing: [`resolved`] knows better.
+const UNSAID: SegmentLimits = SegmentLimits { bytes: u64::MAX, ms: 604_800_000 };
+
+/// The effect as `core` makes it where segments of topics that say nothing end at `segment_bytes`.
+pub(crate) fn resolved(effect: &Effect, segment_bytes: u64) -> Effect {
+    let mut effect = effect.clone();
+    if let Effect::Append { limits, .. } = &mut effect {
+        limits.bytes = limits.bytes.min(segment_bytes);
+    }
+    effect
+}
+
+/// How a replica keeps its segments, and where they end.
+#[derive(Clone)]
+pub(crate) struct Options {
+    pub(crate) store: StoreOptions,
+    pub(crate) segment_bytes: u64,
+}
+
+impl Options {
+    pub(crate) fn new(segment_bytes: u64, cache: Arc<Cache>) -> Self {
+        Self { store: StoreOptions::new(cache), segment_bytes }
+    }
+}
+
 /// Segments of 3,000 bytes and room for 2,000 in memory.
-pub(crate) fn small() -> StoreOptions {
-    StoreOptions { open_files_max: 3, ..StoreOptions::new(3_000, Cache::new(2_000)) }
+pub(crate) fn small() -> Options {
+    let store = StoreOptions { open_files_max: 3, ..StoreOptions::new(Cache::new(2_000)) };
+    Options { store, segment_bytes: 3_000 }
 }
 
 impl Replica {
-    pub(crate) async fn open(disk: &MemoryDisk, options: StoreOptions) -> Result<Self, StartError> {
+    pub(crate) async fn open(disk: &MemoryDisk, options: Options) -> Result<Self, StartError> {
         let env = MemoryEnv { disk: disk.clone() };
         let (checkpoints, manifest) = Checkpoints::open(env.clone(), Path::new("/raft"), ShardId(3)).await?;
-        let store = PartitionStore::open(env, Path::new(STORE_DIR), options, manifest.as_ref()).await?;
+        let store = PartitionStore::open(env, Path::new(STORE_DIR), options.store, manifest.as_ref()).await?;
         let applied = manifest.and_then(|manifest| manifest.position).map_or(0, |position| position.index as usize);
-        Ok(Self { disk: disk.clone(), store, checkpoints, applied })
+        Ok(Self { disk: disk.clone(), store, segment_bytes: options.segment_bytes, checkpoints, applied })
+    }
+
+    /// Where its segments end.
+    pub(crate) fn limits(&self) -> SegmentLimits {
+        SegmentLimits { bytes: self.segment_bytes, ..UNSAID }
     }
 
     /// Applies the entries that are not applied yet.
     pub(crate) fn apply(&mut self, entries: &[Entry]) -> Result<(), String> {
         for entry in &entries[self.applied..] {
             for effect in &entry.effects {
-                self.store.apply(effect, &entry.payload)?;
+                self.store.apply(&resolved(effect, self.segment_bytes), &entry.payload)?;
             }
             self.applied += 1;
         }
@@ -247,7 +280,7 @@ impl Replica {
 }
 
 /// The segments that the entries must lead to.
-pub(crate) async fn reference_files(entries: &[Entry], options: StoreOptions) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) async fn reference_files(entries: &[Entry], options: Options) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut replica = Replica::open(&MemoryDisk::default(), options).await.unwrap();
     replica.apply(entries).unwrap();
     replica.checkpoint().await.unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_core::op::CompactedSegment;
-use lockstep_core::{Effect, SegmentLimits, TopicId};
+use lockstep_core::{Effect, TopicId};
 use lockstep_env::{Env, timeout};
 
 use crate::partition::ReadError;
@@ -15,8 +15,8 @@ use crate::storage::segment::PartitionKey;
 use crate::storage::staging::Staging;
 use crate::storage::tests::batch::batch;
 use crate::storage::tests::memory_env::{MemoryDisk, MemoryEnv};
-use crate::storage::tests::scenario::{Replica, STORE_DIR};
-use crate::storage::{Cache, SegmentName, StoreOptions};
+use crate::storage::tests::scenario::{Options, Replica, STORE_DIR};
+use crate::storage::{Cache, SegmentName};
 
 const KEY: PartitionKey = PartitionKey { topic_id: TopicId([7; 16]), partition: 0 };
 const OTHER: PartitionKey = PartitionKey { partition: 1, ..KEY };
@@ -24,8 +24,8 @@ const OTHER: PartitionKey = PartitionKey { partition: 1, ..KEY };
 const LONG: Duration = Duration::from_secs(20);
 
 /// Nothing is kept in memory that is written.
-fn options(segment_bytes: u64) -> StoreOptions {
-    StoreOptions::new(segment_bytes, Cache::new(0))
+fn options(segment_bytes: u64) -> Options {
+    Options::new(segment_bytes, Cache::new(0))
 }
 
 fn create(replica: &Replica, key: PartitionKey) -> Result<(), String> {
@@ -46,7 +46,7 @@ fn append(replica: &Replica, key: PartitionKey, len: usize) {
         next_offset: base_offset + 1,
         leader_epoch: 1,
         log_append_time_ms: None,
-        limits: SegmentLimits::default(),
+        limits: replica.limits(),
     };
     replica.store.apply(&effect, &payload).unwrap();
 }
