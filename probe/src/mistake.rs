@@ -113,6 +113,8 @@ mistakes! {
     VoteOfAnotherDisk,
     /// A voter that is started anew votes for anybody at once, although the leader may still rely on it.
     RestartedVoterForgetsLease,
+    /// A voter that may have lost what it acknowledged from its memory votes for anybody, and stands for election.
+    DoubtfulReplicaVotes,
     /// A replica tells its leader that it has a snapshot which it is still installing.
     SnapshotAcknowledgedBeforeInstalled,
     // The broker.

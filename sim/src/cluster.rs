@@ -538,7 +538,7 @@ impl Cluster {
         }
     }
 
-    /// The shards that have stopped on a node, or will with their next entry, while the node goes on, as after an error of the disk that only concerned one. In production
+    /// The shards that have stopped on a node, or will with their next entry, while the node goes on, as after a broken invariant, or an error of the disk that it is about to give up over. In production
     /// it takes a restart until they run there again.
     #[must_use]
     pub fn stopped_shards(&self, id: NodeId) -> Vec<ShardId> {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_core::{NodeId, Position, ShardId};
 use lockstep_env::Env;
+use lockstep_probe::Mistake;
 use openraft::async_runtime::WatchReceiver;
 
 use super::Raft;
@@ -83,7 +84,7 @@ impl Doubts {
         now: Instant,
     ) -> bool {
         let state = self.lock();
-        if !state.own.contains_key(&shard) {
+        if !state.own.contains_key(&shard) || Mistake::DoubtfulReplicaVotes.is_made() {
             return true;
         }
         let is_in_doubt = |node: &&NodeId| {
