@@ -131,7 +131,7 @@ impl<E: Env> Shard<E> {
         let in_checkpoint = Some(*replica.applied.borrow()).filter(|applied| *applied != Position::default());
         let last = log.last().or(log.purged()).max(in_checkpoint);
         let in_doubt = context.doubts.is_in_doubt(id);
-        let promises = Arc::new(Promises::at_start(stored_vote, last, config.durability == Durability::Fsync));
+        let promises = Arc::new(Promises::at_start(stored_vote, last, keeps_acknowledged(&config)));
         let log_store = LogStore::new(log, promises.clone(), in_doubt);
         let kept_vote = KeptVote::at_start(stored_vote, config.node_id, E::now(), config.election_timeout_max)
             .filter(|_| !Mistake::RestartedVoterForgetsLease.is_made());
@@ -143,7 +143,7 @@ impl<E: Env> Shard<E> {
             NetworkFactory {
                 replica: replica.clone(),
                 peers: context.peers.clone(),
-                keeps_acknowledged: config.durability == Durability::Fsync,
+                keeps_acknowledged: keeps_acknowledged(&config),
             },
             log_store,
             StateMachine::new(replica.clone()),
@@ -648,6 +648,11 @@ fn lease(config: &crate::config::NodeConfig) -> Duration {
 }
 
 /// Raft's own settings, from the node's.
+/// Does a node that is started anew have all the entries that it acknowledged?
+fn keeps_acknowledged(config: &crate::config::NodeConfig) -> bool {
+    config.durability == Durability::Fsync
+}
+
 fn raft_config(config: &crate::config::NodeConfig, id: ShardId) -> Result<openraft::Config, StartError> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let (min, max) = (millis(config.election_timeout_min), millis(config.election_timeout_max));
@@ -662,7 +667,7 @@ fn raft_config(config: &crate::config::NodeConfig, id: ShardId) -> Result<openra
         enable_pre_vote: Some(true),
         // A node that has lost its log comes back as another member, never as the same one. Where entries are acknowledged from memory it may have lost the last
         // of them: it does not vote until it has them again, and whoever leads has them.
-        allow_log_reversion: Some(config.durability == Durability::Replicated),
+        allow_log_reversion: Some(!keeps_acknowledged(config)),
         // A restarted leader has not applied all that it acknowledged; an election makes sure of it.
         enable_leader_restore: Some(false),
         max_payload_entries: APPEND_ENTRIES_MAX,

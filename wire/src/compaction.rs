@@ -34,6 +34,15 @@ pub fn unfolded_bytes_max(batch_len: usize) -> usize {
     UNFOLDED_BYTES_MAX.max(batch_len.saturating_mul(2))
 }
 
+/// May looking at the batch's records take longer than a task should keep others waiting? Those of a compressed batch may be a thousand times as long as it is. For
+/// others that are not long, handing them to another thread would take longer.
+#[must_use]
+pub fn takes_long(batch: &[u8]) -> bool {
+    const SOON_BYTES: usize = 64 << 10;
+    batch.len() > SOON_BYTES
+        || !BatchHeader::parse(batch).is_ok_and(|header| header.compression() == Ok(Compression::None))
+}
+
 /// What decides about a record's fate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyedRecord<'a> {

@@ -21,7 +21,7 @@ use lockstep_wire::codec::produce_response::{
     LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
 };
 use lockstep_wire::codec::{BrokerId, ProduceRequest, ProduceResponse};
-use lockstep_wire::compaction::{delete_horizon_ms, keys_missing, unfolded_bytes_max};
+use lockstep_wire::compaction::{delete_horizon_ms, keys_missing, takes_long, unfolded_bytes_max};
 use lockstep_wire::{ApiKey, BatchHeader, Compression, check_batch};
 
 use tokio::task::coop::unconstrained;
@@ -267,8 +267,7 @@ fn check_keys(batch: &Bytes) -> Result<(), Failure> {
 
 /// The same, without holding up others: a few bytes may unfold to many, and a request may have thousands of such batches.
 async fn check_keys_aside<E: Env>(broker: &Broker<E>, batch: &Bytes) -> Result<(), Failure> {
-    let is_plain = BatchHeader::parse(batch).is_ok_and(|header| header.compression() == Ok(Compression::None));
-    if is_plain {
+    if !takes_long(batch) {
         return check_keys(batch);
     }
     let batch = batch.clone();

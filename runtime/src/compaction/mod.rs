@@ -21,7 +21,7 @@ use lockstep_core::op::{AdvanceLogStart, CompactLog, CompactedSegment};
 use lockstep_core::{CompactionSettings, Op, Reply, TopicId};
 use lockstep_env::{Env, select};
 use lockstep_probe::{Mark, Mistake};
-use lockstep_wire::compaction::{unfolded_bytes_max, visit_records};
+use lockstep_wire::compaction::{takes_long, unfolded_bytes_max, visit_records};
 use tokio::sync::Semaphore;
 
 use self::keys::Keys;
@@ -332,15 +332,6 @@ fn records_of(batch: &Bytes) -> usize {
         .ok()
         .and_then(|header| usize::try_from(header.record_count).ok())
         .unwrap_or(0)
-}
-
-/// May its records take longer than a look at a clock? Those of a compressed batch may be a thousand times as long as it is. Others are looked at where
-/// the shard's own task runs: handing each to another thread would take longer.
-fn takes_long(batch: &Bytes) -> bool {
-    const SOON_BYTES: usize = 64 << 10;
-    batch.len() > SOON_BYTES
-        || !lockstep_wire::BatchHeader::parse(batch)
-            .is_ok_and(|header| header.compression() == Ok(lockstep_wire::Compression::None))
 }
 
 /// A batch that cannot be read counts for nothing: its records stay, and supersede nothing.

@@ -10,13 +10,14 @@ use bytes::Bytes;
 use lockstep_core::op::CompactedSegment;
 use lockstep_env::Env;
 use lockstep_wire::BatchHeader as WireHeader;
-use lockstep_wire::compaction::{KeyedRecord, Thinned, delete_horizon_ms, emptied, thin, unfolded_bytes_max};
+use lockstep_wire::compaction::{
+    KeyedRecord, Thinned, delete_horizon_ms, emptied, takes_long, thin, unfolded_bytes_max,
+};
 use lockstep_wire::records::RecordsError;
 
 use super::keys::Keys;
 use super::plan::Plan;
 use super::segment_reader::SegmentReader;
-use super::takes_long;
 use crate::raft::take_turns;
 use crate::storage::batch::{BatchHeader, COMPACTED_LEN_MAX};
 use crate::storage::check::Pace;

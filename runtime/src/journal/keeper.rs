@@ -22,8 +22,8 @@ const CARRY_FILES_MIN: usize = 4;
 /// They are few when they take at most this fraction of a file, so that carrying never costs more than that fraction of all writing.
 const CARRY_FRACTION: u64 = 8;
 /// However many they are, they are carried once the journal is so many times as long as all that their shards need: a shard that makes no checkpoint any
-/// more, since it has stopped, must not fill the disk for the others. Carrying costs this fraction of all writing then.
-const CARRY_LENGTH_FRACTION: u64 = 32;
+/// more, since it has stopped, must not fill the disk for the others. Carrying costs the inverse of it of all writing then.
+const CARRY_LENGTH_MULTIPLE: u64 = 32;
 /// So much may wait for the writer before more is carried.
 const CARRY_UNWRITTEN_MAX: u64 = 4 << 20;
 /// How often it is looked whether it does no more.
@@ -152,7 +152,7 @@ impl<E: Env> Keeper<E> {
                         Some(state.shards.get(shard)?.record_bytes(extent.first, extent.last, few))
                     })
                     .sum();
-                if bytes > few && state.bytes_of_files() < CARRY_LENGTH_FRACTION * state.bytes_of_pinning_shards() {
+                if bytes > few && state.bytes_of_files() < CARRY_LENGTH_MULTIPLE * state.bytes_of_pinning_shards() {
                     return Chore::Wait;
                 }
                 state.carrying = Some(oldest);
@@ -218,9 +218,23 @@ impl<E: Env> Keeper<E> {
         self.inner.spare_changed.notify_one();
     }
 
-    fn must_wait_to_carry(&self) -> bool {
-        let state = self.inner.lock();
-        state.unwritten_bytes > CARRY_UNWRITTEN_MAX && state.check_open().is_ok()
+    /// May more be carried, once the writer has written what there is? Not when it needs something else of this task first.
+    async fn has_room_to_carry(&self) -> bool {
+        loop {
+            {
+                let mut state = self.inner.lock();
+                if state.unwritten_bytes <= CARRY_UNWRITTEN_MAX || state.check_open().is_err() {
+                    return true;
+                }
+                let is_needed = !state.freed.is_empty() || (state.spares.is_empty() && state.spare_error.is_none());
+                if is_needed {
+                    // It is begun again then. What was carried already is not carried twice.
+                    state.carrying = None;
+                    return false;
+                }
+            }
+            E::sleep(CARRY_LOOK_EVERY).await;
+        }
     }
 
     /// Queues the entries in the oldest file once more, so that it can go although a shard still needs them.
@@ -229,8 +243,8 @@ impl<E: Env> Keeper<E> {
         for (shard, extent) in pins.into_iter().filter(|(_, extent)| extent.generation == generation) {
             let mut from = extent.first;
             while from <= extent.last {
-                while self.must_wait_to_carry() {
-                    E::sleep(CARRY_LOOK_EVERY).await;
+                if !self.has_room_to_carry().await {
+                    return;
                 }
                 let sources = {
                     let state = self.inner.lock();

@@ -111,7 +111,15 @@ impl<E: Env> Node<E> {
         };
         // Before anything can be acknowledged.
         let was_cut_off = unsynced::begin(&env, &config.raft_dir, config.durability).await?;
-        let doubts = if was_cut_off { Doubts::of((0..config.shards).map(ShardId)) } else { Doubts::default() };
+        // Before the cluster was known nothing was acknowledged.
+        let shards = identity.cluster.as_ref().map_or(0, |cluster| cluster.shards);
+        let doubts = if was_cut_off { Doubts::of((0..shards).map(ShardId)) } else { Doubts::default() };
+        if !doubts.own().is_empty() {
+            tracing::warn!(
+                target: "cluster", node = config.node_id,
+                "this node did not end in good order while it acknowledged entries from its memory: it votes in no shard until it has caught up there"
+            );
+        }
         let journal = Journal::open(env.clone(), &journal_dir, options).await?;
         let cluster = OnceLock::new();
         if let Some(known) = identity.cluster {
@@ -204,7 +212,8 @@ impl<E: Env> Node<E> {
             };
             shards.insert(id, Shard::start(context).await?);
         }
-        inner.doubts.keep_only(|shard| shards.contains_key(&shard));
+        // What is left here of a shard that is not hosted now may be hosted again.
+        inner.doubts.keep_only(|shard| shards.contains_key(&shard) || inner.journal.shard(shard).last().is_some());
         let _ = inner.shards.set(shards);
         self.spawn(leadership::begin(self.clone()));
         self.spawn(leadership::beat(self.clone()));

@@ -38,6 +38,6 @@ pub(super) async fn end<E: Env>(env: &E, raft_dir: &Path) {
         Err(error) => Err(error),
     };
     if let Err(error) = removed {
-        tracing::warn!(path = %path.display(), %error, "the next start will not trust what this node acknowledged last");
+        tracing::warn!(path = %path.display(), %error, "the next start may not trust what this node acknowledged last");
     }
 }

@@ -5,7 +5,7 @@ use lockstep_core::NodeId;
 use super::request::Lane;
 
 /// Version of the frames and of this greeting. Nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Bytes of an encoded [`Hello`].
 pub const HELLO_LEN: usize = 60;
 

@@ -58,6 +58,12 @@ impl Acknowledged {
         state.cut_off.take().is_some_and(|index| next <= index)
     }
 
+    /// It says that it does not have the entry at `missing`, where it may have lost what it acknowledged from its memory.
+    pub(crate) fn forget_from(&self, missing: LogId) {
+        let mut state = self.lock();
+        state.upto = state.upto.filter(|upto| *upto < missing);
+    }
+
     /// Does it no longer have what it acknowledged? Nothing that it says counts then.
     pub(crate) fn is_reverted(&self) -> bool {
         self.lock().reverted

@@ -5,7 +5,7 @@
 //! acknowledged has it, and so has whoever was elected since without this node's vote. What it had applied beyond its last checkpoint it does not apply
 //! again before it hears of it: that may be gone from the others.
 //!
-//! Where a majority of the voters is in doubt, what they acknowledged together is lost if it is: all of them may vote then, or nobody would ever lead again.
+//! Where a majority of the voters is in doubt, or has another disk now, what they acknowledged together is lost if it is: all of them may vote then, or nobody would lead again.
 //! That an acknowledged message is lost when a majority dies at the same time is what this mode accepts.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +27,21 @@ use crate::peer::PeerNetwork;
 const HEARD_LATELY: Duration = Duration::from_secs(1);
 /// How often it is looked whether the doubt is over.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Those who vote in a shard, and whether the disk is gone on which each was one: with what it held, and for certain.
+pub(crate) type Voters = BTreeMap<NodeId, bool>;
+
+/// The voters as this node knows them.
+pub(crate) fn voters<E: Env>(raft: &Raft<E>, peers: &PeerNetwork<E>) -> Voters {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let membership = metrics.membership_config.membership();
+    let has_lost_disk = |node: NodeId| {
+        let member = membership.get_node(&node)?;
+        Some(peers.incarnation_of(node)? != member.incarnation)
+    };
+    membership.voter_ids().map(|node| (node, has_lost_disk(node).unwrap_or(false))).collect()
+}
 
 /// The shards in doubt, on this node and on others.
 #[derive(Debug, Default)]
@@ -76,24 +91,23 @@ impl Doubts {
     }
 
     /// May the node `me` vote in this shard, and stand for election?
-    pub(crate) fn may_vote(
-        &self,
-        shard: ShardId,
-        me: NodeId,
-        voters: impl FnOnce() -> BTreeSet<NodeId>,
-        now: Instant,
-    ) -> bool {
+    pub(crate) fn may_vote(&self, shard: ShardId, me: NodeId, voters: impl FnOnce() -> Voters, now: Instant) -> bool {
         let state = self.lock();
         if !state.own.contains_key(&shard) || Mistake::DoubtfulReplicaVotes.is_made() {
             return true;
         }
-        let is_in_doubt = |node: &&NodeId| {
+        let is_in_doubt = |(node, has_lost_disk): &(&NodeId, &bool)| {
             **node == me
+                || **has_lost_disk
                 || state.others.get(*node).is_some_and(|(at, shards)| {
                     now.saturating_duration_since(*at) < HEARD_LATELY && shards.contains(&shard)
                 })
         };
         let voters = voters();
+        // Two decide together: whoever is elected has the other's vote, and each of them has had all that was acknowledged.
+        if voters.len() == 2 {
+            return true;
+        }
         voters.iter().filter(is_in_doubt).count() > voters.len() / 2
     }
 
@@ -120,11 +134,7 @@ pub(crate) async fn permit_elections<E: Env>(
     }
     let (shard, me) = (replica.id, replica.node_id);
     while doubts.is_in_doubt(shard) && !replica.is_stopped() {
-        let (voters, leader) = {
-            let metrics = raft.metrics();
-            let metrics = metrics.borrow_watched();
-            (metrics.membership_config.membership().voter_ids().collect::<BTreeSet<_>>(), metrics.current_leader)
-        };
+        let (voters, leader) = (voters(&raft, &peers), raft.metrics().borrow_watched().current_leader);
         // A majority that was in doubt itself has elected this node: its log is the shard's now.
         let leads = leader == Some(me);
         if leads || doubts.target(shard).is_some_and(|target| log.is_durable(target)) {
@@ -149,7 +159,7 @@ mod tests {
     #[test]
     fn one_in_doubt_does_not_vote_unless_a_majority_is() {
         let now = TokioEnv::now();
-        let voters = BTreeSet::from([1, 2, 3]);
+        let voters = Voters::from([1, 2, 3].map(|node| (node, false)));
         let sure = Doubts::default();
         assert!(sure.may_vote(SHARD, 1, || voters.clone(), now));
         let doubts = Doubts::of([ShardId(0), SHARD].into_iter());
@@ -163,7 +173,10 @@ mod tests {
         doubts.heard(3, &[SHARD], now);
         assert!(doubts.may_vote(SHARD, 1, || voters.clone(), now));
         assert!(!doubts.may_vote(SHARD, 1, || voters.clone(), now + HEARD_LATELY), "that is long past");
-        assert!(doubts.may_vote(SHARD, 1, || BTreeSet::from([1]), now), "the only one");
+        assert!(doubts.may_vote(SHARD, 1, || Voters::from([(1, false)]), now), "the only one");
+        assert!(doubts.may_vote(SHARD, 1, || Voters::from([(1, false), (2, false)]), now), "one of two");
+        let lost = Voters::from([(1, false), (2, true), (3, false)]);
+        assert!(doubts.may_vote(SHARD, 1, || lost, now + HEARD_LATELY), "what was on a disk that is gone is gone");
         doubts.resolve(SHARD);
         assert!(doubts.may_vote(SHARD, 1, || voters.clone(), now));
         assert_eq!(doubts.own(), [ShardId(0)]);

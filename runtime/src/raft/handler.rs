@@ -17,10 +17,10 @@ use serde::de::DeserializeOwned;
 
 use super::Raft;
 use super::comparison;
-use super::doubt::Doubts;
+use super::doubt::{self, Doubts};
 use super::entry_codec;
 use super::kept_vote::KeptVote;
-use super::log_store::VoteWire;
+use super::log_store::{VoteWire, stored_vote};
 use super::message::{
     self, Append, AppendAnswer, Ballot, BallotAnswer, ChunkRequest, Offer, OfferAnswer, SegmentAsk, SegmentSuspicion,
     Transfer, TransferAnswer,
@@ -136,7 +136,6 @@ impl<E: Env> Handler<E> {
 
     async fn append(self, request: AppendEntriesRequest<TypeConfig<E>>) -> Answer {
         if let Some(reason) = self.contradiction(&request) {
-            self.replica.stop(reason.clone());
             return Err(stopped(reason));
         }
         // Of its own term: all that was committed before is before it.
@@ -161,30 +160,42 @@ impl<E: Env> Handler<E> {
         reply(&answer)
     }
 
-    /// What this replica has applied cannot have become something else: a majority has lost what it had acknowledged. `None`: all is as it must be.
+    /// What this replica has applied cannot have become something else, unless a majority has lost what it had acknowledged. `None`: all is as it must be.
     fn contradiction(&self, request: &AppendEntriesRequest<TypeConfig<E>>) -> Option<String> {
-        let applied = *self.replica.applied.borrow();
-        let applied_ones = request.prev_log_id.iter().chain(request.entries.iter().map(|entry| &entry.log_id));
-        let differs = applied_ones.map(position).take_while(|at| at.index <= applied.index).find(|at| {
-            let own = if at.index == applied.index { Some(applied.term) } else { self.log.term_at(at.index) };
-            own.is_some_and(|term| term != at.term)
-        })?;
+        let entries = request.entries.iter().map(|entry| &entry.log_id);
+        let told = request.prev_log_id.iter().chain(request.leader_commit.iter()).chain(entries).map(position);
+        let differing = told.into_iter().find(|at| self.is_contradicted_by(*at))?;
         // A leader of the past is refused by Raft itself.
-        let own_vote = self.raft.metrics().borrow_watched().vote;
-        (request.vote >= own_vote).then(|| {
-            format!(
-                "{:?}: the leader's entry {differs:?} is not the one that was applied here: acknowledged entries were lost on other nodes. Once all others run, move this \
-                 node's directories away and start it again",
-                self.replica.id
-            )
-        })
+        let own_vote = stored_vote(&self.log).ok().flatten();
+        own_vote.is_none_or(|own_vote| request.vote >= own_vote).then(|| self.contradicted(differing))
+    }
+
+    /// Is it another entry that was applied here? Where the log no longer says which, a later term than that of all that was applied is another.
+    fn is_contradicted_by(&self, at: Position) -> bool {
+        let applied = *self.replica.applied.borrow();
+        if at.index > applied.index {
+            return false;
+        }
+        let own = if at.index == applied.index { Some(applied.term) } else { self.log.term_at(at.index) };
+        own.map_or(at.term > applied.term, |term| term != at.term)
+    }
+
+    /// Stops the replica, and says why.
+    fn contradicted(&self, differing: Position) -> String {
+        let reason = format!(
+            "{:?}: the leader's entry {differing:?} is not the one that was applied here: acknowledged entries were lost on other nodes. Once all others run, move this \
+             node's directories away and start it again",
+            self.replica.id
+        );
+        self.replica.stop(reason.clone());
+        reason
     }
 
     async fn vote(&self, from: NodeId, body: &[u8], pre_vote: bool) -> Answer {
         let ballot: Ballot = read(body)?;
         let vote = owned_vote(from, ballot.vote)?;
         let now = E::now();
-        let voters = || self.raft.metrics().borrow_watched().membership_config.membership().voter_ids().collect();
+        let voters = || doubt::voters(&self.raft, &self.peers);
         if self.kept_vote.is_some_and(|kept| kept.is_kept_from(from, ballot.leadership_transfer, now))
             || !self.doubts.may_vote(self.replica.id, self.replica.node_id, voters, now)
         {
@@ -263,6 +274,9 @@ impl<E: Env> Handler<E> {
             return reply(&OfferAnswer::Done(own_vote.into()));
         }
         let position = offer.position;
+        if self.is_contradicted_by(position) {
+            return Err(stopped(self.contradicted(position)));
+        }
         if committed.is_some_and(|committed| committed.index >= position.index) {
             return reply(&self.durable(position, vote).await?);
         }

@@ -188,7 +188,9 @@ impl<E: Env> Network<E> {
                     let Some(previous) = previous else {
                         return Err(garbled(&io::Error::other("a conflict before the first entry")));
                     };
-                    if keeps_acknowledged && acknowledged.refuse(previous) {
+                    if !keeps_acknowledged {
+                        acknowledged.forget_from(previous);
+                    } else if acknowledged.refuse(previous) {
                         tracing::error!(
                             target: "raft", node, shard = %shard, member = target, missing = %previous,
                             "a member of the raft group no longer has what it acknowledged: it does not count until it was added anew"
