@@ -41,6 +41,9 @@ struct Machine {
     operations: u64,
     power_off_at: Option<u64>,
     full_at: Option<u64>,
+    /// So many files and directories can be opened, and then so many cannot.
+    opens_granted: u64,
+    opens_refused: u64,
     syncs_fail: bool,
     /// So many syncs succeed, and then one fails.
     one_sync_fails_after: Option<u64>,
@@ -105,6 +108,8 @@ impl Machine {
             operations: 0,
             power_off_at: None,
             full_at: None,
+            opens_granted: 0,
+            opens_refused: 0,
             syncs_fail: false,
             one_sync_fails_after: None,
             opened: 0,
@@ -130,6 +135,18 @@ impl Machine {
             return Err(io::Error::other("the power is off"));
         }
         self.operations += 1;
+        Ok(())
+    }
+
+    /// To open a file, or a directory to sync it.
+    fn take_descriptor(&mut self) -> io::Result<()> {
+        if self.opens_granted > 0 {
+            self.opens_granted -= 1;
+        } else if self.opens_refused > 0 {
+            self.opens_refused -= 1;
+            // EMFILE: it has no kind of its own.
+            return Err(io::Error::from_raw_os_error(24));
+        }
         Ok(())
     }
 
@@ -248,6 +265,17 @@ impl MemoryDisk {
     /// Has it said that it is full?
     pub(crate) fn was_full(&self) -> bool {
         self.machine().full_at.is_none()
+    }
+
+    /// When so many more files and directories were opened, the process has no file descriptor left twice.
+    pub(crate) fn refuse_opens_after(&self, granted: u64) {
+        let mut machine = self.machine();
+        (machine.opens_granted, machine.opens_refused) = (granted, 2);
+    }
+
+    /// Has it been so?
+    pub(crate) fn has_refused_opens(&self) -> bool {
+        self.machine().opens_refused == 0
     }
 
     /// From now on every sync fails.
@@ -372,6 +400,7 @@ impl Disk for MemoryDisk {
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<MemoryFile> {
         tokio::task::yield_now().await;
         let mut machine = self.machine();
+        machine.take_descriptor()?;
         let (directory, name) = machine.find_parent(path)?;
         machine.opened += 1;
         let existing = machine.names(directory, false).get(&name).copied();
@@ -452,6 +481,7 @@ impl Disk for MemoryDisk {
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
         tokio::task::yield_now().await;
         let mut machine = self.machine();
+        machine.take_descriptor()?;
         let node = machine.find(path)?;
         machine.sync()?;
         let touches = |change: &Move| {

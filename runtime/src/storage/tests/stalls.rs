@@ -290,3 +290,27 @@ async fn a_compacted_segment_that_only_seemed_damaged_is_read_again_once_it_is_f
     assert!(matches!(checked, Checked::Sound), "{checked:?}");
     assert!(!log.read(100, 100, true).await.unwrap().is_empty(), "nobody looks again");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_process_without_file_descriptors_writes_once_it_has_some() {
+    let mut met = 0;
+    for granted in 0..20 {
+        let disk = MemoryDisk::default();
+        let replica = Replica::open(&disk, options(300)).await.unwrap();
+        create(&replica, KEY).unwrap();
+        for _ in 0..3 {
+            append(&replica, KEY, 200);
+        }
+        disk.refuse_opens_after(granted);
+        replica.store.flush().await.unwrap();
+        replica.store.inner.forget_files();
+        let segments = replica.store.sync_for(&replica.store.prepare_checkpoint()).await.unwrap();
+        met += u64::from(disk.has_refused_opens());
+        assert_eq!(replica.store.failed(), None, "after {granted}");
+        let lengths: Vec<u64> = segments.iter().map(|entry| entry.len).collect();
+        let there: Vec<u64> = replica.log_files().values().map(|content| content.len() as u64).collect();
+        assert_eq!((there.len(), there), (3, lengths), "after {granted}");
+    }
+    // To write three segments, to sync them, their directory and the store's.
+    assert!(met >= 7, "{met}");
+}
