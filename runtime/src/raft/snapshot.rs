@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use lockstep_core::{ClusterStateMachine, NodeId, Position};
-use lockstep_env::{Env, Step, Task, timeout};
+use lockstep_env::{Env, Step, Task, timeout, wants_room};
 use openraft::RaftSnapshotBuilder;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedMutexGuard};
@@ -136,11 +136,15 @@ impl<E: Env> Builder<E> {
         loop {
             match replica.checkpoints.write(&manifest).await {
                 // Nothing needs it now; without it the journal grows, for which there is no room either.
-                Err(error) if error.kind() == io::ErrorKind::StorageFull && !replica.is_stopped() => {
+                Err(error) if wants_room(&error) && !replica.is_stopped() => {
                     Mark::CheckpointWaitedForRoom.reached();
                     tracing::warn!(target: "raft", node = replica.node_id, shard = %replica.id, %error,
                         "no room for a checkpoint: waiting for it");
                     E::sleep(ROOM_LOOK_EVERY).await;
+                }
+                // All shards have their checkpoints in one directory: were only this one to stop, the next would sync that again, and take its word.
+                Err(error) if !wants_room(&error) && error.kind() != io::ErrorKind::FileTooLarge => {
+                    return Err(replica.store.inner.fail(replica.checkpoints.path(), error));
                 }
                 written => break written?,
             }

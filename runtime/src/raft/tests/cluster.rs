@@ -198,7 +198,7 @@ impl Cluster {
         self.dir.path().join(id.to_string())
     }
 
-    fn config(&self, id: NodeId) -> NodeConfig {
+    pub(super) fn config(&self, id: NodeId) -> NodeConfig {
         let base = self.directory(id);
         let peers = (1..=self.size).map(|peer| (peer, String::new())).collect();
         let mut config = NodeConfig {
