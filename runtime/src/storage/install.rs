@@ -323,7 +323,8 @@ impl<E: Env> Installation<E> {
             done.map_err(|error| inner.fail(&self.folder, error))?;
         }
         self.pin = None;
-        inner.remove_dropped().await;
+        // openraft does nothing else until this returns.
+        inner.remove_dropped_behind();
         Ok(std::mem::take(&mut self.manifest))
     }
 
