@@ -332,8 +332,7 @@ impl<E: Env> Pull<E> {
             "fetching a raft snapshot from the leader"
         );
         let mut installation = Installation::begin(&self.replica.store, manifest).await?;
-        let lacks = installation.missing().iter().map(|range| range.len).sum();
-        let rate = self.replica.lock_catch_up().begin(E::now(), lacks);
+        let rate = self.replica.lock_catch_up().begin(E::now(), &installation.missing());
         let mut pace = self.replica.fetches.promise::<E>(rate);
         for _ in 0..ROUNDS_MAX {
             let missing = installation.missing();
@@ -348,7 +347,7 @@ impl<E: Env> Pull<E> {
                     let len = (end - offset).min(u64::from(CHUNK_BYTES)) as u32;
                     let chunk = self.chunk(ChunkOf::Segment(range.segment), offset, len).await?;
                     offset += chunk.len() as u64;
-                    self.replica.lock_catch_up().fetched(chunk.len());
+                    self.replica.lock_catch_up().fetched(&range.segment, chunk.len());
                     pace.took::<E>(chunk.len()).await;
                     let written = installation.write_chunk(&range.segment, offset - chunk.len() as u64, chunk).await;
                     if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
