@@ -54,6 +54,8 @@ struct Machine {
     removals: Arc<RwLock<()>>,
     /// Reads of this file wait while it is held.
     reads: Option<(usize, Arc<RwLock<()>>)>,
+    /// Syncs of this file wait while it is held.
+    syncs: Option<(usize, Arc<RwLock<()>>)>,
     written: u64,
 }
 
@@ -117,6 +119,7 @@ impl Machine {
             longest_read: 0,
             removals: Arc::default(),
             reads: None,
+            syncs: None,
             written: 0,
         }
     }
@@ -308,6 +311,17 @@ impl MemoryDisk {
             machine.reads = Some((node, Arc::clone(&reads)));
         }
         reads.write_owned().await
+    }
+
+    /// This file is not synced while this is held.
+    pub(crate) async fn hold_syncs(&self, path: &Path) -> OwnedRwLockWriteGuard<()> {
+        let syncs = Arc::new(RwLock::new(()));
+        {
+            let mut machine = self.machine();
+            let node = machine.find(path).unwrap();
+            machine.syncs = Some((node, Arc::clone(&syncs)));
+        }
+        syncs.write_owned().await
     }
 
     /// Bytes read so far, and the most that was asked for at once.
@@ -539,6 +553,10 @@ impl DiskFile for MemoryFile {
 
     async fn sync_data(&self) -> io::Result<()> {
         tokio::task::yield_now().await;
+        let held = self.machine.lock().unwrap().syncs.clone().filter(|(node, _)| *node == self.node);
+        if let Some((_, syncs)) = held {
+            drop(syncs.read().await);
+        }
         let mut machine = self.machine.lock().unwrap();
         machine.sync()?;
         let Node::File { content, durable, unsynced } = &mut machine.nodes[self.node] else {
