@@ -22,6 +22,17 @@ pub enum OpenMode {
     Truncate,
 }
 
+/// ENFILE and EMFILE, which have no [`io::ErrorKind`] of their own: the system, or this process, has no file descriptor left.
+const NO_DESCRIPTOR: [i32; 2] = [23, 24];
+
+/// Is the operation refused for want of something that may be there again later, room on the disk, of a quota, or a file descriptor? What was to be written is
+/// where it was then, and may be written again. No sync is refused so ([`DiskFile::sync_data`]).
+#[must_use]
+pub fn wants_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        || error.raw_os_error().is_some_and(|code| NO_DESCRIPTOR.contains(&code))
+}
+
 /// The directories of one node. Operations on directory entries are durable only after [`Disk::sync_dir`] of the parent.
 pub trait Disk: Clone + Debug + Send + Sync + 'static {
     /// An open file.
@@ -41,7 +52,8 @@ pub trait Disk: Clone + Debug + Send + Sync + 'static {
     fn remove_file(&self, path: &Path) -> impl Future<Output = io::Result<()>> + Send;
     /// Removes a directory with all it holds.
     fn remove_dir_all(&self, path: &Path) -> impl Future<Output = io::Result<()>> + Send;
-    /// Makes the entries of a directory durable. Its errors are as those of [`DiskFile::sync_data`].
+    /// Makes the entries of a directory durable. Its errors are as those of [`DiskFile::sync_data`], unless the directory cannot be opened: nothing
+    /// was synced then, and [`wants_room`] may tell that it can be later.
     fn sync_dir(&self, path: &Path) -> impl Future<Output = io::Result<()>> + Send;
     /// Bytes that may still be written to the file system that `path` lies on, which must exist.
     fn free_bytes(&self, path: &Path) -> impl Future<Output = io::Result<u64>> + Send;
@@ -107,7 +119,7 @@ pub trait DiskFile: Clone + Debug + Send + Sync + 'static {
     /// [`DiskFile::write_at`] and then [`DiskFile::sync_data`], in one trip to the disk thread.
     fn write_and_sync(&self, offset: u64, buffers: Vec<Bytes>) -> impl Future<Output = io::Result<()>> + Send;
     /// fdatasync: content and length are durable. After an error the unsynced content is unknown: never retry it. So that nobody does
-    /// who waits for room on a disk, the error is never `StorageFull`.
+    /// who waits for room on a disk, the error is none of those that [`wants_room`] knows.
     fn sync_data(&self) -> impl Future<Output = io::Result<()>> + Send;
     /// Lets the system begin to write these bytes to the disk, so that a later sync finds little left to do and holds up no other file's. A hint: nothing
     /// is waited for, and nothing is durable because of it.

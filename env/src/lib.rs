@@ -21,7 +21,7 @@ use std::future::Future;
 use std::io;
 use std::time::{Duration, Instant};
 
-pub use disk::{Disk, DiskFile, OpenMode};
+pub use disk::{Disk, DiskFile, OpenMode, wants_room};
 pub use net::{Connection, Listener};
 pub use step::Step;
 pub use task::{Either, Elapsed, Task, TaskFailed, select, timeout, timeout_at};

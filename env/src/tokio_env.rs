@@ -25,7 +25,7 @@ use tokio::task::JoinError;
 
 use crate::Env;
 use crate::direct_write::DirectWrite;
-use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::disk::{Disk, DiskFile, OpenMode, wants_room};
 use crate::net::{Connection, Listener};
 use crate::sync_threads::SyncThreads;
 use crate::task::{Task, TaskFailed};
@@ -369,7 +369,7 @@ impl DiskFile for TokioFile {
 
 /// What a sync left of the disk's content is unknown after any error, also one that names a reason for which a write might be tried again.
 fn failed_sync(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::StorageFull { io::Error::other(error) } else { error }
+    if wants_room(&error) { io::Error::other(error) } else { error }
 }
 
 fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {

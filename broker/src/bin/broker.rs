@@ -13,6 +13,7 @@ use lockstep_broker::{Broker, BrokerConfig, ConfigFile};
 use lockstep_env::tokio_env::TokioEnv;
 use lockstep_env::{Either, Env, select, timeout};
 use lockstep_runtime::NodeConfig;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -117,6 +118,17 @@ fn run<T>(threads: Option<usize>, future: impl Future<Output = Result<T, Failure
     outcome
 }
 
+/// Clients' connections and segments need more files than the 1,024 that a process may open where nobody has asked for more.
+fn raise_open_files_max() {
+    let before = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, ..before });
+    let open_files_max = getrlimit(Resource::Nofile).current;
+    match raised {
+        Ok(()) => tracing::info!(open_files_max, "files that may be open at a time"),
+        Err(error) => tracing::warn!(open_files_max, %error, "the number of files that may be open cannot be raised"),
+    }
+}
+
 fn run_one(path: Option<&Path>) -> Result<(), Failure> {
     let (file, origin) = match path {
         None => (ConfigFile::default(), String::new()),
@@ -130,6 +142,7 @@ fn run_one(path: Option<&Path>) -> Result<(), Failure> {
     let config = file.check().map_err(|error| Failure::configuration(format!("{origin}{error}")))?;
     start_log(file.log_level(), file.log_level(), file.log_file())
         .map_err(|message| Failure::configuration(format!("{origin}{message}")))?;
+    raise_open_files_max();
     run(file.worker_threads(), async {
         let mut signals = Signals::new()?;
         let broker = start(config).await.map_err(|message| Failure::configuration(format!("{origin}{message}")))?;
@@ -155,6 +168,7 @@ fn run_dev(port: u16, directory: &Path) -> Result<(), Failure> {
     }
     let log_file = directory.join(DEV_LOG_FILE);
     start_log("error", "info", Some(&log_file)).map_err(Failure::configuration)?;
+    raise_open_files_max();
     run(None, async {
         let mut signals = Signals::new()?;
         println!("Three brokers start, with their data in {} …", directory.display());

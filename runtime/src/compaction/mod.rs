@@ -218,7 +218,7 @@ impl<E: Env> Compaction<E> {
         has_room(&self.replica, plan.bytes).await?;
         let mut pace = Pace::slow::<E>(self.bytes_per_second);
         let (keys, keys_end) = self.keys(plan, &mut pace).await?;
-        plan.segments.retain(|entry| entry.name.base_offset < keys_end);
+        plan.cut(keys_end);
         let now_ms = self.replica.env.wall_clock_ms();
         let clocks_agree = self.clocks.agree(now_ms, E::now());
         let retention_ms = i64::try_from(candidate.settings.delete_retention_ms).unwrap_or(i64::MAX);

@@ -27,6 +27,12 @@ impl Plan {
         self.segments.last().map_or(0, |last| last.next_offset)
     }
 
+    /// Leaves out the segments from this offset on.
+    pub(super) fn cut(&mut self, upto: i64) {
+        self.segments.retain(|entry| entry.name.base_offset < upto);
+        self.bytes = self.segments.iter().map(|entry| entry.len).sum();
+    }
+
     /// Segments are written together up to so many bytes, where the topic's may have `segment_bytes`: more in a log of so many that one op could perhaps not
     /// name what comes of them. Together with the one behind it each is longer than that, so there are fewer than twice as many as it goes into the whole:
     /// half of what an op can name, should batches not become longer.
@@ -169,6 +175,9 @@ mod tests {
                 open += segment.len;
             }
             assert!(groups <= CompactLog::SEGMENTS_MAX, "{groups} of {many} segments");
+            let (mut cut, one) = (plan.clone(), plan.segments[0]);
+            cut.cut(one.next_offset);
+            assert_eq!((cut.bytes, cut.segments), (one.len, vec![one]));
             assert_eq!(group_bytes == 1_000, many == CompactLog::SEGMENTS_MAX, "{group_bytes} for {many}");
         }
     }

@@ -105,7 +105,9 @@ pub(super) async fn rewrite<E: Env>(
     for entry in &plan.segments {
         let failed = |error| (entry.name, error);
         if let Some(full) = group.take_if(|open| open.len() + entry.len > rules.group_bytes) {
-            compacted.extend(full.close().await.map_err(failed)?);
+            // Not this segment's, which is the first of the next one.
+            let first = full.first.name;
+            compacted.extend(full.close().await.map_err(|error| (first, error))?);
         }
         let open = group.get_or_insert_with(|| Group::new(env.clone(), revision, *entry));
         if let Err(error) = open.take_in(store, entry, rules, pace).await {

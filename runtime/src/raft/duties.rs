@@ -35,6 +35,9 @@ const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(250);
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for one checkpoint before the turn is passed on; it may still finish.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(20);
+/// For members that answered what was sent so long ago entries are kept at least, and whoever of them lags too far is cut off: longer than a follower's disk may take
+/// to answer a request with entries (`APPEND_TIMEOUT`), or one that is as slow as that would not count among them and nothing would bound what is kept for it.
+const MEMBER_PATIENCE_MIN: Duration = Duration::from_secs(5);
 /// Longest wait for the log to be purged before it is looked at again: Raft puts it off while a follower is sent these entries.
 const PURGE_PATIENCE: Duration = Duration::from_secs(1);
 /// Files that the journal has in any case: written to, next, and just left.
@@ -276,7 +279,7 @@ pub(crate) async fn checkpoint<E: Env>(context: ShardContext<E>, raft: Raft<E>, 
     let lag_files_max = (bytes_max.saturating_mul(LAG_CHECKPOINTS) / context.config.journal_file_bytes.max(1)
         + JOURNAL_FILES_MIN)
         .max(files_max.saturating_mul(2));
-    let member_patience = context.config.election_timeout_max * 2;
+    let member_patience = (context.config.election_timeout_max * 2).max(MEMBER_PATIENCE_MIN);
     let mut removal_awaited_since: Option<Instant> = None;
     loop {
         E::sleep(CHECKPOINT_LOOK_EVERY).await;

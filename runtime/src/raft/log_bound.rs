@@ -51,8 +51,8 @@ impl Bound {
     }
 }
 
-/// For whom this node, if it leads, keeps entries: members that answered within `patience` and can go on with what the log has. Whoever is away
-/// is given a snapshot when it comes back.
+/// For whom this node, if it leads, keeps entries: members that answered what was sent within `patience` and can go on with what the log has.
+/// Whoever is away is given a snapshot when it comes back.
 pub(crate) fn waiting<E: Env>(
     raft: &Raft<E>,
     replica: &Replica<E>,

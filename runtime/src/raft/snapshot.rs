@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use lockstep_core::{ClusterStateMachine, NodeId, Position};
-use lockstep_env::{Env, Step, Task, timeout};
+use lockstep_env::{Env, Step, Task, timeout, wants_room};
 use openraft::RaftSnapshotBuilder;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedMutexGuard};
@@ -136,11 +136,15 @@ impl<E: Env> Builder<E> {
         loop {
             match replica.checkpoints.write(&manifest).await {
                 // Nothing needs it now; without it the journal grows, for which there is no room either.
-                Err(error) if error.kind() == io::ErrorKind::StorageFull && !replica.is_stopped() => {
+                Err(error) if wants_room(&error) && !replica.is_stopped() => {
                     Mark::CheckpointWaitedForRoom.reached();
                     tracing::warn!(target: "raft", node = replica.node_id, shard = %replica.id, %error,
                         "no room for a checkpoint: waiting for it");
                     E::sleep(ROOM_LOOK_EVERY).await;
+                }
+                // All shards have their checkpoints in one directory: were only this one to stop, the next would sync that again, and take its word.
+                Err(error) if !wants_room(&error) && error.kind() != io::ErrorKind::FileTooLarge => {
+                    return Err(replica.store.inner.fail(replica.checkpoints.path(), error));
                 }
                 written => break written?,
             }
@@ -328,8 +332,7 @@ impl<E: Env> Pull<E> {
             "fetching a raft snapshot from the leader"
         );
         let mut installation = Installation::begin(&self.replica.store, manifest).await?;
-        let lacks = installation.missing().iter().map(|range| range.len).sum();
-        let rate = self.replica.lock_catch_up().begin(E::now(), lacks);
+        let rate = self.replica.lock_catch_up().begin(E::now(), &installation.missing());
         let mut pace = self.replica.fetches.promise::<E>(rate);
         for _ in 0..ROUNDS_MAX {
             let missing = installation.missing();
@@ -344,7 +347,7 @@ impl<E: Env> Pull<E> {
                     let len = (end - offset).min(u64::from(CHUNK_BYTES)) as u32;
                     let chunk = self.chunk(ChunkOf::Segment(range.segment), offset, len).await?;
                     offset += chunk.len() as u64;
-                    self.replica.lock_catch_up().fetched(chunk.len());
+                    self.replica.lock_catch_up().fetched(&range.segment, chunk.len());
                     pace.took::<E>(chunk.len()).await;
                     let written = installation.write_chunk(&range.segment, offset - chunk.len() as u64, chunk).await;
                     if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {

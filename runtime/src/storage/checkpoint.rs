@@ -43,8 +43,14 @@ impl<E: Env> Checkpoints<E> {
         Ok((Self { env, path }, manifest))
     }
 
+    /// The shard's checkpoint file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes `manifest` the shard's checkpoint. When it returns the checkpoint is durable; after a crash before that, either the old or
-    /// the new one is there. After an error, too, either may be there: the shard must stop.
+    /// the new one is there. After an error, too, either may be there: the shard must stop, and unless
+    /// the manifest is too large the node, whose other shards have theirs in the same directory.
     pub async fn write(&self, manifest: &Manifest) -> io::Result<()> {
         self.write_encoded(manifest.encode()).await
     }

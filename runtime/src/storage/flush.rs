@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use lockstep_env::{Disk, DiskFile, Env, OpenMode, select};
+use lockstep_env::{Disk, DiskFile, Env, OpenMode, select, wants_room};
 use tokio::sync::Notify;
 
 use crate::storage::segment::{SegmentEntry, SegmentName};
@@ -147,19 +147,19 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    /// Returns when a write that failed may be made again: one that finds the disk full has lost nothing, since what it wrote is still in memory, or
-    /// in another file. Until then [`PartitionStore::writable`](super::store::PartitionStore::writable) holds up what would need more memory.
-    /// A sync that failed is not made again: it never says that the disk is full ([`DiskFile::sync_data`]).
+    /// Returns when a write that failed, or the opening of a file, may be tried again: one that finds the disk full, or no file descriptor left, has lost nothing,
+    /// since what it was to write is still in memory, or in another file. Until then [`PartitionStore::writable`](super::store::PartitionStore::writable) holds up what would need more memory.
+    /// A sync that failed is not made again: it never says that it lacks room ([`DiskFile::sync_data`]).
     ///
     /// # Errors
     /// `error` itself when it is another one, or when the store is being closed.
     pub(crate) async fn wait_for_room(&self, path: &Path, error: io::Error) -> io::Result<()> {
         self.check_failed()?;
-        if error.kind() != io::ErrorKind::StorageFull || self.closing.load(Ordering::Acquire) {
+        if !wants_room(&error) || self.closing.load(Ordering::Acquire) {
             return Err(error);
         }
         Mark::SegmentsWaitedForRoom.reached();
-        tracing::warn!(path = %path.display(), "the disk is full: waiting for room");
+        tracing::warn!(path = %path.display(), %error, "no room to write: waiting for it");
         E::sleep(ROOM_LOOK_EVERY).await;
         Ok(())
     }
@@ -207,7 +207,14 @@ impl<E: Env> Inner<E> {
             (state.segment(name).map_or(0, |segment| segment.written), state.generation)
         };
         let path = self.log_path(name);
-        let opened = self.file(name, generation, OpenMode::ReadWrite).await;
+        let opened = loop {
+            match self.file(name, generation, OpenMode::ReadWrite).await {
+                Err(error) if wants_room(&error) => {
+                    self.wait_for_room(&path, error).await.map_err(|error| self.fail(&path, error))?;
+                }
+                opened => break opened,
+            }
+        };
         if let Ok(file) = &opened {
             // A failure counts also when the file was exchanged meanwhile: what took its place may be the same one, grown.
             self.sync_file(file, &path).await?;

@@ -1,6 +1,7 @@
 //! One task at a time for each segment.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::OwnedMutexGuard;
@@ -12,7 +13,14 @@ use crate::storage::store::lock;
 #[derive(Debug, Default)]
 pub(crate) struct Gates {
     /// Those that somebody has entered, or waits for.
-    busy: Mutex<BTreeMap<SegmentName, Arc<tokio::sync::Mutex<()>>>>,
+    busy: Mutex<BTreeMap<SegmentName, Busy>>,
+}
+
+#[derive(Debug, Default)]
+struct Busy {
+    /// How many have entered, or wait.
+    count: usize,
+    mutex: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Nobody else has entered while this lives.
@@ -27,36 +35,38 @@ pub(crate) struct Entered<'a> {
 struct Gate<'a> {
     gates: &'a Gates,
     segment: SegmentName,
-    mutex: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Drop for Gate<'_> {
     fn drop(&mut self) {
-        let mut busy = lock(&self.gates.busy);
-        // The map's and this one: copies are made under the map's lock only.
-        if Arc::strong_count(&self.mutex) == 2 {
-            busy.remove(&self.segment);
+        if let Entry::Occupied(mut busy) = lock(&self.gates.busy).entry(self.segment) {
+            busy.get_mut().count -= 1;
+            if busy.get().count == 0 {
+                busy.remove();
+            }
         }
     }
 }
 
 impl Gates {
-    fn gate(&self, segment: SegmentName) -> Gate<'_> {
-        let mutex = Arc::clone(lock(&self.busy).entry(segment).or_default());
-        Gate { gates: self, segment, mutex }
+    fn gate(&self, segment: SegmentName) -> (Gate<'_>, Arc<tokio::sync::Mutex<()>>) {
+        let mut all = lock(&self.busy);
+        let busy = all.entry(segment).or_default();
+        busy.count += 1;
+        (Gate { gates: self, segment }, Arc::clone(&busy.mutex))
     }
 
     /// Waits until nobody else is in.
     pub(crate) async fn enter(&self, segment: SegmentName) -> Entered<'_> {
-        let gate = self.gate(segment);
-        let held = Arc::clone(&gate.mutex).lock_owned().await;
+        let (gate, mutex) = self.gate(segment);
+        let held = mutex.lock_owned().await;
         Entered { _held: held, _gate: gate }
     }
 
     /// `None` when somebody else is in.
     pub(crate) fn try_enter(&self, segment: SegmentName) -> Option<Entered<'_>> {
-        let gate = self.gate(segment);
-        let held = Arc::clone(&gate.mutex).try_lock_owned().ok()?;
+        let (gate, mutex) = self.gate(segment);
+        let held = mutex.try_lock_owned().ok()?;
         Some(Entered { _held: held, _gate: gate })
     }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step};
+use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step, wants_room};
 
 use crate::storage::checkpoint::Checkpoints;
 use crate::storage::flush;
@@ -150,7 +150,7 @@ impl<E: Env> Installation<E> {
                 Some(LeftOver::Whole { len, crc32c }) => self.take_over(fetch, len, crc32c, &before).await?,
                 Some(LeftOver::Part) => match self.resume(fetch, &before).await {
                     // Whatever is wrong with it, the leader has it all.
-                    Err(error) if error.kind() != io::ErrorKind::StorageFull => fetch,
+                    Err(error) if !wants_room(&error) => fetch,
                     resumed => resumed?,
                 },
             };
@@ -323,7 +323,8 @@ impl<E: Env> Installation<E> {
             done.map_err(|error| inner.fail(&self.folder, error))?;
         }
         self.pin = None;
-        inner.remove_dropped().await;
+        // openraft does nothing else until this returns.
+        inner.remove_dropped_behind();
         Ok(std::mem::take(&mut self.manifest))
     }
 

@@ -99,7 +99,8 @@ impl Dropped {
 }
 
 impl<E: Env> PartitionStore<E> {
-    /// To be called when the checkpoint made from `view` is durable: files of partitions and segments that it no longer has are removed.
+    /// To be called when the checkpoint made from `view` is durable: files of partitions and segments that it no longer has are removed
+    /// behind. Nobody waits for that, who keeps other shards from their checkpoints meanwhile.
     pub async fn checkpointed(&self, view: SegmentView) {
         {
             let mut dropped = lock(&self.inner.dropped);
@@ -108,7 +109,7 @@ impl<E: Env> PartitionStore<E> {
             dropped.waiting = waiting;
             dropped.removable.extend(gone.into_iter().map(|(_, gone)| gone));
         }
-        self.inner.remove_dropped().await;
+        self.inner.remove_dropped_behind();
         self.forget_fetched().await;
     }
 

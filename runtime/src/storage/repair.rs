@@ -121,7 +121,7 @@ impl<E: Env> Repair<E> {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         self.crc32c = crc32c::crc32c_append(self.crc32c, &chunk);
-        self.file.write_at(self.have, vec![chunk]).await?;
+        flush::write::<E>(&self.file, self.have, vec![chunk], len).await?;
         self.have += len;
         Ok(())
     }
@@ -159,15 +159,17 @@ impl<E: Env> Repair<E> {
         if !is_right && !Mistake::SnapshotChecksumIgnored.is_made() {
             return Err(RepairError::WrongChecksum);
         }
+        let inner = Arc::clone(&self.inner);
+        // Before each look at how much was written meanwhile: a sync of all that was fetched takes long, and more was written again after it.
+        inner.sync_file(&self.file, &self.staged).await?;
         for _ in 0..TAKE_OVERS_MAX {
             let Some((_, written, _)) = self.found() else { return Ok(Replaced::Gone) };
             if written.saturating_sub(self.have) <= TAKEN_OVER_AT_LAST_MAX {
                 break;
             }
             self.take_over(written).await?;
+            inner.sync_file(&self.file, &self.staged).await?;
         }
-        let inner = Arc::clone(&self.inner);
-        inner.sync_file(&self.file, &self.staged).await?;
         // From here on nobody writes to or exchanges segment files, and nothing is removed that can be found now.
         let _writing = inner.writing.lock().await;
         inner.check_failed()?;

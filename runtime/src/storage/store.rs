@@ -489,7 +489,11 @@ impl<E: Env> Inner<E> {
 
     /// Makes a directory durable. After an error the store has failed, as after one of [`Inner::sync_file`].
     pub(crate) async fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        self.env.disk().sync_dir(path).await.map_err(|error| self.fail(path, error))
+        while let Err(error) = self.env.disk().sync_dir(path).await {
+            // It could not be opened, or this is another error.
+            self.wait_for_room(path, error).await.map_err(|error| self.fail(path, error))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn check_failed(&self) -> io::Result<()> {

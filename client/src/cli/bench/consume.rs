@@ -169,10 +169,12 @@ async fn ends(client: &Client, topic: &str) -> anyhow::Result<BTreeMap<TopicPart
 async fn fill(client: &Client, arguments: &BenchConsume) -> anyhow::Result<()> {
     let there: i64 = ends(client, &arguments.topic).await?.values().sum();
     let missing = arguments.records.saturating_sub(u64::try_from(there).unwrap_or(0));
+    // A topic that was there before has as many as it was made with.
+    let partitions: Vec<i32> =
+        client.topic(&arguments.topic, false).await?.partitions.iter().map(|info| info.index).collect();
     let producer = Producer::new(client, ProducerConfig::default())?;
-    for number in 0..missing {
+    for (_, partition) in (0..missing).zip(partitions.into_iter().cycle()) {
         let value = filler(TokioEnv::random_u64(), arguments.record_size);
-        let partition = (number % arguments.partitions as u64) as i32;
         let record = ProducerRecord::new(arguments.topic.clone(), value).with_partition(partition);
         // Flushing tells whether all of them arrived.
         drop(producer.send(&record).await?);

@@ -49,7 +49,7 @@ pub(super) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
 
 type Shards = Arc<Mutex<BTreeMap<ShardId, Shard<TokioEnv>>>>;
 
-/// How a node answers entries: one request after another, so slowly, or not at all.
+/// How a node answers entries: one request after another, so slowly, or not at all. A heartbeat waits for those that came before it.
 #[derive(Default)]
 struct Slowness {
     millis: AtomicU64,
@@ -58,11 +58,13 @@ struct Slowness {
 }
 
 impl Slowness {
-    async fn wait(&self) {
+    async fn wait(&self, lane: Lane) {
         let millis = self.millis.load(Ordering::SeqCst);
         if millis > 0 {
             let _turn = self.turn.lock().await;
-            TokioEnv::sleep(Duration::from_millis(millis)).await;
+            if lane == Lane::Bulk {
+                TokioEnv::sleep(Duration::from_millis(millis)).await;
+            }
         }
     }
 }
@@ -74,7 +76,8 @@ struct Dispatch {
 
 impl PeerHandler for Dispatch {
     fn handle(&self, from: PeerIdentity, request: IncomingRequest) -> BoxFuture<'static, Result<PeerReply, PeerFault>> {
-        let slowness = (request.kind == message::APPEND && request.lane == Lane::Bulk).then(|| self.slowness.clone());
+        let lane = request.lane;
+        let slowness = (request.kind == message::APPEND).then(|| self.slowness.clone());
         let shard = ShardId(request.shard);
         let answering = match self.shards.lock().unwrap().get(&shard) {
             Some(hosted) => hosted.handle_raft(from, request),
@@ -83,8 +86,8 @@ impl PeerHandler for Dispatch {
         Box::pin(async move {
             let answer = answering.await;
             if let Some(slowness) = slowness {
-                slowness.wait().await;
-                if slowness.refuses_next.swap(false, Ordering::SeqCst) {
+                slowness.wait(lane).await;
+                if lane == Lane::Bulk && slowness.refuses_next.swap(false, Ordering::SeqCst) {
                     return Err(stopped_fault(shard));
                 }
             }
@@ -113,7 +116,7 @@ impl TestNode {
         self.shards.lock().unwrap()[&ShardId(id)].clone()
     }
 
-    /// From now on each request with entries waits for the one before it and takes so long to be answered.
+    /// From now on each request with entries waits for the one before it and takes so long to be answered, and heartbeats with them.
     pub(super) fn answer_slowly(&self, pause: Duration) {
         self.slowness.millis.store(pause.as_millis() as u64, Ordering::SeqCst);
     }
@@ -195,7 +198,7 @@ impl Cluster {
         self.dir.path().join(id.to_string())
     }
 
-    fn config(&self, id: NodeId) -> NodeConfig {
+    pub(super) fn config(&self, id: NodeId) -> NodeConfig {
         let base = self.directory(id);
         let peers = (1..=self.size).map(|peer| (peer, String::new())).collect();
         let mut config = NodeConfig {

@@ -75,3 +75,20 @@ async fn an_op_that_cannot_be_decoded_stops_its_shard_and_no_other() {
     eventually("the shard stops again", || cluster.node(1).shard(1).stopped().is_some()).await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_cannot_be_written_is_a_failure_of_the_node() {
+    let cluster = Cluster::start_with(1, 1, 64 << 10).await;
+    cluster.create_topic().await;
+    let checkpoints = cluster.config(1).raft_dir.join("checkpoints");
+    std::fs::remove_dir_all(&checkpoints).unwrap();
+    std::fs::write(&checkpoints, "not a directory").unwrap();
+    let shard = cluster.node(1).shard(0);
+    while shard.stopped().is_none() {
+        let (op, payload) = append_op(1, 10_000);
+        let _ = shard.propose(op, payload).await;
+    }
+    // What fails the node, whose other shards keep their checkpoints there too.
+    assert!(shard.disk_failure().unwrap().contains("checkpoints"), "{:?}", shard.disk_failure());
+    cluster.stop().await;
+}

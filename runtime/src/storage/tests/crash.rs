@@ -32,6 +32,7 @@ async fn work(replica: &mut Replica, entries: &[Entry], seed: u64) -> Result<(),
                 };
                 replica.checkpoints.write(&manifest).await.map_err(|error| error.to_string())?;
                 replica.store.checkpointed(view).await;
+                replica.removed().await;
             }
             6 => {
                 replica.checkpoint().await.map_err(|error| error.to_string())?;

@@ -53,6 +53,7 @@ async fn install(follower: &mut Replica, leader: &Replica, manifest: &Manifest, 
     let mut installation = Installation::begin(&follower.store, manifest.clone()).await?;
     let fetched = fetch(&mut installation, leader, seed).await?;
     installation.finish(&follower.checkpoints).await?;
+    follower.removed().await;
     follower.applied = manifest.position.unwrap().index as usize;
     Ok(fetched)
 }
@@ -195,6 +196,7 @@ async fn applying_may_go_on_while_fetching() {
         follower.apply(&entries[..80]).unwrap();
         follower.check_reads(&model(&entries[..80])).await;
         installation.finish(&follower.checkpoints).await.unwrap();
+        follower.removed().await;
         follower.applied = 100;
         check_installed(follower, small(), &mut leader, &entries, 100).await;
     }

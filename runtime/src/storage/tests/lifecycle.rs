@@ -86,6 +86,7 @@ async fn files_of_a_dropped_partition_outlive_the_checkpoint_that_lists_them() {
     let segments = replica.store.sync_for(&before_drop).await.unwrap();
     assert_eq!(segments[1].next_offset, 2);
     replica.store.checkpointed(before_drop).await;
+    replica.removed().await;
     assert_eq!(replica.log_files().len(), 2);
 
     let pin = replica.store.pin();
@@ -218,6 +219,7 @@ async fn files_of_deleted_records_outlive_the_checkpoint_that_lists_them() {
     let segments = replica.store.sync_for(&before).await.unwrap();
     assert_eq!(segments.len(), 6);
     replica.store.checkpointed(before).await;
+    replica.removed().await;
     assert_eq!(bases(&replica), [0, 1, 2, 3, 4, 5]);
 
     let pin = replica.store.pin();

@@ -41,6 +41,9 @@ struct Machine {
     operations: u64,
     power_off_at: Option<u64>,
     full_at: Option<u64>,
+    /// So many files and directories can be opened, and then so many cannot.
+    opens_granted: u64,
+    opens_refused: u64,
     syncs_fail: bool,
     /// So many syncs succeed, and then one fails.
     one_sync_fails_after: Option<u64>,
@@ -51,6 +54,8 @@ struct Machine {
     removals: Arc<RwLock<()>>,
     /// Reads of this file wait while it is held.
     reads: Option<(usize, Arc<RwLock<()>>)>,
+    /// Syncs of this file wait while it is held.
+    syncs: Option<(usize, Arc<RwLock<()>>)>,
     written: u64,
 }
 
@@ -105,6 +110,8 @@ impl Machine {
             operations: 0,
             power_off_at: None,
             full_at: None,
+            opens_granted: 0,
+            opens_refused: 0,
             syncs_fail: false,
             one_sync_fails_after: None,
             opened: 0,
@@ -112,6 +119,7 @@ impl Machine {
             longest_read: 0,
             removals: Arc::default(),
             reads: None,
+            syncs: None,
             written: 0,
         }
     }
@@ -130,6 +138,18 @@ impl Machine {
             return Err(io::Error::other("the power is off"));
         }
         self.operations += 1;
+        Ok(())
+    }
+
+    /// To open a file, or a directory to sync it.
+    fn take_descriptor(&mut self) -> io::Result<()> {
+        if self.opens_granted > 0 {
+            self.opens_granted -= 1;
+        } else if self.opens_refused > 0 {
+            self.opens_refused -= 1;
+            // EMFILE: it has no kind of its own.
+            return Err(io::Error::from_raw_os_error(24));
+        }
         Ok(())
     }
 
@@ -250,6 +270,17 @@ impl MemoryDisk {
         self.machine().full_at.is_none()
     }
 
+    /// When so many more files and directories were opened, the process has no file descriptor left twice.
+    pub(crate) fn refuse_opens_after(&self, granted: u64) {
+        let mut machine = self.machine();
+        (machine.opens_granted, machine.opens_refused) = (granted, 2);
+    }
+
+    /// Has it been so?
+    pub(crate) fn has_refused_opens(&self) -> bool {
+        self.machine().opens_refused == 0
+    }
+
     /// From now on every sync fails.
     pub(crate) fn fail_syncs(&self) {
         self.machine().syncs_fail = true;
@@ -280,6 +311,17 @@ impl MemoryDisk {
             machine.reads = Some((node, Arc::clone(&reads)));
         }
         reads.write_owned().await
+    }
+
+    /// This file is not synced while this is held.
+    pub(crate) async fn hold_syncs(&self, path: &Path) -> OwnedRwLockWriteGuard<()> {
+        let syncs = Arc::new(RwLock::new(()));
+        {
+            let mut machine = self.machine();
+            let node = machine.find(path).unwrap();
+            machine.syncs = Some((node, Arc::clone(&syncs)));
+        }
+        syncs.write_owned().await
     }
 
     /// Bytes read so far, and the most that was asked for at once.
@@ -372,6 +414,7 @@ impl Disk for MemoryDisk {
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<MemoryFile> {
         tokio::task::yield_now().await;
         let mut machine = self.machine();
+        machine.take_descriptor()?;
         let (directory, name) = machine.find_parent(path)?;
         machine.opened += 1;
         let existing = machine.names(directory, false).get(&name).copied();
@@ -452,6 +495,7 @@ impl Disk for MemoryDisk {
     async fn sync_dir(&self, path: &Path) -> io::Result<()> {
         tokio::task::yield_now().await;
         let mut machine = self.machine();
+        machine.take_descriptor()?;
         let node = machine.find(path)?;
         machine.sync()?;
         let touches = |change: &Move| {
@@ -509,6 +553,10 @@ impl DiskFile for MemoryFile {
 
     async fn sync_data(&self) -> io::Result<()> {
         tokio::task::yield_now().await;
+        let held = self.machine.lock().unwrap().syncs.clone().filter(|(node, _)| *node == self.node);
+        if let Some((_, syncs)) = held {
+            drop(syncs.read().await);
+        }
         let mut machine = self.machine.lock().unwrap();
         machine.sync()?;
         let Node::File { content, durable, unsynced } = &mut machine.nodes[self.node] else {

@@ -246,7 +246,13 @@ impl Replica {
         };
         self.checkpoints.write(&manifest).await?;
         self.store.checkpointed(view).await;
+        self.removed().await;
         Ok(manifest)
+    }
+
+    /// Waits until what may be removed is.
+    pub(crate) async fn removed(&self) {
+        self.store.inner.remove_dropped().await;
     }
 
     pub(crate) fn log(&self, key: Key) -> PartitionLog<MemoryEnv> {

@@ -10,7 +10,7 @@ use lockstep_env::{Env, timeout};
 
 use crate::partition::ReadError;
 use crate::storage::check::{Checked, Pace};
-use crate::storage::repair::{Repair, Replaced};
+use crate::storage::repair::{REPAIRING, Repair, Replaced};
 use crate::storage::segment::PartitionKey;
 use crate::storage::staging::Staging;
 use crate::storage::tests::batch::batch;
@@ -289,4 +289,63 @@ async fn a_compacted_segment_that_only_seemed_damaged_is_read_again_once_it_is_f
     let checked = here.store.check_segment(name, &mut Pace::fast::<MemoryEnv>()).await.unwrap();
     assert!(matches!(checked, Checked::Sound), "{checked:?}");
     assert!(!log.read(100, 100, true).await.unwrap().is_empty(), "nobody looks again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_without_file_descriptors_writes_once_it_has_some() {
+    let mut met = 0;
+    for granted in 0..20 {
+        let disk = MemoryDisk::default();
+        let replica = Replica::open(&disk, options(300)).await.unwrap();
+        create(&replica, KEY).unwrap();
+        for _ in 0..3 {
+            append(&replica, KEY, 200);
+        }
+        disk.refuse_opens_after(granted);
+        replica.store.flush().await.unwrap();
+        replica.store.inner.forget_files();
+        let segments = replica.store.sync_for(&replica.store.prepare_checkpoint()).await.unwrap();
+        met += u64::from(disk.has_refused_opens());
+        assert_eq!(replica.store.failed(), None, "after {granted}");
+        let lengths: Vec<u64> = segments.iter().map(|entry| entry.len).collect();
+        let there: Vec<u64> = replica.log_files().values().map(|content| content.len() as u64).collect();
+        assert_eq!((there.len(), there), (3, lengths), "after {granted}");
+    }
+    // To write three segments, to sync them, their directory and the store's.
+    assert!(met >= 7, "{met}");
+}
+
+#[tokio::test]
+async fn a_segment_that_grows_while_what_was_fetched_of_it_is_synced_is_repaired_all_the_same() {
+    let disk = MemoryDisk::default();
+    let here = Replica::open(&disk, options(64 << 20)).await.unwrap();
+    let there = Replica::open(&MemoryDisk::default(), options(64 << 20)).await.unwrap();
+    for replica in [&here, &there] {
+        create(replica, KEY).unwrap();
+        append(replica, KEY, 1_000);
+        replica.store.flush().await.unwrap();
+    }
+    let name = SegmentName::appended(KEY, 0);
+    let mut content = disk.files()[&path_of(name)].clone();
+    content[100] ^= 1;
+    disk.set_content(&path_of(name), content);
+    let Checked::Damaged(damage) = here.store.check_segment(name, &mut Pace::fast::<MemoryEnv>()).await.unwrap() else {
+        panic!("it is damaged");
+    };
+    let mut repair = Repair::begin(&here.store, damage).await.unwrap().unwrap();
+    let fetched = there.store.read_part(name, damage.entry.len, 0, 4_096).await.unwrap();
+    repair.write(fetched).await.unwrap();
+    let staged = Path::new(STORE_DIR).join(REPAIRING).join(name.staged_file());
+    let held = disk.hold_syncs(&staged).await;
+    let growing = async {
+        for _ in 0..6 {
+            append(&here, KEY, 1 << 20);
+            here.store.flush().await.unwrap();
+        }
+        drop(held);
+    };
+    let (repaired, ()) = tokio::join!(repair.finish(), growing);
+    assert_eq!(repaired.unwrap(), Replaced::Done);
+    let checked = here.store.check_segment(name, &mut Pace::fast::<MemoryEnv>()).await.unwrap();
+    assert!(matches!(checked, Checked::Sound), "{checked:?}");
 }

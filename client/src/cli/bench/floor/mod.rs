@@ -128,7 +128,7 @@ fn reached(share: Option<f64>) -> String {
 #[derive(Serialize)]
 pub(super) struct ThroughputFloor {
     /// Records of 1 KiB in batches of 1,000, each batch written twice by three nodes at a time (journal and segment), the
-    /// journal synced; the next one begins when two nodes are done.
+    /// journal synced; the next one begins when all three are done, since the one disk must take what each of them writes.
     replicated_records_per_second: f64,
     /// Bytes over one loopback connection.
     loopback_megabytes_per_second: f64,
