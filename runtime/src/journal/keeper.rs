@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step, select};
+use lockstep_env::{Disk, DiskFile, Env, OpenMode, Step, select, wants_room};
 
 use super::format::spare_name;
 use super::read::read_sources;
@@ -196,7 +196,7 @@ impl<E: Env> Keeper<E> {
         };
         match create_spare(&self.inner, self.inner.options.file_bytes, urgent).await {
             Ok(spare) => self.add_spare(spare),
-            Err(error) if error.kind() == io::ErrorKind::StorageFull && !self.inner.lock().closing => {
+            Err(error) if wants_room(&error) && !self.inner.lock().closing => {
                 Mark::JournalWaitedForRoom.reached();
                 tracing::warn!(dir = %self.inner.dir.display(), %error, "no room for a journal file: waiting for it");
                 select(self.inner.wake_keeper.notified(), E::sleep(ROOM_LOOK_EVERY)).await;

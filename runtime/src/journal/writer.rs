@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use lockstep_core::{Position, ShardId};
-use lockstep_env::{Disk, DiskFile, Env, Step};
+use lockstep_env::{Disk, DiskFile, Env, Step, wants_room};
 
 use super::format::{self, HEADER_BYTES, Identity, Kind, RECORD_BYTES, Record, padded, padding};
 use super::index::Place;
@@ -385,7 +385,7 @@ impl<E: Env> Writer<E> {
     async fn longer_file(&self, len: u64) -> io::Result<SpareFile<FileOf<E>>> {
         loop {
             let error = match create_spare(&self.inner, len, || true).await {
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => error,
+                Err(error) if wants_room(&error) => error,
                 created => return created,
             };
             {
