@@ -11,9 +11,9 @@ use sim::{seeds, timeline};
 
 /// Seeds of the fixed set.
 const SEEDS: u64 = 100;
-/// Further seeds, which reach rare situations that those do not: clocks that differ; members that never ask for their part of a generation, and a join phase in
-/// which nobody is left but static members that are away; partitions that are given up while the next assignment is being computed, and proposals that are.
-const SEEDS_BESIDE: [u64; 3] = [154, 206, 264];
+/// Further seeds, which reach rare situations that those do not: clocks that differ; members that never ask for their part of a generation, or do not give up
+/// their partitions in time; groups that change their protocol; partitions and proposals that are given up; and pieces of a checkpoint that do not come.
+const SEEDS_BESIDE: [u64; 6] = [206, 250, 264, 298, 383, 390];
 
 /// Situations that the fixed set need not reach: sweeps of many seeds reach some of them, and name those that they do not.
 const TOO_RARE: &[Mark] = &[
