@@ -356,7 +356,7 @@ async fn unwanted_greetings_are_refused_with_a_reason() {
     let one = start(1).await;
     let hello = greeting(Lane::Bulk);
     let cases = [
-        (Hello { version: 2, ..hello }, Refusal::Version),
+        (Hello { version: PROTOCOL_VERSION + 1, ..hello }, Refusal::Version),
         (Hello { cluster_token: [8; 16], ..hello }, Refusal::Cluster),
         (Hello { target: 2, ..hello }, Refusal::Target),
         (Hello { node: 4, ..hello }, Refusal::Node),
