@@ -647,12 +647,12 @@ fn lease(config: &crate::config::NodeConfig) -> Duration {
     config.election_timeout_max * 4 / 5
 }
 
-/// Raft's own settings, from the node's.
 /// Does a node that is started anew have all the entries that it acknowledged?
 fn keeps_acknowledged(config: &crate::config::NodeConfig) -> bool {
     config.durability == Durability::Fsync
 }
 
+/// Raft's own settings, from the node's.
 fn raft_config(config: &crate::config::NodeConfig, id: ShardId) -> Result<openraft::Config, StartError> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let (min, max) = (millis(config.election_timeout_min), millis(config.election_timeout_max));

@@ -136,7 +136,7 @@ impl<E: Env> Keeper<E> {
         if let Some((generation, file)) = state.freed.pop_front() {
             return Chore::Recycle(generation, file);
         }
-        if state.spares.is_empty() && state.spare_error.is_none() {
+        if state.wants_spare() {
             return Chore::Prepare;
         }
         let oldest = state.files.first_key_value().map(|(generation, _)| *generation);
@@ -226,8 +226,7 @@ impl<E: Env> Keeper<E> {
                 if state.unwritten_bytes <= CARRY_UNWRITTEN_MAX || state.check_open().is_err() {
                     return true;
                 }
-                let is_needed = !state.freed.is_empty() || (state.spares.is_empty() && state.spare_error.is_none());
-                if is_needed {
+                if !state.freed.is_empty() || state.wants_spare() {
                     // It is begun again then. What was carried already is not carried twice.
                     state.carrying = None;
                     return false;

@@ -204,6 +204,11 @@ impl<F> State<F> {
         self.queue.push_back(op);
     }
 
+    /// Is a spare file to be prepared? That it could not be is told once, and tried again when the writer asks.
+    pub(super) fn wants_spare(&self) -> bool {
+        self.spares.is_empty() && self.spare_error.is_none()
+    }
+
     /// How long the journal is, without what nothing needs any more.
     pub(super) fn bytes_of_files(&self) -> u64 {
         self.files.values().map(|file| file.len).sum()

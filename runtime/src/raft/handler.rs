@@ -164,15 +164,15 @@ impl<E: Env> Handler<E> {
     fn contradiction(&self, request: &AppendEntriesRequest<TypeConfig<E>>) -> Option<String> {
         let entries = request.entries.iter().map(|entry| &entry.log_id);
         let told = request.prev_log_id.iter().chain(request.leader_commit.iter()).chain(entries).map(position);
-        let differing = told.into_iter().find(|at| self.is_contradicted_by(*at))?;
+        let applied = *self.replica.applied.borrow();
+        let differing = told.into_iter().find(|at| self.is_contradicted_by(applied, *at))?;
         // A leader of the past is refused by Raft itself.
         let own_vote = stored_vote(&self.log).ok().flatten();
         own_vote.is_none_or(|own_vote| request.vote >= own_vote).then(|| self.contradicted(differing))
     }
 
     /// Is it another entry that was applied here? Where the log no longer says which, a later term than that of all that was applied is another.
-    fn is_contradicted_by(&self, at: Position) -> bool {
-        let applied = *self.replica.applied.borrow();
+    fn is_contradicted_by(&self, applied: Position, at: Position) -> bool {
         if at.index > applied.index {
             return false;
         }
@@ -274,7 +274,8 @@ impl<E: Env> Handler<E> {
             return reply(&OfferAnswer::Done(own_vote.into()));
         }
         let position = offer.position;
-        if self.is_contradicted_by(position) {
+        let applied = *self.replica.applied.borrow();
+        if self.is_contradicted_by(applied, position) {
             return Err(stopped(self.contradicted(position)));
         }
         if committed.is_some_and(|committed| committed.index >= position.index) {

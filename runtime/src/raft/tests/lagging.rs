@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockstep_core::ShardId;
+use lockstep_core::{NodeId, ShardId};
 
 use super::cluster::{Cluster, eventually};
 
@@ -12,14 +12,20 @@ const RECORD_BYTES: usize = 100_000;
 /// Eight requests are under way at a time, and each must be answered within four seconds.
 const PAUSE: Duration = Duration::from_millis(350);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_journal_stays_bounded_while_a_member_answers_and_lags() {
-    let cluster = Cluster::start_with(3, 1, CHECKPOINT_BYTES).await;
+/// Three nodes, their leader, and one of the others, which answers slowly.
+async fn with_a_late_member(checkpoint_journal_bytes: u64) -> (Cluster, NodeId, NodeId) {
+    let cluster = Cluster::start_with(3, 1, checkpoint_journal_bytes).await;
     cluster.create_topic().await;
     let leader = cluster.leader(0).await;
     let late = leader % 3 + 1;
     cluster.level(0).await;
     cluster.node(late).answer_slowly(PAUSE);
+    (cluster, leader, late)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_journal_stays_bounded_while_a_member_answers_and_lags() {
+    let (cluster, leader, late) = with_a_late_member(CHECKPOINT_BYTES).await;
     let shard = cluster.node(leader).shard(0);
     let held = || cluster.node(leader).journal.bytes_since_purge(ShardId(0));
     for _ in 0..3 {
@@ -45,12 +51,7 @@ async fn the_journal_stays_bounded_while_a_member_answers_and_lags() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_lags_a_little_finds_what_it_lacks_in_the_log() {
-    let cluster = Cluster::start_with(3, 1, 4 * CHECKPOINT_BYTES).await;
-    cluster.create_topic().await;
-    let leader = cluster.leader(0).await;
-    let late = leader % 3 + 1;
-    cluster.level(0).await;
-    cluster.node(late).answer_slowly(PAUSE);
+    let (cluster, leader, late) = with_a_late_member(4 * CHECKPOINT_BYTES).await;
     let shard = cluster.node(leader).shard(0);
     // Twice what a checkpoint is taken after, and less than the member may lag by.
     for n in 0..20 {

@@ -34,19 +34,7 @@ fn append(replica: &Replica, partition: u32, base_offset: i64) -> Result<(), Str
 }
 
 fn append_content(replica: &Replica, partition: u32, base_offset: i64, content: &[u8]) -> Result<(), String> {
-    let payload = Bytes::from(batch(1, 1, content));
-    let effect = Effect::Append {
-        topic_id: TOPIC,
-        partition,
-        payload_start: 0,
-        payload_len: payload.len() as u32,
-        base_offset,
-        next_offset: base_offset + 1,
-        leader_epoch: 1,
-        log_append_time_ms: None,
-        limits: replica.limits(),
-    };
-    replica.store.apply(&effect, &payload)
+    replica.append((TOPIC, partition), base_offset, batch(1, 1, content))
 }
 
 #[tokio::test]

@@ -340,19 +340,7 @@ async fn an_index_made_from_the_damaged_log_is_made_again() {
 fn append_large(replica: &Replica, batches: usize) {
     for _ in 0..batches {
         let base_offset = replica.log(KEY).end_offset();
-        let payload = bytes::Bytes::from(batch(1, base_offset, &vec![base_offset as u8; 512 << 10]));
-        let effect = Effect::Append {
-            topic_id: KEY.0,
-            partition: KEY.1,
-            payload_start: 0,
-            payload_len: payload.len() as u32,
-            base_offset,
-            next_offset: base_offset + 1,
-            leader_epoch: 1,
-            log_append_time_ms: None,
-            limits: replica.limits(),
-        };
-        replica.store.apply(&effect, &payload).unwrap();
+        replica.append(KEY, base_offset, batch(1, base_offset, &vec![base_offset as u8; 512 << 10])).unwrap();
     }
 }
 

@@ -224,6 +224,22 @@ impl Replica {
         SegmentLimits { bytes: self.segment_bytes, ..UNSAID }
     }
 
+    /// Appends a batch of one record.
+    pub(crate) fn append(&self, key: Key, base_offset: i64, payload: Vec<u8>) -> Result<(), String> {
+        let effect = Effect::Append {
+            topic_id: key.0,
+            partition: key.1,
+            payload_start: 0,
+            payload_len: payload.len() as u32,
+            base_offset,
+            next_offset: base_offset + 1,
+            leader_epoch: 1,
+            log_append_time_ms: None,
+            limits: self.limits(),
+        };
+        self.store.apply(&effect, &Bytes::from(payload))
+    }
+
     /// Applies the entries that are not applied yet.
     pub(crate) fn apply(&mut self, entries: &[Entry]) -> Result<(), String> {
         for entry in &entries[self.applied..] {

@@ -35,20 +35,9 @@ fn create(replica: &Replica, key: PartitionKey) -> Result<(), String> {
 
 /// Appends a record of so many bytes.
 fn append(replica: &Replica, key: PartitionKey, len: usize) {
-    let base_offset = replica.log((key.topic_id, key.partition)).end_offset();
-    let payload = Bytes::from(batch(1, base_offset, &vec![base_offset as u8; len]));
-    let effect = Effect::Append {
-        topic_id: key.topic_id,
-        partition: key.partition,
-        payload_start: 0,
-        payload_len: payload.len() as u32,
-        base_offset,
-        next_offset: base_offset + 1,
-        leader_epoch: 1,
-        log_append_time_ms: None,
-        limits: replica.limits(),
-    };
-    replica.store.apply(&effect, &payload).unwrap();
+    let key = (key.topic_id, key.partition);
+    let base_offset = replica.log(key).end_offset();
+    replica.append(key, base_offset, batch(1, base_offset, &vec![base_offset as u8; len])).unwrap();
 }
 
 fn path_of(name: SegmentName) -> PathBuf {
