@@ -18,7 +18,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::cluster::{Cluster, ELECTION_TIMEOUT_MAX, PATIENCE, eventually, incarnation};
 use crate::peer::{IncomingRequest, Lane, PeerFault, PeerIdentity};
 use crate::raft::log_store::VoteWire;
-use crate::raft::message::{self, Ballot, BallotAnswer, Offer, OfferAnswer};
+use crate::raft::message::{self, Append, AppendAnswer, Ballot, BallotAnswer, Offer, OfferAnswer};
 use crate::raft::{LogStore, Promises};
 use crate::shard::Shard;
 
@@ -102,6 +102,37 @@ async fn a_voter_that_was_started_anew_votes_for_the_leader_of_before_and_for_it
     assert!(again.unwrap().granted);
     let after = ask::<BallotAnswer>(&shard, heir, message::VOTE, &ballot(term + 2, heir, true)).await;
     assert!(after.unwrap().granted);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_contradicts_what_was_applied_stops_the_replica() {
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.create_topic().await;
+    cluster.append(1, 10).await;
+    cluster.level(0).await;
+    let leader = cluster.leader(0).await;
+    let (follower, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    for node in [leader, other] {
+        cluster.stop_node(node).await;
+    }
+    let shard = cluster.node(follower).shard(0);
+    let (applied, term) = (shard.applied(), shard.raft_status().term);
+    let append = |term, previous| Append {
+        vote: VoteWire { term, node: other, committed: true },
+        previous: Some(previous),
+        committed: None,
+        entries: Vec::new(),
+    };
+    let answer = ask::<AppendAnswer>(&shard, other, message::APPEND, &append(term + 10, applied)).await.unwrap();
+    assert!(matches!(answer, AppendAnswer::Success), "{answer:?}");
+    // What a leader of the past says is no news.
+    let of_another = Position { term: applied.term + 7, ..applied };
+    let answer = ask::<AppendAnswer>(&shard, other, message::APPEND, &append(term + 8, of_another)).await.unwrap();
+    assert!(matches!(answer, AppendAnswer::HigherVote(_)), "{answer:?}");
+    assert_eq!(shard.stopped(), None);
+    ask::<AppendAnswer>(&shard, other, message::APPEND, &append(term + 10, of_another)).await.unwrap_err();
+    assert!(shard.stopped().is_some_and(|reason| reason.contains("was applied here")));
     cluster.stop().await;
 }
 
